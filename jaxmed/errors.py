@@ -1,0 +1,55 @@
+"""Errors that jaxmed raises, and the status codes a fit carries."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class JaxmedError(Exception):
+    """Base of every error that jaxmed raises on purpose."""
+
+
+class SpecError(JaxmedError, ValueError):
+    """The model asked for contradicts itself: unknown option, repeated name, circular equations."""
+
+
+class DataError(JaxmedError, ValueError):
+    """The data cannot be read or cannot answer the model: missing column, text, too few clusters, collinearity."""
+
+
+class FitError(JaxmedError, RuntimeError):
+    """The computation asked for is not available from this fit."""
+
+
+class ConvergenceWarning(UserWarning):
+    """The optimiser stopped without its certificate; the numbers are the best point found."""
+
+
+class Status(IntEnum):
+    """How the optimiser ended. Integers survive ``vmap``; messages say what happened and what helps."""
+
+    CONVERGED = 0
+    MAX_ITERATIONS = 1
+    STALLED = 2
+    NOT_FINITE = 3
+
+    @property
+    def message(self) -> str:
+        """One sentence for people."""
+        return _MESSAGES[self]
+
+
+_MESSAGES = {
+    Status.CONVERGED: "converged: Newton decrement below tolerance and Hessian positive definite",
+    Status.MAX_ITERATIONS: (
+        "not converged: the iteration limit was reached; the model is probably too rich for the data, "
+        "try fewer random effects or covariance='diagonal', or raise max_iter"
+    ),
+    Status.STALLED: (
+        "not converged: no step improved the likelihood although the gradient is not zero; the likelihood is flat or "
+        "not identified here, try fewer random effects"
+    ),
+    Status.NOT_FINITE: (
+        "not converged: the likelihood is not finite at the starting values; check for extreme values in the data"
+    ),
+}

@@ -1,0 +1,113 @@
+"""From the exact Hessian at the optimum to covariances, from moments to the tests' null models, and singularity."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxmed import linalg
+from jaxmed.likelihood import Evaluation
+from jaxmed.moments import Floats, Moments
+from jaxmed.optimise import chain
+from jaxmed.params import Layout, natural
+from jaxmed.spec import System
+
+SINGULAR_EIGENVALUE = 1e-6  # of the correlation matrix of the random effects
+SINGULAR_VARIANCE = 1e-9  # of a random effect's share, relative to the residual variance
+
+
+class Covariances(NamedTuple):
+    """Estimates and their covariances on the working scale, for (beta, free entries of G, residual variances).
+
+    Attributes
+    ----------
+    values : Array, shape (p + n,)
+    joint, block : Array, shape (p + n, p + n)
+    """
+
+    values: Array
+    joint: Array
+    block: Array
+
+
+def covariances(layout: Layout, theta: Array, evaluation: Evaluation) -> Covariances:
+    """Joint and block covariance of all parameters (DESIGN section 2).
+
+    With C = (X'V^-1X)^-1, V_theta the inverse exact Hessian of the profiled negative log likelihood in
+    (vech G, sigma^2) and D = d beta / d theta: joint = [C + D V D', D V; V D', V], block = [C, 0; 0, V]. For ML the
+    joint covariance is the inverse of the Hessian of the full likelihood in (beta, G, sigma^2). Everything is NaN
+    where that Hessian is not positive definite.
+    """
+    n_free = len(layout.free)
+    values = natural(layout, theta)
+
+    def to_core(people: Array) -> Array:
+        return jnp.concatenate([people[:n_free], 1 / people[n_free:]])
+
+    hessian = chain(to_core, values, evaluation)[1]
+    unit = 1 / jnp.sqrt(jnp.abs(jnp.diagonal(hessian)))
+    inner = linalg.inverse(hessian * unit[:, None] * unit) * unit[:, None] * unit
+    slope = evaluation.beta_jacobian / jnp.concatenate([jnp.ones(n_free), -(values[n_free:] ** 2)])
+    cross = slope @ inner
+    zero = jnp.zeros_like(cross)
+    joint = jnp.block([[evaluation.beta_cov + cross @ slope.T, cross], [cross.T, inner]])
+    block = jnp.block([[evaluation.beta_cov, zero], [zero.T, inner]])
+    return Covariances(jnp.concatenate([evaluation.beta, values]), joint, block)
+
+
+def is_singular(layout: Layout, theta: Floats, mean_square: Floats) -> bool:
+    """Whether G is at the boundary: a variance of zero, or a correlation of one.
+
+    ``mean_square``, shape (q,), is the mean square of each random column, so that a variance is judged by what it
+    contributes to the outcome, next to the residual variance of its equation.
+    """
+    if layout.n_random == 0:
+        return False
+    root = np.zeros((layout.n_random, layout.n_random))
+    for value, (row, col) in zip(theta, layout.free, strict=False):
+        root[row, col] = value
+    matrix = root @ root.T
+    variance = np.diag(matrix)
+    residual = np.exp(2 * theta[len(layout.free) :])
+    owner = np.searchsorted(np.cumsum(layout.sizes), layout.random, side="right")
+    if np.any(variance * mean_square < SINGULAR_VARIANCE * residual[owner]):
+        return True
+    unit = 1 / np.sqrt(variance)
+    return bool(np.linalg.eigvalsh(matrix * unit[:, None] * unit)[0] < SINGULAR_EIGENVALUE)
+
+
+class NullModel(NamedTuple):
+    """Log likelihood without random effects, and its number of variance parameters."""
+
+    loglik: float
+    n_variances: int
+
+
+def null_models(system: System, moments: Moments, reml: bool) -> tuple[NullModel, NullModel]:
+    """The system without random effects, (one residual variance per outcome, one for all outcomes together).
+
+    Closed form: ordinary least squares per equation from the summed cross-products. The second is the
+    "linear regression" that a stacked model is tested against in Stata.
+    """
+    scale = dict(zip(moments.columns, moments.scale, strict=True))
+    rss, rows, fixed, logdet = [], [], [], []
+    for e, equation in enumerate(system.equations):
+        total = moments.cross_products((*equation.predictors, equation.outcome)).sum(axis=-1)
+        x_x, x_y = total[:-1, :-1], total[:-1, -1]
+        rss.append((total[-1, -1] - x_y @ np.linalg.solve(x_x, x_y)) * scale[equation.outcome] ** 2)
+        rows.append(moments.intake.used[e])
+        fixed.append(len(equation.predictors))
+        units = sum(np.log(scale.get(name, 1.0)) for name in equation.predictors)
+        logdet.append(np.linalg.slogdet(x_x)[1] + 2 * units)
+
+    def loglik(rss: float, rows: int, fixed: int, logdet: float) -> float:
+        degrees = rows - fixed if reml else rows
+        return float(-(degrees * (np.log(2 * np.pi * rss / degrees) + 1) + (logdet if reml else 0.0)) / 2)
+
+    each = sum(loglik(*one) for one in zip(rss, rows, fixed, logdet, strict=True))
+    pooled = loglik(sum(rss), sum(rows), sum(fixed), sum(logdet))
+    return NullModel(each, len(rss)), NullModel(pooled, 1)
+

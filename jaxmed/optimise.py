@@ -1,0 +1,230 @@
+"""Maximise the likelihood: optax L-BFGS from a rough start, then Newton on the exact Hessian to a certificate.
+
+Everything is plain array arithmetic inside ``lax.while_loop``, so that a whole fit survives ``jit`` and ``vmap``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array, lax
+
+from jaxmed import likelihood, linalg
+from jaxmed.errors import Status
+from jaxmed.likelihood import Data, Evaluation
+from jaxmed.moments import Floats, Moments
+from jaxmed.params import Layout, core, root_and_precision
+from jaxmed.spec import System
+
+WARM_UP = 30  # L-BFGS iterations at the most
+CERTIFICATE = 1e-10  # Newton decrement that counts as converged
+TARGET = 1e-18  # Newton decrement at which iteration stops: nothing is left to gain
+RIDGE = 1e-11  # relative; lets the flat directions of a singular G through the Cholesky factor
+
+
+class Solution(NamedTuple):
+    """What every solve returns.
+
+    Attributes
+    ----------
+    theta : Array, shape (n,)
+    evaluation : Evaluation
+        At ``theta``, in (free entries of G, tau).
+    status : Array, int
+        A :class:`jaxmed.errors.Status`.
+    n_iter : Array, int
+        L-BFGS and Newton iterations together.
+    grad_norm : Array
+        Largest entry of the gradient in units of its standard deviation, max_i |g_i| / sqrt(H_ii), in theta.
+    decrement : Array
+        Newton decrement g'H^-1g / 2: the log likelihood still to be gained, to second order.
+    trace : Array, shape (iterations, 3)
+        Stage (0 L-BFGS, 1 Newton), f and decrement (NaN in L-BFGS) by iteration; NaN rows beyond ``n_iter``.
+    """
+
+    theta: Array
+    evaluation: Evaluation
+    status: Array
+    n_iter: Array
+    grad_norm: Array
+    decrement: Array
+    trace: Array
+
+
+class _Point(NamedTuple):
+    """A point of the Newton iteration with derivatives in theta."""
+
+    theta: Array
+    evaluation: Evaluation
+    gradient: Array
+    hessian: Array
+
+
+def starting_values(system: System, layout: Layout, moments: Moments) -> Floats:
+    """Rough theta from the summed moments: the residual variance of pooled least squares, shared out.
+
+    Per equation 60% stays residual and 30% goes to each random effect (as the variance it adds to the outcome); no
+    covariances. The optimum does not depend on it.
+    """
+    theta = np.zeros(layout.n_theta)
+    diagonal = {row: k for k, (row, col) in enumerate(layout.free) if row == col}
+    for e, equation in enumerate(system.equations):
+        total = moments.cross_products((*equation.predictors, equation.outcome)).sum(axis=-1) / moments.intake.used[e]
+        x_y = total[:-1, -1]
+        left = total[-1, -1] - x_y @ np.linalg.solve(total[:-1, :-1], x_y)
+        theta[len(layout.free) + e] = np.log(0.6 * left) / 2
+        for k in layout.random_of(e):
+            at = layout.random[k] - layout.starts[e]
+            theta[diagonal[k]] = np.sqrt(0.3 * left / total[at, at])
+    return theta
+
+
+def solve(layout: Layout, data: Data, start: Array, max_iter: int = 100, *, warm_up: bool = True) -> Solution:
+    """Minimise the negative log likelihood from ``start``.
+
+    Parameters
+    ----------
+    layout : Layout
+    data : Data
+    start : Array, shape (n,)
+    max_iter : int
+        Newton iterations at the most (static).
+    warm_up : bool
+        Begin with L-BFGS (static); leave out when the start is good already, as in a bootstrap.
+    """
+    trace = jnp.full(((WARM_UP if warm_up else 0) + max_iter, 3), jnp.nan)
+    theta, n_warm = start, jnp.asarray(0)
+    if warm_up:
+        theta, n_warm, trace = _lbfgs(layout, data, start, trace)
+    return _newton(layout, data, theta, n_warm, trace, max_iter)
+
+
+def _lbfgs(layout: Layout, data: Data, start: Array, trace: Array) -> tuple[Array, Array, Array]:
+    """L-BFGS until the log likelihood gains less than 0.1 in an iteration; returns the best point seen."""
+    total = jnp.sum(data.n_rows)
+
+    def objective(theta: Array) -> Array:
+        return likelihood.value(layout, *root_and_precision(layout, theta), data) / total
+
+    def objective_and_gradient(theta: Array) -> tuple[Array, Array]:
+        value, gradient = likelihood.gradient(layout, *root_and_precision(layout, theta), data)
+        _, pullback = jax.vjp(lambda t: core(layout, t), theta)
+        return value / total, pullback(gradient)[0] / total
+
+    search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=20)
+    solver = optax.lbfgs(memory_size=10, linesearch=search)
+
+    def going(state):
+        _, _, _, gain, count, _ = state
+        return (count < WARM_UP) & (gain * total > 0.1)
+
+    def step(state):
+        theta, inner, last, _, count, trace = state
+        value, gradient = objective_and_gradient(theta)
+        trace = trace.at[count].set(jnp.stack([0.0, value * total, jnp.nan]))
+        updates, inner = solver.update(gradient, inner, theta, value=value, grad=gradient, value_fn=objective)
+        following = optax.apply_updates(theta, updates)
+        gain = jnp.where(count == 0, jnp.inf, last - value)
+        usable = jnp.all(jnp.isfinite(following)) & jnp.isfinite(value)
+        return (
+            jnp.where(usable, following, theta),
+            inner,
+            value,
+            jnp.where(usable, gain, -jnp.inf),
+            count + 1,
+            trace,
+        )
+
+    state = (start, solver.init(start), jnp.inf, jnp.inf, jnp.asarray(0), trace)
+    theta, _, _, _, count, trace = lax.while_loop(going, step, state)
+    return theta, count, trace
+
+
+def _at(layout: Layout, data: Data, theta: Array) -> _Point:
+    """Evaluate at theta and carry the derivatives over by the chain rule."""
+    evaluation = likelihood.evaluate(layout, *root_and_precision(layout, theta), data)
+    gradient, hessian = chain(lambda t: core(layout, t), theta, evaluation)
+    return _Point(theta, evaluation, gradient, hessian)
+
+
+def chain(to_core, theta: Array, evaluation: Evaluation) -> tuple[Array, Array]:
+    """Gradient and Hessian in theta of f(to_core(theta)), from those in the core parameters."""
+    jacobian = jax.jacfwd(to_core)(theta)
+    bend = jax.hessian(lambda t: jnp.sum(to_core(t) * evaluation.gradient))(theta)
+    return evaluation.gradient @ jacobian, jacobian.T @ evaluation.hessian @ jacobian + bend
+
+
+def _scaled(point: _Point) -> tuple[Array, Array, Array]:
+    """Gradient and Hessian in coordinates of unit curvature, and the scale itself."""
+    diagonal = jnp.abs(jnp.diagonal(point.hessian))
+    unit = 1 / jnp.sqrt(jnp.maximum(diagonal, 1e-8 * jnp.max(diagonal)) + jnp.finfo(diagonal.dtype).tiny)
+    return point.gradient * unit, point.hessian * unit[:, None] * unit, unit
+
+
+def _newton(
+    layout: Layout, data: Data, start: Array, n_warm: Array, trace: Array, max_iter: int
+) -> Solution:
+    """Damped Newton (Levenberg): the ridge rises where the Hessian is indefinite or a step fails, and falls again."""
+    n = layout.n_theta
+    identity = jnp.eye(n)
+
+    def factor(hessian: Array, ridge: Array) -> tuple[Array, Array]:
+        def failed(state):
+            matrix, ridge = state
+            return ~jnp.all(jnp.isfinite(matrix)) & (ridge < 1e8)
+
+        def again(state):
+            _, ridge = state
+            ridge = jnp.maximum(10 * ridge, 1e-4)
+            return linalg.cholesky(hessian + ridge * identity), ridge
+
+        return lax.while_loop(failed, again, (linalg.cholesky(hessian + ridge * identity), ridge))
+
+    def going(state):
+        _, _, _, status, count, _ = state
+        return (status < 0) & (count < max_iter)
+
+    def step(state):
+        point, ridge, _, status, count, trace = state
+        gradient, hessian, unit = _scaled(point)
+        root, used = factor(hessian, ridge)
+        direction = -linalg.solve_cholesky(root, gradient)
+        definite = used <= RIDGE
+        decrement = jnp.where(definite, -gradient @ direction / 2, jnp.inf)
+        predicted = -(gradient @ direction + direction @ hessian @ direction / 2)
+        candidate = _at(layout, data, point.theta + direction * unit)
+        f, following = point.evaluation.value, candidate.evaluation.value
+        noise = 64 * jnp.finfo(f.dtype).eps * (1 + jnp.abs(f))
+        gained = f - following
+        finite = jnp.isfinite(following) & jnp.all(jnp.isfinite(candidate.hessian))
+        accepted = finite & (gained >= 0.01 * predicted - noise)
+        # Within rounding of f the gradient decides: a step that does not shrink it has nothing left to gain.
+        smaller = jnp.sum((candidate.gradient * unit) ** 2) <= jnp.sum(gradient**2)
+        accepted = accepted & ((predicted > noise) | smaller)
+        certified = definite & (decrement < CERTIFICATE)
+        done = certified & ((decrement < TARGET) | ~accepted)
+        stuck = ~accepted & (used >= 1e8)
+        status = jnp.where(done, Status.CONVERGED, jnp.where(stuck, Status.STALLED, status))
+        good = gained > 0.7 * predicted
+        ridge = jnp.where(
+            accepted,
+            jnp.where(good | (predicted <= noise), used / 30, used),
+            jnp.maximum(10 * used, 1e-3),
+        )
+        ridge = jnp.where(ridge < 1e-7, RIDGE, ridge)
+        point = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), candidate, point)
+        trace = trace.at[n_warm + count].set(jnp.stack([1.0, f, decrement]))
+        return point, ridge, decrement, status, count + 1, trace
+
+    first = _at(layout, data, start)
+    usable = jnp.isfinite(first.evaluation.value) & jnp.all(jnp.isfinite(first.hessian))
+    status = jnp.where(usable, -1, Status.NOT_FINITE)
+    state = (first, jnp.asarray(RIDGE), jnp.asarray(jnp.inf), status, jnp.asarray(0), trace)
+    point, _, decrement, status, count, trace = lax.while_loop(going, step, state)
+    status = jnp.where(status < 0, Status.MAX_ITERATIONS, status)
+    grad_norm = jnp.max(jnp.abs(_scaled(point)[0]))
+    return Solution(point.theta, point.evaluation, status, n_warm + count, grad_norm, decrement, trace)

@@ -1,0 +1,179 @@
+"""Names and positions of a system's parameters: theta <-> coefficients, G and residual variances, and their scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxmed.moments import Floats, Moments
+from jaxmed.spec import INTERCEPT, System
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where everything sits in the arrays of one system; hashable, so that compiled programs are shared by it.
+
+    Fixed effects are stacked equation by equation: p in all, of which q vary between clusters, in E equations.
+
+    Attributes
+    ----------
+    sizes : tuple of int
+        Predictors per equation.
+    random : tuple of int
+        For each random effect, the position of its column among the p fixed effects (ascending).
+    free : tuple of (int, int)
+        The free entries (row >= column) of G, row by row.
+    rows : nested tuples of int, (equation, term, d, d)
+        Rows of the table of moments whose sum over terms is the cross-product of columns i and j of ``[X_e y_e]``; a
+        term is a missingness pattern in which the equation is observed.
+    reml : bool
+        Restricted likelihood.
+    """
+
+    sizes: tuple[int, ...]
+    random: tuple[int, ...]
+    free: tuple[tuple[int, int], ...]
+    rows: tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]
+    reml: bool
+
+    @property
+    def n_equations(self) -> int:
+        """E."""
+        return len(self.sizes)
+
+    @property
+    def n_fixed(self) -> int:
+        """p."""
+        return sum(self.sizes)
+
+    @property
+    def n_random(self) -> int:
+        """q."""
+        return len(self.random)
+
+    @property
+    def n_theta(self) -> int:
+        """Number of variance parameters: free entries of G and residual variances."""
+        return len(self.free) + self.n_equations
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """First fixed effect of each equation."""
+        return tuple(int(start) for start in np.cumsum((0, *self.sizes[:-1])))
+
+    def random_of(self, equation: int) -> list[int]:
+        """Positions among the q random effects of those of one equation."""
+        first = self.starts[equation]
+        return [k for k, at in enumerate(self.random) if first <= at < first + self.sizes[equation]]
+
+
+def make_layout(system: System, moments: Moments, reml: bool) -> Layout:
+    """Layout of a system over moments that were read for it."""
+    labels = system.labels
+    random = tuple(labels.index(label) for label in system.random_labels)
+    owner = [e for e, equation in enumerate(system.equations) for _ in equation.random]
+    allowed = {
+        "unstructured": lambda a, b: True,
+        "diagonal": lambda a, b: a == b,
+        "block": lambda a, b: owner[a] == owner[b],
+    }[system.covariance]
+    free = tuple((a, b) for a in range(len(random)) for b in range(a + 1) if allowed(a, b))
+    rows = tuple(moments.rows_of((*equation.predictors, equation.outcome)) for equation in system.equations)
+    nested = tuple(tuple(tuple(tuple(int(at) for at in row) for row in term) for term in terms) for terms in rows)
+    sizes = tuple(len(equation.predictors) for equation in system.equations)
+    return Layout(sizes, random, free, nested, reml)
+
+
+def lower(layout: Layout, entries: Array) -> Array:
+    """Free entries -> ``(q, q)`` lower-triangular matrix with zeros elsewhere."""
+    matrix = jnp.zeros((layout.n_random, layout.n_random), entries.dtype)
+    row, col = np.array(layout.free, dtype=int).reshape(-1, 2).T
+    return matrix.at[row, col].set(entries)
+
+
+def free_entries(layout: Layout, matrix: Array) -> Array:
+    """Symmetric or lower-triangular ``(q, q)`` matrix -> its free entries."""
+    row, col = np.array(layout.free, dtype=int).reshape(-1, 2).T
+    return matrix[row, col]
+
+
+def root_and_precision(layout: Layout, theta: Array) -> tuple[Array, Array]:
+    """Optimiser's parameters -> root L of G = LL', ``(q, q)``, and residual precisions tau, ``(E,)``.
+
+    theta holds the free entries of L and then the logarithms of the residual standard deviations. L is free, so a
+    singular G is an interior point.
+    """
+    n_free = len(layout.free)
+    return lower(layout, theta[:n_free]), jnp.exp(-2 * theta[n_free:])
+
+
+def core(layout: Layout, theta: Array) -> Array:
+    """Optimiser's parameters -> (free entries of G, tau), the parameters that the likelihood differentiates in."""
+    root, tau = root_and_precision(layout, theta)
+    return jnp.concatenate([free_entries(layout, root @ root.T), tau])
+
+
+def natural(layout: Layout, theta: Array) -> Array:
+    """Optimiser's parameters -> (free entries of G, residual variances), those that people read."""
+    values = core(layout, theta)
+    n_free = len(layout.free)
+    return jnp.concatenate([values[:n_free], 1 / values[n_free:]])
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The affine map from estimates on working columns to the user's scale.
+
+    Working columns are ``(value - shift) / scale``. With u = value: beta = ``linear`` beta* + ``offset``,
+    G = A G* A' for the random part A of ``linear``, sigma_e^2 = s_e^2 sigma_e*^2. Written for the vector
+    (beta, free entries of G, residual variances): user = ``matrix`` working + (offset, 0).
+
+    Attributes
+    ----------
+    linear : ndarray, shape (p, p)
+    offset : ndarray, shape (p,)
+    matrix : ndarray, shape (p + n_theta, p + n_theta)
+    loglik : float
+        What to add to the working log likelihood to get the user's.
+    """
+
+    linear: Floats
+    offset: Floats
+    matrix: Floats
+    loglik: float
+
+
+def make_scale(system: System, layout: Layout, moments: Moments) -> Scale:
+    """Scale of a system's estimates over moments; exact, also for REML (whose constant depends on X)."""
+    shift = dict(zip(moments.columns, moments.shift, strict=True))
+    scale = dict(zip(moments.columns, moments.scale, strict=True))
+    p, n_free = layout.n_fixed, len(layout.free)
+    linear, offset = np.zeros((p, p)), np.zeros(p)
+    loglik = 0.0
+    for e, equation in enumerate(system.equations):
+        first = layout.starts[e]
+        at = {name: first + k for k, name in enumerate(equation.predictors)}
+        unit = scale[equation.outcome]
+        for name, k in at.items():
+            linear[k, k] = unit / scale.get(name, 1.0)
+            if name != INTERCEPT and shift[name] != 0:
+                linear[at[INTERCEPT], k] = -linear[k, k] * shift[name]
+        if shift[equation.outcome] != 0:
+            offset[at[INTERCEPT]] = shift[equation.outcome]
+        loglik -= moments.intake.used[e] * np.log(unit)
+    if layout.reml:
+        loglik += np.sum(np.log(np.diagonal(linear)))
+    block = linear[np.ix_(layout.random, layout.random)]
+    matrix = np.zeros((p + layout.n_theta, p + layout.n_theta))
+    matrix[:p, :p] = linear
+    for k, (row, col) in enumerate(layout.free):
+        basis = np.zeros((layout.n_random, layout.n_random))
+        basis[row, col] = basis[col, row] = 1.0
+        moved = block @ basis @ block.T
+        matrix[p : p + n_free, p + k] = [moved[i, j] for i, j in layout.free]
+    for e, equation in enumerate(system.equations):
+        matrix[p + n_free + e, p + n_free + e] = scale[equation.outcome] ** 2
+    return Scale(linear, offset, matrix, float(loglik))

@@ -1,0 +1,360 @@
+"""The frozen record of a fit: NumPy arrays inside, pandas out, plain data in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import chdtrc
+
+from jaxmed.errors import SpecError, Status
+from jaxmed.moments import Floats, Intake
+from jaxmed.spec import Spec, System, from_dict, system_of
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """A chi-squared test.
+
+    Attributes
+    ----------
+    statistic : float
+    df : int
+    p : float
+        Upper tail of the chi-squared distribution.
+    hypothesis : str
+        What is tested, in words.
+    """
+
+    statistic: float
+    df: int
+    p: float
+    hypothesis: str
+
+    __test__ = False  # not a test class for pytest
+
+
+def chi_squared(statistic: float, df: int, hypothesis: str) -> TestResult:
+    """Test of a chi-squared statistic."""
+    return TestResult(float(statistic), int(df), float(chdtrc(df, max(statistic, 0.0))), hypothesis)
+
+
+@dataclass(frozen=True, eq=False)
+class Estimates:
+    """Everything a fit found, on the user's scale.
+
+    Attributes
+    ----------
+    spec : Mediation or System
+    reml : bool
+    values : ndarray, shape (p + n,)
+        (fixed effects, free entries of G row by row, residual variances).
+    joint, block : ndarray, shape (p + n, p + n)
+        Covariances of ``values``.
+    free : tuple of (int, int)
+        Entries of G that ``values`` holds; the others are zero.
+    loglik : float
+        Maximised log likelihood (restricted if ``reml``).
+    null, null_pooled : (float, int)
+        Log likelihood without random effects and its number of residual variances: one per outcome, and one for all.
+    intake : Intake
+        Rows read, used and left out.
+    cluster_sizes : (int, float, int)
+        Smallest, mean and largest number of stacked rows per cluster.
+    n_clusters : int
+    status, n_iter, grad_norm, decrement
+        How the optimiser ended; see :class:`jaxmed.errors.Status`.
+    singular : bool
+        G is at its boundary: a variance of zero or a correlation of one.
+    trace : tuple of (int, float, float)
+        Stage, negative log likelihood and Newton decrement by iteration, on the working scale.
+    """
+
+    spec: Spec
+    reml: bool
+    values: Floats
+    joint: Floats
+    block: Floats
+    free: tuple[tuple[int, int], ...]
+    loglik: float
+    null: tuple[float, int]
+    null_pooled: tuple[float, int]
+    intake: Intake
+    cluster_sizes: tuple[int, float, int]
+    n_clusters: int
+    status: int
+    n_iter: int
+    grad_norm: float
+    decrement: float
+    singular: bool
+    trace: tuple[tuple[int, float, float], ...] = field(repr=False)
+
+    # Names -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def system(self) -> System:
+        """The system of equations behind ``spec``."""
+        return system_of(self.spec)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of all entries of ``values``; covariances as ``"m~x~~y~m"``, residual variances as ``"m~~m"``."""
+        random = self.system.random_labels
+        pairs = tuple(f"{random[col]}~~{random[row]}" for row, col in self.free)
+        return (*self.system.labels, *pairs, *(f"{outcome}~~{outcome}" for outcome in self.system.outcomes))
+
+    @property
+    def _n_fixed(self) -> int:
+        return len(self.system.labels)
+
+    # Estimates -------------------------------------------------------------------------------------------------------
+
+    @property
+    def params(self) -> pd.Series:
+        """Fixed effects by label."""
+        return pd.Series(self.values[: self._n_fixed], index=self.system.labels, name="estimate")
+
+    @property
+    def bse(self) -> pd.Series:
+        """Joint standard errors of the fixed effects by label."""
+        return self.standard_errors("joint")
+
+    def standard_errors(self, kind: str = "joint") -> pd.Series:
+        """Standard errors of the fixed effects, ``kind`` "joint" or "block"."""
+        diagonal = np.diag(self.covariance(kind))[: self._n_fixed]
+        return pd.Series(_root(diagonal), index=self.system.labels, name="se")
+
+    def covariance(self, kind: str = "joint") -> Floats:
+        """Covariance of ``values``, shape (p + n, p + n)."""
+        if kind not in ("joint", "block"):
+            raise SpecError(f"kind={kind!r} is not known; choose 'joint' or 'block'")
+        return self.joint if kind == "joint" else self.block
+
+    def cov_params(self, kind: str = "joint", full: bool = False) -> pd.DataFrame:
+        """Covariance of the fixed effects; with ``full``, of all parameters (labels as in :attr:`labels`).
+
+        ``"joint"`` takes account of the variance parameters being estimated; ``"block"`` does not, as in nlme, lme4
+        and Stata, and its standard errors of b and c' are too small in a stacked model (docs/method.md).
+        """
+        labels = self.labels if full else self.system.labels
+        return pd.DataFrame(self.covariance(kind)[: len(labels), : len(labels)], index=labels, columns=labels)
+
+    def _symmetric(self, entries: Floats) -> pd.DataFrame:
+        labels = self.system.random_labels
+        matrix = np.zeros((len(labels), len(labels)))
+        for value, (row, col) in zip(entries, self.free, strict=True):
+            matrix[row, col] = matrix[col, row] = value
+        return pd.DataFrame(matrix, index=labels, columns=labels)
+
+    @property
+    def _in_g(self) -> slice:
+        return slice(self._n_fixed, self._n_fixed + len(self.free))
+
+    @property
+    def random_cov(self) -> pd.DataFrame:
+        """G, the covariance of the random effects."""
+        return self._symmetric(self.values[self._in_g])
+
+    @property
+    def random_cov_se(self) -> pd.DataFrame:
+        """Standard errors of the entries of G; NaN for entries held at zero."""
+        table = self._symmetric(_root(np.diag(self.joint))[self._in_g])
+        held = np.ones(table.shape, dtype=bool)
+        for row, col in self.free:
+            held[row, col] = held[col, row] = False
+        return table.mask(held)
+
+    @property
+    def residual_var(self) -> pd.Series:
+        """Residual variances by outcome."""
+        return pd.Series(self.values[self._in_g.stop :], index=self.system.outcomes, name="estimate")
+
+    @property
+    def residual_var_se(self) -> pd.Series:
+        """Standard errors of the residual variances."""
+        return pd.Series(_root(np.diag(self.joint))[self._in_g.stop :], index=self.system.outcomes, name="se")
+
+    # Fit statistics --------------------------------------------------------------------------------------------------
+
+    @property
+    def nobs(self) -> int:
+        """Stacked rows: the rows of every equation together."""
+        return sum(self.intake.used)
+
+    @property
+    def n_params(self) -> int:
+        """Fixed effects, free entries of G and residual variances."""
+        return len(self.values)
+
+    @property
+    def aic(self) -> float:
+        """-2 loglik + 2 n_params."""
+        return -2 * self.loglik + 2 * self.n_params
+
+    @property
+    def bic(self) -> float:
+        """-2 loglik + n_params log(nobs)."""
+        return -2 * self.loglik + self.n_params * float(np.log(self.nobs))
+
+    @property
+    def converged(self) -> bool:
+        """Whether the optimiser reached its certificate."""
+        return self.status == Status.CONVERGED
+
+    @property
+    def message(self) -> str:
+        """How the optimiser ended, what it means and what helps."""
+        text = Status(self.status).message
+        if self.singular:
+            text += (
+                "; singular: a random-effect variance is zero or a correlation is one, so standard errors of (co)variances "
+                "and intervals that rest on normality are rough; consider fewer random effects"
+            )
+        if not np.all(np.isfinite(self.joint)):
+            text += (
+                "; the Hessian in (G, residual variances) is not positive definite, so joint standard errors are not "
+                "available: block standard errors of the fixed effects are"
+            )
+        return text
+
+    # Tests -----------------------------------------------------------------------------------------------------------
+
+    def lr_test(self, null: str = "separate") -> TestResult:
+        """Likelihood-ratio test against the model without random effects.
+
+        Parameters
+        ----------
+        null : {"separate", "pooled"}
+            The null model has one residual variance per outcome, or one for all outcomes together. The latter is what
+            Stata's ``mixed`` prints for a stacked model as "LR test vs. linear regression".
+
+        Notes
+        -----
+        The variances are tested on their boundary, so the chi-squared p is conservative. Under REML both models have
+        the same fixed effects, so the restricted likelihoods compare.
+        """
+        if null not in ("separate", "pooled"):
+            raise SpecError(f"null={null!r} is not known; choose 'separate' or 'pooled'")
+        loglik, n_variances = self.null if null == "separate" else self.null_pooled
+        df = len(self.free) + len(self.system.outcomes) - n_variances
+        what = "one residual variance per outcome" if null == "separate" else "a single residual variance"
+        return chi_squared(2 * (self.loglik - loglik), df, f"no random effects ({what})")
+
+    def wald(self, terms: tuple[str, ...] | list[str] | None = None, kind: str = "joint") -> TestResult:
+        """Wald test that fixed effects are all zero.
+
+        Parameters
+        ----------
+        terms : list of str, optional
+            Labels to test. By default all; with a single equation all but its intercept, the usual overall test.
+        kind : {"joint", "block"}
+            Covariance; Stata's ``mixed`` prints the block one.
+        """
+        labels = list(self.system.labels)
+        if terms is None:
+            single = len(self.system.equations) == 1
+            terms = [label for label in labels if not (single and len(labels) > 1 and label.endswith("~1"))]
+        unknown = [term for term in terms if term not in labels]
+        if unknown or not terms:
+            raise SpecError(f"terms={list(terms)!r}: choose from {labels}")
+        at = [labels.index(term) for term in terms]
+        covariance = self.covariance(kind)[np.ix_(at, at)]
+        if not np.all(np.isfinite(covariance)):
+            return TestResult(float("nan"), len(at), float("nan"), f"{', '.join(terms)} = 0")
+        statistic = self.values[at] @ np.linalg.solve(covariance, self.values[at])
+        return chi_squared(statistic, len(at), f"{', '.join(terms)} = 0")
+
+    # Plain data ------------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data (dicts, lists, numbers, text; NaN as None) under the public names."""
+        return {
+            "format": FORMAT,
+            "model": self.spec.to_dict(),
+            "reml": self.reml,
+            "loglik": self.loglik,
+            "aic": self.aic,
+            "bic": self.bic,
+            "nobs": self.nobs,
+            "n_clusters": self.n_clusters,
+            "cluster_sizes": list(self.cluster_sizes),
+            "params": self.params.to_dict(),
+            "bse": _plain(self.bse.to_dict()),
+            "bse_block": _plain(self.standard_errors("block").to_dict()),
+            "random_cov": _frame(self.random_cov),
+            "random_cov_se": _frame(self.random_cov_se),
+            "residual_var": self.residual_var.to_dict(),
+            "residual_var_se": _plain(self.residual_var_se.to_dict()),
+            "labels": list(self.labels),
+            "values": self.values.tolist(),
+            "cov_joint": _plain(self.joint.tolist()),
+            "cov_block": _plain(self.block.tolist()),
+            "free": [list(pair) for pair in self.free],
+            "null": list(self.null),
+            "null_pooled": list(self.null_pooled),
+            "converged": self.converged,
+            "status": self.status,
+            "message": self.message,
+            "singular": self.singular,
+            "n_iter": self.n_iter,
+            "grad_norm": _plain(self.grad_norm),
+            "decrement": _plain(self.decrement),
+            "trace": _plain([list(row) for row in self.trace]),
+            "rows": asdict(self.intake),
+        }
+
+
+def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructor arguments of :class:`Estimates` from ``to_dict``."""
+    if plain.get("format") != FORMAT:
+        raise SpecError(f"this saved fit has format {plain.get('format')!r}; this version of jaxmed reads {FORMAT}")
+    rows = plain["rows"]
+    return {
+        "spec": from_dict(plain["model"]),
+        "reml": bool(plain["reml"]),
+        "values": np.array(plain["values"], dtype=float),
+        "joint": np.array(plain["cov_joint"], dtype=float),
+        "block": np.array(plain["cov_block"], dtype=float),
+        "free": tuple((int(row), int(col)) for row, col in plain["free"]),
+        "loglik": float(plain["loglik"]),
+        "null": (float(plain["null"][0]), int(plain["null"][1])),
+        "null_pooled": (float(plain["null_pooled"][0]), int(plain["null_pooled"][1])),
+        "intake": Intake(rows["rows"], tuple(rows["used"]), dict(rows["missing"]), rows["dropped"]),
+        "cluster_sizes": tuple(plain["cluster_sizes"]),
+        "n_clusters": int(plain["n_clusters"]),
+        "status": int(plain["status"]),
+        "n_iter": int(plain["n_iter"]),
+        "grad_norm": _number(plain["grad_norm"]),
+        "decrement": _number(plain["decrement"]),
+        "singular": bool(plain["singular"]),
+        "trace": tuple((int(a), _number(b), _number(c)) for a, b, c in plain["trace"]),
+    }
+
+
+def _root(variance: Floats) -> Floats:
+    """Square root; NaN of a negative variance."""
+    return np.sqrt(np.where(variance >= 0, variance, np.nan))
+
+
+def _plain(value: Any) -> Any:
+    """NaN and infinities -> None, through lists and dicts, for JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _frame(table: pd.DataFrame) -> dict[str, Any]:
+    return {"labels": list(table.index), "values": _plain(table.to_numpy().tolist())}
