@@ -108,14 +108,14 @@ def _spec(spec: Spec | None, x: str | None, m: str | None, y: str | None, cluste
         return spec
     absent = [role for role, name in roles.items() if name is None]
     if absent:
-        raise SpecError(f"which columns are {', '.join(absent)}? Name x, m, y and cluster, or pass a Mediation or System")
+        raise SpecError(
+            f"which columns are {', '.join(absent)}? Name x, m, y and cluster, or pass a Mediation or System"
+        )
     return Mediation(**roles)  # type: ignore[arg-type]
 
 
 @float64
-def _solve(
-    system: System, layout: Layout, moments: Moments, max_iter: int
-) -> tuple[Solution, inference.Covariances]:
+def _solve(system: System, layout: Layout, moments: Moments, max_iter: int) -> tuple[Solution, inference.Covariances]:
     """Optimise and infer. Very many clusters start from the optimum of some thousand of them, evenly picked."""
     table, rows = moments.table, moments.intake.used
     start = optimise.starting_values(system, layout, moments)
@@ -203,8 +203,8 @@ class Fit(Estimates):
         ----------
         se : {"joint", "bauer"}
             First-order delta method on the joint covariance of all parameters, or the formulas of Bauer, Preacher &
-            Gil (2006) on the block covariance, as in the worked Stata example. ``"bauer"`` at level .95 uses that
-            example's 1.96; every other interval uses the exact normal quantile.
+            Gil (2006) on the block covariance, as in the worked Stata example. For ``"bauer"`` at level .95 the
+            limits of indirect and total use that example's 1.96; all others use the exact normal quantile.
         level : float
             Confidence level.
         at : None
@@ -222,7 +222,7 @@ class Fit(Estimates):
         """
         if at is not None:
             raise SpecError(f"at={at!r}: this model has no moderators, so effects do not depend on values of any")
-        critical = critical_value(level)
+        critical: float | Floats = critical_value(level)
         if se not in ("joint", "bauer"):
             raise SpecError(f"se={se!r} is not known; choose 'joint' or 'bauer'")
         paths = self._paths()
@@ -230,7 +230,8 @@ class Fit(Estimates):
             estimate, error = effects_.delta(paths, self.values, self.joint)
         else:
             estimate, error = effects_.bauer(paths, self.values, self.block)
-            critical = 1.96 if level == 0.95 else critical
+            if level == 0.95:
+                critical = np.where(np.isin(effects_.NAMES, ("indirect", "total")), 1.96, critical)
         return normal_table(effects_.NAMES, estimate, error, critical)
 
     def _paths(self) -> effects_.Paths:
@@ -267,12 +268,16 @@ class Fit(Estimates):
             The fit was saved without its data, or has no random effects.
         """
         if self.moments is None:
-            raise FitError("this fit was loaded without its data, so clusters cannot be predicted; fit again or save(p)")
+            raise FitError(
+                "this fit was loaded without its data, so clusters cannot be predicted; fit again or save(p)"
+            )
         if not self.system.random_labels:
             raise FitError("this model has no random effects, so there is nothing to predict by cluster")
         layout = make_layout(self.system, self.moments, self.reml)
         scale = make_scale(self.system, layout, self.moments)
-        beta_cov = np.linalg.solve(scale.linear, np.linalg.solve(scale.linear, self.block[: layout.n_fixed, : layout.n_fixed]).T)
+        beta_cov = np.linalg.solve(
+            scale.linear, np.linalg.solve(scale.linear, self.block[: layout.n_fixed, : layout.n_fixed]).T
+        )
         beta = np.linalg.solve(scale.linear, self.values[: layout.n_fixed] - scale.offset)
         found = _predict(layout, self.theta, beta, likelihood.make_data(self.moments.table, self.moments.intake.used))
         return _ranef_table(self, layout, scale, beta_cov, found)
@@ -299,7 +304,8 @@ class Fit(Estimates):
         plain = super().to_dict() | {"theta": self.theta.tolist()}
         if isinstance(self.spec, Mediation):
             plain["effects"] = {
-                se: json.loads(self.effects(se).to_json(orient="index", double_precision=15)) for se in ("joint", "bauer")
+                se: json.loads(self.effects(se).to_json(orient="index", double_precision=15))
+                for se in ("joint", "bauer")
             }
         return plain
 

@@ -28,9 +28,7 @@ class Column:
     """Summary of one numeric column over its observed values."""
 
     name: str
-    count: int
     missing: int
-    infinite: int
     mean: float
     sd: float
     minimum: float
@@ -57,9 +55,10 @@ def read(data: Any, system: System) -> Moments:
         With the column, the value seen, what is allowed and the remedy.
     """
     frame = open_frame(data, (system.cluster, *system.columns))
-    summaries, rows, missing_cluster = summarise(frame, system)
+    prepared = prepare(frame, system)
+    summaries, rows, missing_cluster = summarise(prepared, system)
     shift, scale = _working_scale(summaries, system)
-    collected = _group(frame, system, shift, scale)
+    collected = _group(prepared, system, shift, scale)
     return _to_moments(collected, system, shift, scale, summaries, rows, missing_cluster)
 
 
@@ -154,44 +153,44 @@ def _read_stata(path: Path, columns: Sequence[str]) -> Any:
 # First pass: summaries and checks ------------------------------------------------------------------------------------
 
 
-def summarise(frame: nw.LazyFrame[Any], system: System) -> tuple[dict[str, Column], int, int]:
-    """Summaries of the numeric columns, the number of rows, and of rows without a cluster id; raises on bad columns."""
+def prepare(frame: nw.LazyFrame[Any], system: System) -> nw.LazyFrame[Any]:
+    """The cluster id as ``cluster`` and the columns of the system as ``v0, v1, ...``, float64 with NaN as missing."""
     schema = frame.collect_schema()
     for name in system.columns:
         _check_numeric(frame, name, schema[name])
-    cluster = _cluster_expression(system.cluster, schema[system.cluster])
-    wanted = [nw.len().alias("rows"), cluster.is_null().sum().alias("no_cluster")]
-    for at, name in enumerate(system.columns):
-        value = _value(name)
-        finite = nw.when(value.is_finite()).then(value)
+    cluster = nw.col(system.cluster)
+    if schema[system.cluster].is_float():
+        cluster = cluster.fill_nan(None)
+    elif isinstance(schema[system.cluster], (nw.Categorical, nw.Enum)):
+        cluster = cluster.cast(nw.String)
+    values = (nw.col(name).cast(nw.Float64).fill_nan(None).alias(f"v{at}") for at, name in enumerate(system.columns))
+    return frame.select(cluster.alias("cluster"), *values)
+
+
+def summarise(prepared: nw.LazyFrame[Any], system: System) -> tuple[dict[str, Column], int, int]:
+    """Summaries of the columns of a system, the number of rows, and of rows without a cluster id.
+
+    Raises :class:`DataError` where a column has infinite values, no values, or a single value.
+    """
+    wanted = [nw.len().alias("rows"), nw.col("cluster").null_count().alias("no_cluster")]
+    for at in range(len(system.columns)):
+        value = nw.col(f"v{at}")
         wanted += [
-            value.is_null().sum().alias(f"missing{at}"),
-            finite.count().alias(f"finite{at}"),
-            finite.mean().alias(f"mean{at}"),
-            finite.std().alias(f"sd{at}"),
-            finite.min().alias(f"minimum{at}"),
-            finite.max().alias(f"maximum{at}"),
+            value.null_count().alias(f"missing{at}"),
+            value.mean().alias(f"mean{at}"),
+            value.std().alias(f"sd{at}"),
+            value.min().alias(f"minimum{at}"),
+            value.max().alias(f"maximum{at}"),
         ]
-    row = _collect(frame.select(*wanted)).rows(named=True)[0]
-    rows = int(row["rows"])
+    row = _collect(prepared.select(*wanted)).rows(named=True)[0]
+    rows, no_cluster = int(row["rows"]), int(row["no_cluster"] or 0)
     if rows == 0:
         raise DataError("the data has no rows")
     summaries = {}
     for at, name in enumerate(system.columns):
-        missing, finite_count = int(row[f"missing{at}"] or 0), int(row[f"finite{at}"] or 0)
-        summaries[name] = Column(
-            name=name,
-            count=finite_count,
-            missing=missing,
-            infinite=rows - missing - finite_count,
-            mean=_number(row[f"mean{at}"]),
-            sd=_number(row[f"sd{at}"]),
-            minimum=_number(row[f"minimum{at}"]),
-            maximum=_number(row[f"maximum{at}"]),
-        )
-    for column in summaries.values():
-        _check_values(column, rows)
-    no_cluster = int(row["no_cluster"] or 0)
+        statistics = {key: _number(row[f"{key}{at}"]) for key in ("mean", "sd", "minimum", "maximum")}
+        summaries[name] = Column(name=name, missing=int(row[f"missing{at}"] or 0), **statistics)
+        _check_values(prepared, f"v{at}", summaries[name], rows)
     if no_cluster == rows:
         raise DataError(f"the cluster column {system.cluster!r} is missing in all {rows} rows")
     return summaries, rows, no_cluster
@@ -199,20 +198,6 @@ def summarise(frame: nw.LazyFrame[Any], system: System) -> tuple[dict[str, Colum
 
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
-
-
-def _value(name: str) -> nw.Expr:
-    """A numeric column as float64, NaN counted as missing."""
-    return nw.col(name).cast(nw.Float64).fill_nan(None)
-
-
-def _cluster_expression(name: str, dtype: nw.dtypes.DType) -> nw.Expr:
-    column = nw.col(name)
-    if dtype.is_float():
-        return column.fill_nan(None)
-    if isinstance(dtype, (nw.Categorical, nw.Enum)):
-        return column.cast(nw.String)
-    return column
 
 
 def _check_numeric(frame: nw.LazyFrame[Any], name: str, dtype: nw.dtypes.DType) -> None:
@@ -237,14 +222,15 @@ def _is_number(value: Any) -> bool:
     return True
 
 
-def _check_values(column: Column, rows: int) -> None:
-    if column.infinite:
-        raise DataError(
-            f"column {column.name!r} has {column.infinite} infinite values among {rows} rows; only finite numbers are "
-            "allowed: set them to missing or remove these rows"
-        )
-    if column.count == 0:
+def _check_values(prepared: nw.LazyFrame[Any], at: str, column: Column, rows: int) -> None:
+    if column.missing == rows:
         raise DataError(f"column {column.name!r} has no values: it is missing in every row")
+    if math.inf in (column.maximum, -column.minimum):
+        infinite = len(_collect(prepared.filter(nw.col(at).abs() == math.inf).select(at)))
+        raise DataError(
+            f"column {column.name!r} has {infinite} infinite values among {rows} rows; only finite numbers are allowed: "
+            "set them to missing or remove these rows"
+        )
     if column.minimum == column.maximum:
         raise DataError(
             f"column {column.name!r} is constant (every value is {column.minimum:g}), so its effect cannot be told from "
@@ -284,22 +270,16 @@ def _working_scale(summaries: dict[str, Column], system: System) -> tuple[Floats
     return shift, scale
 
 
-def _group(frame: nw.LazyFrame[Any], system: System, shift: Floats, scale: Floats) -> nw.DataFrame[Any]:
+def _group(prepared: nw.LazyFrame[Any], system: System, shift: Floats, scale: Floats) -> nw.DataFrame[Any]:
     """One group-by-sum over (cluster, pattern): columns cluster, pattern, p0 (rows), p1, ... (packed products)."""
-    schema = frame.collect_schema()
     columns = system.columns
-    working = frame.select(
-        _cluster_expression(system.cluster, schema[system.cluster]).alias("cluster"),
-        *(((_value(name) - float(shift[at])) / float(scale[at])).alias(f"v{at}") for at, name in enumerate(columns)),
-    )
-    usable = [
-        reduce(and_, (~nw.col(f"v{columns.index(name)}").is_null() for name in group)) for group in system.groups
-    ]
+    working = (((nw.col(f"v{at}") - float(shift[at])) / float(scale[at])).alias(f"v{at}") for at in range(len(columns)))
+    usable = [reduce(and_, (~nw.col(f"v{columns.index(name)}").is_null() for name in group)) for group in system.groups]
     pattern = sum((flag.cast(nw.Int64) * 2**e for e, flag in enumerate(usable)), nw.lit(0))
     pairs = [(i, j) for i in range(len(columns) + 1) for j in range(i, len(columns) + 1)]
     products = [_product(i, j).alias(f"p{at}") for at, (i, j) in enumerate(pairs) if at > 0]
     return _collect(
-        working.with_columns(pattern.alias("pattern"))
+        prepared.select("cluster", pattern.alias("pattern"), *working)
         .filter(~nw.col("cluster").is_null(), nw.col("pattern") > 0)
         .select("cluster", "pattern", *products)
         .group_by("cluster", "pattern")
@@ -345,7 +325,9 @@ def _to_moments(
         chosen = code == value
         table[:, cluster_at[chosen]] = products[np.ix_(packed, chosen)]
         patterns.append(Pattern(observed, table))
-    counts = [int(sum(p.products[0].sum() for p in patterns if set(group) <= set(p.observed))) for group in system.groups]
+    counts = [
+        int(sum(p.products[0].sum() for p in patterns if set(group) <= set(p.observed))) for group in system.groups
+    ]
     missing = {name: column.missing for name, column in summaries.items()} | {system.cluster: missing_cluster}
     used_rows = int(sum(pattern.products[0].sum() for pattern in patterns))
     intake = Intake(rows=rows, used=tuple(counts), missing=missing, dropped=rows - used_rows)
@@ -383,3 +365,8 @@ def _labels(series: nw.Series[Any], name: str) -> NDArray[np.generic]:
     if labels.dtype.kind == "f" and np.all(labels == np.floor(labels)) and np.all(np.abs(labels) < 2**53):
         labels = labels.astype(np.int64)
     return labels
+
+
+def to_pandas(prepared: nw.LazyFrame[Any]) -> pd.DataFrame:
+    """A prepared frame in memory, as pandas."""
+    return _collect(prepared).to_pandas()

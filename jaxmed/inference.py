@@ -110,4 +110,3 @@ def null_models(system: System, moments: Moments, reml: bool) -> tuple[NullModel
     each = sum(loglik(*one) for one in zip(rss, rows, fixed, logdet, strict=True))
     pooled = loglik(sum(rss), sum(rows), sum(fixed), sum(logdet))
     return NullModel(each, len(rss)), NullModel(pooled, 1)
-

@@ -24,7 +24,7 @@ def critical_value(level: float) -> float:
     return float(ndtri(0.5 + check_level(level) / 2))
 
 
-def normal_table(names: Sequence[str], estimate: Floats, se: Floats, critical: float) -> pd.DataFrame:
+def normal_table(names: Sequence[str], estimate: Floats, se: Floats, critical: float | Floats) -> pd.DataFrame:
     """Wald table; a quantity that is fixed (se 0) has an interval of no width and no test."""
     free = se != 0
     z = np.full(len(estimate), np.nan)

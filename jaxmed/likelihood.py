@@ -143,7 +143,7 @@ def _profile(layout: Layout, total: Array, logdet: Array, tau: Array, n_rows: Ar
 
 
 def negative_loglik(layout: Layout, root: Array, tau: Array, data: Data) -> Array:
-    """f in one block: the plain definition that automatic differentiation can go through.
+    """F in one block: the plain definition that automatic differentiation can go through.
 
     Bauer, Preacher & Gil (2006), eq. 3-5, stacked; REML as in Harville (1974) without the constant log|X'X|.
     """
@@ -198,7 +198,7 @@ class _Indices:
 
 
 def gradient(layout: Layout, root: Array, tau: Array, data: Data) -> tuple[Array, Array]:
-    """f and its gradient in (free entries of G, tau)."""
+    """F and its gradient in (free entries of G, tau)."""
     total, logdet = _marginal_blocks(layout, root, tau, data)
     f, beta_cov, contrast = _profile(layout, total, logdet, tau, data.n_rows)
     indices = _Indices(layout)

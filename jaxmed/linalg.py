@@ -96,4 +96,3 @@ def inverse(matrix: Array) -> Array:
 def logdet(matrix: Array) -> Array:
     """``log|matrix|`` of one symmetric positive definite ``(n, n)`` matrix; NaN where it is not."""
     return 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky(matrix))))
-

@@ -165,9 +165,7 @@ def _scaled(point: _Point) -> tuple[Array, Array, Array]:
     return point.gradient * unit, point.hessian * unit[:, None] * unit, unit
 
 
-def _newton(
-    layout: Layout, data: Data, start: Array, n_warm: Array, trace: Array, max_iter: int
-) -> Solution:
+def _newton(layout: Layout, data: Data, start: Array, n_warm: Array, trace: Array, max_iter: int) -> Solution:
     """Damped Newton (Levenberg): the ridge rises where the Hessian is indefinite or a step fails, and falls again."""
     n = layout.n_theta
     identity = jnp.eye(n)

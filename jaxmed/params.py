@@ -46,12 +46,12 @@ class Layout:
 
     @property
     def n_fixed(self) -> int:
-        """p."""
+        """P."""
         return sum(self.sizes)
 
     @property
     def n_random(self) -> int:
-        """q."""
+        """Q."""
         return len(self.random)
 
     @property

@@ -41,7 +41,8 @@ class TestResult:
 
 def chi_squared(statistic: float, df: int, hypothesis: str) -> TestResult:
     """Test of a chi-squared statistic."""
-    return TestResult(float(statistic), int(df), float(chdtrc(df, max(statistic, 0.0))), hypothesis)
+    p = float(chdtrc(df, max(statistic, 0.0))) if df > 0 else float("nan")
+    return TestResult(float(statistic), int(df), p, hypothesis)
 
 
 @dataclass(frozen=True, eq=False)

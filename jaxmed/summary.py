@@ -94,13 +94,14 @@ def _content(
         list(fit.params.index), fit.params.to_numpy(), fit.standard_errors(kind).to_numpy(), critical
     )
     tables.append(Table("Fixed effects", _coefficients(coefficients, level)))
-    tests = [("no random effects", fit.lr_test())]
+    tests = [("no random effects", fit.lr_test())] if fit.free else []
     if len(fit.system.outcomes) > 1:
         tests.append(("linear regression", fit.lr_test("pooled")))
     note = "\n".join(f"LR test vs. {against}: {_test(test)}" for against, test in tests)
     tables.append(Table("Random effects (covariance G) and residuals", _variances(fit, critical, level, se), note))
     notes = [SE_NOTES[se]]
-    notes.append("LR tests are conservative: variances are tested on their boundary.")
+    if tests:
+        notes.append("LR tests are conservative: variances are tested on their boundary.")
     notes.append(f"{fit.message[0].upper()}{fit.message[1:]} ({fit.n_iter} iterations).")
     return title, facts, tables, notes
 

@@ -1,0 +1,5 @@
+"""``python -m jaxmed``."""
+
+from jaxmed.cli import main
+
+main()

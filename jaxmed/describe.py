@@ -1,0 +1,175 @@
+"""Looking at data before and beside a model: descriptive statistics and the stacked table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jaxmed.frame import open_frame, prepare, read, summarise, to_pandas
+from jaxmed.moments import Intake, Moments
+from jaxmed.spec import INTERCEPT, Spec, system_of
+
+
+@dataclass(frozen=True, eq=False)
+class Description:
+    """What :func:`describe` found.
+
+    Attributes
+    ----------
+    variables : DataFrame
+        By column: ``count, missing, mean, sd, min, max, icc``. ``icc`` is the one-way analysis-of-variance estimate of
+        the intraclass correlation (Shrout & Fleiss 1979, ICC(1), with the usual mean size for unbalanced clusters).
+    correlations : DataFrame
+        Pearson correlations over the rows that have every column.
+    clusters : Series
+        ``n_clusters``, and ``min, mean, median, max`` of the rows per cluster.
+    intake : Intake
+        Rows read, used and left out.
+    """
+
+    variables: pd.DataFrame
+    correlations: pd.DataFrame
+    clusters: pd.Series
+    intake: Intake
+
+    def __str__(self) -> str:
+        missing = {name: count for name, count in self.intake.missing.items() if count}
+        sizes = self.clusters
+        lines = [
+            f"{self.intake.rows} rows, {self.intake.dropped} without any complete equation"
+            + (f"; missing values: {missing}" if missing else "; no missing values"),
+            f"{int(sizes['n_clusters'])} clusters; rows per cluster: min {sizes['min']:g}, mean {sizes['mean']:.2f}, "
+            f"median {sizes['median']:g}, max {sizes['max']:g}",
+            "",
+            self.variables.to_string(float_format=lambda value: f"{value:.6g}"),
+            "",
+            "Correlations",
+            self.correlations.to_string(float_format=lambda value: f"{value:.4f}"),
+        ]
+        return "\n".join(lines)
+
+
+def describe(data: Any, spec: Spec) -> Description:
+    """Counts, means, sds, ranges, intraclass correlations, correlations and cluster sizes of a model's columns.
+
+    Parameters
+    ----------
+    data : frame or path
+        As for :func:`jaxmed.fit`.
+    spec : Mediation or System
+
+    Raises
+    ------
+    DataError
+        The data cannot be read, see :func:`jaxmed.fit`.
+
+    Examples
+    --------
+    >>> import jaxmed as jm
+    >>> found = jm.describe(jm.datasets.load_example(), jm.Mediation(x="x", m="m", y="y", cluster="id"))
+    >>> int(found.clusters["n_clusters"])
+    100
+    """
+    system = system_of(spec)
+    frame = open_frame(data, (system.cluster, *system.columns))
+    summaries, rows, _ = summarise(prepare(frame, system), system)
+    moments = read(data, system)
+    variables = pd.DataFrame(
+        {
+            name: {
+                "count": rows - column.missing,
+                "missing": column.missing,
+                "mean": column.mean,
+                "sd": column.sd,
+                "min": column.minimum,
+                "max": column.maximum,
+                "icc": _icc(moments, name),
+            }
+            for name, column in summaries.items()
+        }
+    ).T.astype({"count": int, "missing": int})
+    sizes = np.sum([pattern.products[0] for pattern in moments.patterns], axis=0)
+    clusters = pd.Series(
+        {
+            "n_clusters": moments.n_clusters,
+            "min": sizes.min(),
+            "mean": sizes.mean(),
+            "median": np.median(sizes),
+            "max": sizes.max(),
+        }
+    )
+    return Description(variables, _correlations(moments), clusters, moments.intake)
+
+
+def _icc(moments: Moments, name: str) -> float:
+    """(MSB - MSW) / (MSB + (n0 - 1) MSW), n0 = (N - sum n_j^2 / N) / (J - 1)."""
+    products = moments.cross_products((INTERCEPT, name))
+    used = products[0, 0] > 0
+    rows, total, square = products[0, 0, used], products[0, 1, used], products[1, 1, used]
+    n, j = rows.sum(), len(rows)
+    if n <= j or j < 2:
+        return float("nan")
+    within = np.sum(square - total**2 / rows) / (n - j)
+    between = (np.sum(total**2 / rows) - total.sum() ** 2 / n) / (j - 1)
+    size = (n - np.sum(rows**2) / n) / (j - 1)
+    return float((between - within) / (between + (size - 1) * within))
+
+
+def _correlations(moments: Moments) -> pd.DataFrame:
+    total = moments.cross_products((INTERCEPT, *moments.columns)).sum(axis=-1)
+    if total[0, 0] < 2:
+        values = np.full((len(moments.columns),) * 2, np.nan)
+    else:
+        covariance = total[1:, 1:] - np.outer(total[1:, 0], total[0, 1:]) / total[0, 0]
+        unit = 1 / np.sqrt(np.diag(covariance))
+        values = covariance * unit[:, None] * unit
+    return pd.DataFrame(values, index=list(moments.columns), columns=list(moments.columns))
+
+
+def stack(data: Any, spec: Spec) -> pd.DataFrame:
+    """The stacked long table behind a model: one row per original row and outcome.
+
+    For teaching, checking, or fitting with another program. Columns: ``row`` (number of the original row), the
+    cluster, ``outcome`` (name), ``z`` (value of that outcome), an indicator ``s_<outcome>`` per equation, and
+    ``s_<outcome>:<predictor>`` for the products: the columns of the stacked design matrix. Rows keep their order, and
+    within a row the last equation comes first, as in the worked Stata example. Rows whose equation is incomplete are
+    left out, as in the fit.
+
+    Parameters
+    ----------
+    data : frame or path
+        As for :func:`jaxmed.fit`.
+    spec : Mediation or System
+
+    Examples
+    --------
+    >>> import jaxmed as jm
+    >>> long = jm.stack(jm.datasets.load_example(), jm.Mediation(x="x", m="m", y="y", cluster="id"))
+    >>> list(long.columns)
+    ['row', 'id', 'outcome', 'z', 's_m', 's_m:x', 's_y', 's_y:m', 's_y:x']
+    """
+    system = system_of(spec)
+    wide = to_pandas(prepare(open_frame(data, (system.cluster, *system.columns)), system))
+    wide.columns = pd.Index([system.cluster, *system.columns])
+    parts = []
+    for order, equation in enumerate(reversed(system.equations)):
+        complete = wide[[system.cluster, *equation.columns]].notna().all(axis=1)
+        used = wide[complete]
+        part = {
+            "row": np.flatnonzero(complete) + 1,
+            system.cluster: used[system.cluster].to_numpy(),
+            "outcome": np.full(len(used), equation.outcome, dtype=object),
+            "z": used[equation.outcome].to_numpy(dtype=float),
+        }
+        for other in system.equations:
+            own = other is equation
+            for name in other.predictors:
+                head = f"s_{other.outcome}" if name == INTERCEPT else f"s_{other.outcome}:{name}"
+                value = np.ones(len(used)) if name == INTERCEPT else used[name].to_numpy(dtype=float)
+                part[head] = value if own else np.zeros(len(used))
+        parts.append(pd.DataFrame(part).assign(_order=order))
+    long = pd.concat(parts).sort_values(["row", "_order"], kind="stable").drop(columns="_order")
+    return long.reset_index(drop=True)
