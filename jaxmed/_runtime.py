@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import platform
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -35,12 +38,13 @@ def float64(function: Callable[Params, Result]) -> Callable[Params, Result]:
 def use_compilation_cache(folder: Path | None = None) -> Path | None:
     """Keep compiled programs on disk between processes, unless the user's environment already says where.
 
-    For applications (the command line calls it); importing the library never does. A folder that cannot be written
-    is passed over: the cache only saves time. Returns the folder in use, or None.
+    For applications (the command line calls it); importing the library never does. The folder is one per machine,
+    since compiled code may not run on another processor that shares the home directory. A folder that cannot be
+    written is passed over: the cache only saves time. Returns the folder in use, or None.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    chosen = folder or Path(platformdirs.user_cache_dir("jaxmed")) / "compiled"
+    chosen = folder or Path(platformdirs.user_cache_dir("jaxmed")) / "compiled" / (platform.node() or "here")
     try:
         chosen.mkdir(parents=True, exist_ok=True)
     except OSError:
@@ -51,3 +55,29 @@ def use_compilation_cache(folder: Path | None = None) -> Path | None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return chosen
+
+
+def drop_loader_noise() -> None:
+    """Keep XLA's complaints about its own compilation cache off the terminal.
+
+    XLA reports tuning hints such as ``+prefer-no-gather`` as missing processor features, in two long lines for every
+    program it loads from the cache (openxla/xla issue 44565); nothing is wrong. Those lines, written by native code
+    straight to file descriptor 2, are dropped, and everything else passes; Python's own ``sys.stderr`` is not touched
+    otherwise. For applications; a descriptor that cannot be redirected is left alone.
+    """
+    try:
+        real = os.dup(2)
+        reader, writer = os.pipe()
+        os.dup2(writer, 2)
+        os.close(writer)
+        sys.stderr = os.fdopen(os.dup(real), "w", buffering=1, errors="backslashreplace")
+    except OSError:
+        return
+
+    def relay() -> None:
+        with os.fdopen(reader, "rb") as lines:
+            for line in lines:
+                if b"cpu_aot_loader" not in line:
+                    os.write(real, line)
+
+    threading.Thread(target=relay, daemon=True).start()

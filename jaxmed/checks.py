@@ -85,6 +85,6 @@ def _check_residual(equation: Equation, moments: Moments) -> None:
     rows = moments.row_counts(equation.columns)
     if size and np.all(rows <= size):
         raise DataError(
-            f"no cluster has more than {int(rows.max())} rows for {equation.outcome!r}, whose {size} random effects then "
-            "cannot be told from the residual; use fewer random effects or larger clusters"
+            f"no cluster has more than {int(rows.max())} rows for {equation.outcome!r}, whose {size} random effects "
+            "then cannot be told from the residual; use fewer random effects or larger clusters"
         )

@@ -13,7 +13,7 @@ import pandas as pd
 import typer
 
 from jaxmed import __version__, datasets
-from jaxmed._runtime import use_compilation_cache
+from jaxmed._runtime import drop_loader_noise, use_compilation_cache
 from jaxmed.describe import describe as describe_data
 from jaxmed.describe import stack as stack_data
 from jaxmed.errors import ConvergenceWarning, DataError, FitError, JaxmedError, SpecError
@@ -77,8 +77,8 @@ def _start(
 def demo() -> None:
     """Fit the bundled example data and say what to do next."""
     typer.echo(
-        "Simulated data: 100 clusters of 8 rows, columns id, x, m, y. In the population the average indirect effect is\n"
-        "ab + cov(a_j, b_j) = .6 x .6 + .113 = .473 and the average total effect .673.\n"
+        "Simulated data: 100 clusters of 8 rows, columns id, x, m, y. In the population the average indirect effect\n"
+        "is ab + cov(a_j, b_j) = .6 x .6 + .113 = .473 and the average total effect .673.\n"
     )
     fit = fit_model(datasets.load_example(), x="x", m="m", y="y", cluster="id")
     typer.echo(fit.summary())
@@ -187,7 +187,8 @@ def _random(options: Sequence[str] | None) -> str | dict[str, list[str]]:
         outcome, sign, names = option.rpartition("=")
         if not sign or outcome in chosen:
             raise SpecError(
-                f"--random {option!r} is not understood; write --random OUTCOME=1,COLUMN once per outcome, or all, or none"
+                f"--random {option!r} is not understood; write --random OUTCOME=1,COLUMN once per outcome, "
+                "or all, or none"
             )
         chosen[outcome] = [name.strip() for name in names.split(",") if name.strip()]
     return chosen
@@ -211,6 +212,7 @@ def _write(path: Path, text: str) -> None:
 
 def main() -> None:
     """Entry point: run a sub-command and turn every expected error into one line and an exit code."""
+    drop_loader_noise()
     try:
         app()
     except (DataError, SpecError) as error:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import warnings
-import zipfile
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,16 +15,17 @@ import pandas as pd
 from jax import Array
 
 from jaxmed import effects as effects_
-from jaxmed import inference, likelihood, optimise, summary
+from jaxmed import inference, likelihood, optimise, store, summary
 from jaxmed._runtime import float64
 from jaxmed.checks import check_identified
 from jaxmed.errors import ConvergenceWarning, DataError, FitError, SpecError, Status
 from jaxmed.frame import read
 from jaxmed.intervals import check_level, critical_value, normal_table
 from jaxmed.likelihood import Data
-from jaxmed.moments import Floats, Intake, Moments, Pattern
+from jaxmed.moments import Floats, Moments
 from jaxmed.optimise import Solution
-from jaxmed.params import Layout, Scale, make_layout, make_scale, root_and_precision
+from jaxmed.params import Layout, make_layout, make_scale, root_and_precision
+from jaxmed.predict import predict_clusters
 from jaxmed.result import Estimates, fields_from_dict
 from jaxmed.spec import Mediation, Spec, System, system_of
 
@@ -141,6 +139,7 @@ def _assemble(
     spec: Spec, system: System, layout: Layout, moments: Moments, solution: Solution, found: inference.Covariances
 ) -> Fit:
     """Estimates on the user's scale, with everything a reader asks of them."""
+    theta = np.asarray(solution.theta)
     scale = make_scale(system, layout, moments)
     offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])
     counts = [moments.row_counts(group) for group in system.groups]
@@ -162,8 +161,8 @@ def _assemble(
         block=scale.matrix @ found.block @ scale.matrix.T,
         free=layout.free,
         loglik=float(scale.loglik - solution.evaluation.value),
-        null=tuple(null),
-        null_pooled=tuple(null_pooled),
+        null=null,
+        null_pooled=null_pooled,
         intake=moments.intake,
         cluster_sizes=(int(sizes.min()), float(sizes.mean()), int(sizes.max())),
         n_clusters=moments.n_clusters,
@@ -171,9 +170,9 @@ def _assemble(
         n_iter=int(solution.n_iter),
         grad_norm=float(solution.grad_norm),
         decrement=float(solution.decrement),
-        singular=inference.is_singular(layout, solution.theta, mean_square),
+        singular=inference.is_singular(layout, theta, mean_square),
         trace=tuple((int(stage), float(f), float(left)) for stage, f, left in solution.trace[:made]),
-        theta=solution.theta,
+        theta=theta,
         moments=moments,
     )
     if not fit.converged:
@@ -189,12 +188,12 @@ class Fit(Estimates):
 
     theta : ndarray
         Optimiser's parameters at the optimum, on the working scale.
-    moments : Moments or None
+    moments : Moments
         The data, as cross-products per cluster.
     """
 
     theta: Floats = field(repr=False)
-    moments: Moments | None = field(repr=False)
+    moments: Moments = field(repr=False)
 
     def effects(self, se: str = "joint", level: float = 0.95, at: Any = None) -> pd.DataFrame:
         """Paths, cov(a_j, b_j), average indirect and total effect with standard errors and intervals.
@@ -265,22 +264,9 @@ class Fit(Estimates):
         Raises
         ------
         FitError
-            The fit was saved without its data, or has no random effects.
+            The model has no random effects.
         """
-        if self.moments is None:
-            raise FitError(
-                "this fit was loaded without its data, so clusters cannot be predicted; fit again or save(p)"
-            )
-        if not self.system.random_labels:
-            raise FitError("this model has no random effects, so there is nothing to predict by cluster")
-        layout = make_layout(self.system, self.moments, self.reml)
-        scale = make_scale(self.system, layout, self.moments)
-        beta_cov = np.linalg.solve(
-            scale.linear, np.linalg.solve(scale.linear, self.block[: layout.n_fixed, : layout.n_fixed]).T
-        )
-        beta = np.linalg.solve(scale.linear, self.values[: layout.n_fixed] - scale.offset)
-        found = _predict(layout, self.theta, beta, likelihood.make_data(self.moments.table, self.moments.intake.used))
-        return _ranef_table(self, layout, scale, beta_cov, found)
+        return predict_clusters(self, self.theta, self.moments)
 
     def summary(self, se: str = "joint", level: float = 0.95) -> str:
         """Tables for a terminal.
@@ -318,29 +304,7 @@ class Fit(Estimates):
 
         :func:`jaxmed.load` reads it back. The rows of the data are not in it, only cross-products per cluster.
         """
-        arrays: dict[str, Any] = {"fit": np.frombuffer(self.to_json().encode(), dtype=np.uint8)}
-        if self.moments is not None:
-            moments = self.moments
-            header = {"columns": moments.columns, "observed": [pattern.observed for pattern in moments.patterns]}
-            arrays |= {
-                "moments": np.frombuffer(json.dumps(header).encode(), dtype=np.uint8),
-                "shift": moments.shift,
-                "scale": moments.scale,
-                "clusters": moments.clusters,
-            }
-            arrays |= {f"products{k}": pattern.products for k, pattern in enumerate(moments.patterns)}
-        target = Path(path)
-        try:
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-            try:
-                with os.fdopen(handle, "wb") as stream:
-                    np.savez_compressed(stream, allow_pickle=False, **arrays)
-                os.replace(name, target)
-            except BaseException:
-                os.unlink(name)
-                raise
-        except OSError as error:
-            raise FitError(f"the fit could not be saved to {str(target)!r}: {error.strerror or error}") from error
+        store.write(path, self.to_dict(), self.moments)
 
 
 def load(path: str | Path, verify: bool = False) -> Fit:
@@ -359,16 +323,13 @@ def load(path: str | Path, verify: bool = False) -> Fit:
     FitError
         ``verify`` found another log likelihood than the stored one.
     """
+    plain, moments = store.read(path)
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            plain = json.loads(stored["fit"].tobytes())
-            fields = fields_from_dict(plain)
-            moments = _load_moments(stored, fields["intake"]) if "moments" in stored else None
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file {str(path)!r}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise DataError(f"{str(path)!r} is not a fit that jaxmed saved, or is damaged: {error}") from error
-    fit = Fit(**fields, theta=np.array(plain["theta"], dtype=float), moments=moments)
+        fit = Fit(**fields_from_dict(plain), theta=np.array(plain["theta"], dtype=float), moments=moments)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        if isinstance(error, SpecError):
+            raise
+        raise DataError(f"{str(path)!r} is not a fit that jaxmed saved, or is damaged ({error!r})") from error
     if verify:
         again = _loglik(fit)
         if not abs(again - fit.loglik) <= 1e-9 * (1 + abs(fit.loglik)):
@@ -376,16 +337,8 @@ def load(path: str | Path, verify: bool = False) -> Fit:
     return fit
 
 
-def _load_moments(stored: Any, intake: Intake) -> Moments:
-    header = json.loads(stored["moments"].tobytes())
-    patterns = tuple(Pattern(tuple(observed), stored[f"products{k}"]) for k, observed in enumerate(header["observed"]))
-    return Moments(tuple(header["columns"]), stored["shift"], stored["scale"], stored["clusters"], patterns, intake)
-
-
 def _loglik(fit: Fit) -> float:
     """Log likelihood at the fit's estimates, evaluated from its moments."""
-    if fit.moments is None:
-        raise FitError("this fit was saved without its moments, so its likelihood cannot be evaluated again")
     layout = make_layout(fit.system, fit.moments, fit.reml)
     data = likelihood.make_data(fit.moments.table, fit.moments.intake.used)
     return make_scale(fit.system, layout, fit.moments).loglik - float(_value(layout, fit.theta, data))
@@ -395,73 +348,3 @@ def _loglik(fit: Fit) -> float:
 @partial(jax.jit, static_argnums=0)
 def _value(layout: Layout, theta: Array, data: Data) -> Array:
     return likelihood.value(layout, *root_and_precision(layout, theta), data)
-
-
-@float64
-@partial(jax.jit, static_argnums=0)
-def _predict(layout: Layout, theta: Array, beta: Array, data: Data) -> likelihood.Predictions:
-    return likelihood.predict(layout, *root_and_precision(layout, theta), beta, data)
-
-
-def _ranef_table(
-    fit: Fit, layout: Layout, scale: Scale, beta_cov: Floats, found: likelihood.Predictions
-) -> pd.DataFrame:
-    """Predictions on the user's scale; prediction-error covariance from beta's and the conditional one."""
-    assert fit.moments is not None
-    n_clusters, at = fit.moments.n_clusters, list(layout.random)
-    unit = scale.linear[np.ix_(at, at)]
-    deviation = unit @ found.effects[:, :n_clusters]
-    conditional = np.einsum("ab,bcj,dc->adj", unit, found.covariance[:, :, :n_clusters], unit)
-    moved = np.einsum("ab,bpj->apj", unit, found.sensitivity[:, :, :n_clusters])
-    columns: dict[str, Floats] = {}
-    error = conditional + np.einsum("apj,pr,brj->abj", moved, beta_cov, moved)
-    for k, label in enumerate(fit.system.random_labels):
-        columns[label] = deviation[k]
-        columns[f"{label}_se"] = np.sqrt(error[k, k])
-    if isinstance(fit.spec, Mediation):
-        columns |= _path_columns(fit, fit.spec, layout, scale, beta_cov, deviation, conditional, moved)
-    return pd.DataFrame(columns, index=pd.Index(fit.moments.clusters, name=fit.system.cluster))
-
-
-def _path_columns(
-    fit: Fit,
-    spec: Mediation,
-    layout: Layout,
-    scale: Scale,
-    beta_cov: Floats,
-    deviation: Floats,
-    conditional: Floats,
-    moved: Floats,
-) -> dict[str, Floats]:
-    """a_j, b_j and E[a_j b_j | data] with prediction-error standard errors.
-
-    A fixed-effect error d beta enters a_j as (row of ``linear`` - ``moved``) d beta. The product of two normals has
-    variance a^2 Vb + b^2 Va + 2ab Cab + Va Vb + Cab^2.
-    """
-    labels, random = list(fit.system.labels), list(fit.system.random_labels)
-    value, slope, inner = {}, {}, {}
-    for name in ("a", "b"):
-        label = spec.paths[name]
-        row = scale.linear[labels.index(label)][:, None] * np.ones(deviation.shape[1])
-        k = random.index(label) if label in random else None
-        value[name] = np.full(deviation.shape[1], fit.params[label]) + (0 if k is None else deviation[k])
-        slope[name] = row if k is None else row - moved[k]
-        inner[name] = k
-
-    def covariance(one: str, other: str) -> Floats:
-        between = np.einsum("pj,pr,rj->j", slope[one], beta_cov, slope[other])
-        if inner[one] is None or inner[other] is None:
-            return between
-        return between + conditional[inner[one], inner[other]]
-
-    var_a, var_b, cov = covariance("a", "a"), covariance("b", "b"), covariance("a", "b")
-    a, b = value["a"], value["b"]
-    product = a**2 * var_b + b**2 * var_a + 2 * a * b * cov + var_a * var_b + cov**2
-    return {
-        "a": a,
-        "a_se": np.sqrt(var_a),
-        "b": b,
-        "b_se": np.sqrt(var_b),
-        "ab": a * b + cov,
-        "ab_se": np.sqrt(product),
-    }

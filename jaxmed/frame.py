@@ -228,13 +228,13 @@ def _check_values(prepared: nw.LazyFrame[Any], at: str, column: Column, rows: in
     if math.inf in (column.maximum, -column.minimum):
         infinite = len(_collect(prepared.filter(nw.col(at).abs() == math.inf).select(at)))
         raise DataError(
-            f"column {column.name!r} has {infinite} infinite values among {rows} rows; only finite numbers are allowed: "
-            "set them to missing or remove these rows"
+            f"column {column.name!r} has {infinite} infinite values among {rows} rows; only finite numbers are "
+            "allowed: set them to missing or remove these rows"
         )
     if column.minimum == column.maximum:
         raise DataError(
-            f"column {column.name!r} is constant (every value is {column.minimum:g}), so its effect cannot be told from "
-            "the intercept; remove it from the model or check how it was read"
+            f"column {column.name!r} is constant (every value is {column.minimum:g}), so its effect cannot be told "
+            "from the intercept; remove it from the model or check how it was read"
         )
 
 
@@ -310,27 +310,24 @@ def _to_moments(
     clusters, cluster_at = np.unique(labels, return_inverse=True)
     if len(clusters) < 2:
         raise DataError(
-            f"the cluster column {system.cluster!r} has one cluster ({clusters[0]!r}); a multilevel model needs at least "
-            "two, and some tens to estimate how effects vary"
+            f"the cluster column {system.cluster!r} has one cluster ({clusters[0]!r}); a multilevel model needs at "
+            "least two, and some tens to estimate how effects vary"
         )
     code = collected["pattern"].to_numpy().astype(np.int64)
     products = np.stack([collected[f"p{at}"].to_numpy().astype(np.float64) for at in range(_n_pairs(len(columns)))])
     patterns = []
-    for value in np.unique(code):
-        groups = [group for e, group in enumerate(system.groups) if value >> e & 1]
+    for bits in np.unique(code):
+        groups = [group for e, group in enumerate(system.groups) if bits >> e & 1]
         observed = tuple(name for name in columns if any(name in group for group in groups))
-        keep = [0, *(1 + columns.index(name) for name in observed)]
-        packed = _packed_rows(len(columns) + 1, keep)
+        packed = _packed_rows(len(columns) + 1, [0, *(1 + columns.index(name) for name in observed)])
         table = np.zeros((len(packed), len(clusters)))
-        chosen = code == value
+        chosen = code == bits
         table[:, cluster_at[chosen]] = products[np.ix_(packed, chosen)]
         patterns.append(Pattern(observed, table))
-    counts = [
-        int(sum(p.products[0].sum() for p in patterns if set(group) <= set(p.observed))) for group in system.groups
-    ]
+    used = [sum(p.products[0].sum() for p in patterns if set(group) <= set(p.observed)) for group in system.groups]
     missing = {name: column.missing for name, column in summaries.items()} | {system.cluster: missing_cluster}
     used_rows = int(sum(pattern.products[0].sum() for pattern in patterns))
-    intake = Intake(rows=rows, used=tuple(counts), missing=missing, dropped=rows - used_rows)
+    intake = Intake(rows=rows, used=tuple(int(count) for count in used), missing=missing, dropped=rows - used_rows)
     return Moments(
         columns, shift, scale, clusters, tuple(sorted(patterns, key=lambda pattern: pattern.observed)), intake
     )
@@ -349,7 +346,7 @@ def _packed_rows(size: int, keep: list[int]) -> NDArray[np.int64]:
 def _labels(series: nw.Series[Any], name: str) -> NDArray[np.generic]:
     """Cluster ids as a sortable NumPy array: integers, text or dates as they are, whole floats as integers."""
     dtype = series.dtype
-    if isinstance(dtype, nw.Object) or isinstance(dtype, nw.String):
+    if isinstance(dtype, (nw.Object, nw.String)):
         values = series.to_list()
         kinds = sorted({type(value).__name__ for value in values})
         if len(kinds) > 1:

@@ -79,18 +79,11 @@ def is_singular(layout: Layout, theta: Floats, mean_square: Floats) -> bool:
     return bool(np.linalg.eigvalsh(matrix * unit[:, None] * unit)[0] < SINGULAR_EIGENVALUE)
 
 
-class NullModel(NamedTuple):
-    """Log likelihood without random effects, and its number of variance parameters."""
+def null_models(system: System, moments: Moments, reml: bool) -> tuple[tuple[float, int], tuple[float, int]]:
+    """(log likelihood, number of residual variances) of the system without random effects.
 
-    loglik: float
-    n_variances: int
-
-
-def null_models(system: System, moments: Moments, reml: bool) -> tuple[NullModel, NullModel]:
-    """The system without random effects, (one residual variance per outcome, one for all outcomes together).
-
-    Closed form: ordinary least squares per equation from the summed cross-products. The second is the
-    "linear regression" that a stacked model is tested against in Stata.
+    First with one residual variance per outcome, then with one for all outcomes together: the "linear regression" that
+    a stacked model is tested against in Stata. Closed form, ordinary least squares from the summed cross-products.
     """
     scale = dict(zip(moments.columns, moments.scale, strict=True))
     rss, rows, fixed, logdet = [], [], [], []
@@ -109,4 +102,4 @@ def null_models(system: System, moments: Moments, reml: bool) -> tuple[NullModel
 
     each = sum(loglik(*one) for one in zip(rss, rows, fixed, logdet, strict=True))
     pooled = loglik(sum(rss), sum(rows), sum(fixed), sum(logdet))
-    return NullModel(each, len(rss)), NullModel(pooled, 1)
+    return (each, len(rss)), (pooled, 1)

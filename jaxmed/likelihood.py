@@ -15,7 +15,8 @@ contribute exactly nothing.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from jaxmed import linalg
 from jaxmed.params import Layout
 
 BLOCK = 128
+Sums = TypeVar("Sums", bound=tuple[Array, ...])
 
 
 class Data(NamedTuple):
@@ -81,7 +83,8 @@ def make_data(table: NDArray[np.float64], n_rows: tuple[int, ...]) -> Data:
         padded = padded + padded // 2 if (padded & (padded - 1)) == 0 and padded > 1 else -(-padded * 4 // 3)
     wide = np.zeros((len(table), padded * BLOCK))
     wide[:, :n_clusters] = table
-    return Data(wide, np.int64(n_blocks), np.asarray(n_rows, dtype=np.float64))
+    # NumPy until a compiled program takes them in: float64 arrays cannot exist outside the float64 scope.
+    return Data(wide, np.int64(n_blocks), np.asarray(n_rows, dtype=np.float64))  # type: ignore[arg-type]
 
 
 # The model of one block ----------------------------------------------------------------------------------------------
@@ -154,12 +157,12 @@ def negative_loglik(layout: Layout, root: Array, tau: Array, data: Data) -> Arra
 # Blocked evaluation --------------------------------------------------------------------------------------------------
 
 
-def _over_blocks(data: Data, body, zeros):
+def _over_blocks(data: Data, body: Callable[[Array], Sums], zeros: Sums) -> Sums:
     """Sum ``body(block)`` over the blocks of clusters."""
 
-    def step(index: Array, sums: tuple[Array, ...]) -> tuple[Array, ...]:
+    def step(index: Array, sums: Sums) -> Sums:
         block = lax.dynamic_slice_in_dim(data.table, index * BLOCK, BLOCK, axis=1)
-        return tuple(a + b for a, b in zip(sums, body(block), strict=True))
+        return jax.tree.map(jnp.add, sums, body(block))
 
     return lax.fori_loop(0, data.n_blocks, step, zeros)
 

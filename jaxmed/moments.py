@@ -84,6 +84,7 @@ class Moments:
 
     @property
     def n_clusters(self) -> int:
+        """Number of clusters."""
         return len(self.clusters)
 
     @property
@@ -118,7 +119,7 @@ class Moments:
         return self.cross_products(("1", *columns))[0, 0]
 
     def rescaled(self, shift: Floats, scale: Floats) -> Moments:
-        """The same moments with other working columns, by a linear map of each cross-product matrix (no data needed)."""
+        """The same moments with other working columns, by a linear map per cross-product matrix (no data needed)."""
         patterns = []
         for pattern in self.patterns:
             at = [self.columns.index(name) for name in pattern.observed]

@@ -5,7 +5,8 @@ Everything is plain array arithmetic inside ``lax.while_loop``, so that a whole 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -118,11 +119,11 @@ def _lbfgs(layout: Layout, data: Data, start: Array, trace: Array) -> tuple[Arra
     search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=20)
     solver = optax.lbfgs(memory_size=10, linesearch=search)
 
-    def going(state):
+    def going(state: tuple[Any, ...]) -> Array:
         _, _, _, gain, count, _ = state
         return (count < WARM_UP) & (gain * total > 0.1)
 
-    def step(state):
+    def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
         theta, inner, last, _, count, trace = state
         value, gradient = objective_and_gradient(theta)
         trace = trace.at[count].set(jnp.stack([0.0, value * total, jnp.nan]))
@@ -151,7 +152,7 @@ def _at(layout: Layout, data: Data, theta: Array) -> _Point:
     return _Point(theta, evaluation, gradient, hessian)
 
 
-def chain(to_core, theta: Array, evaluation: Evaluation) -> tuple[Array, Array]:
+def chain(to_core: Callable[[Array], Array], theta: Array, evaluation: Evaluation) -> tuple[Array, Array]:
     """Gradient and Hessian in theta of f(to_core(theta)), from those in the core parameters."""
     jacobian = jax.jacfwd(to_core)(theta)
     bend = jax.hessian(lambda t: jnp.sum(to_core(t) * evaluation.gradient))(theta)
@@ -171,22 +172,22 @@ def _newton(layout: Layout, data: Data, start: Array, n_warm: Array, trace: Arra
     identity = jnp.eye(n)
 
     def factor(hessian: Array, ridge: Array) -> tuple[Array, Array]:
-        def failed(state):
+        def failed(state: tuple[Array, Array]) -> Array:
             matrix, ridge = state
             return ~jnp.all(jnp.isfinite(matrix)) & (ridge < 1e8)
 
-        def again(state):
+        def again(state: tuple[Array, Array]) -> tuple[Array, Array]:
             _, ridge = state
             ridge = jnp.maximum(10 * ridge, 1e-4)
             return linalg.cholesky(hessian + ridge * identity), ridge
 
         return lax.while_loop(failed, again, (linalg.cholesky(hessian + ridge * identity), ridge))
 
-    def going(state):
+    def going(state: tuple[Any, ...]) -> Array:
         _, _, _, status, count, _ = state
         return (status < 0) & (count < max_iter)
 
-    def step(state):
+    def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
         point, ridge, _, status, count, trace = state
         gradient, hessian, unit = _scaled(point)
         root, used = factor(hessian, ridge)

@@ -75,16 +75,15 @@ def make_layout(system: System, moments: Moments, reml: bool) -> Layout:
     labels = system.labels
     random = tuple(labels.index(label) for label in system.random_labels)
     owner = [e for e, equation in enumerate(system.equations) for _ in equation.random]
-    allowed = {
-        "unstructured": lambda a, b: True,
-        "diagonal": lambda a, b: a == b,
-        "block": lambda a, b: owner[a] == owner[b],
-    }[system.covariance]
-    free = tuple((a, b) for a in range(len(random)) for b in range(a + 1) if allowed(a, b))
+    pairs = [(a, b) for a in range(len(random)) for b in range(a + 1)]
+    if system.covariance == "diagonal":
+        pairs = [(a, b) for a, b in pairs if a == b]
+    elif system.covariance == "block":
+        pairs = [(a, b) for a, b in pairs if owner[a] == owner[b]]
     rows = tuple(moments.rows_of((*equation.predictors, equation.outcome)) for equation in system.equations)
     nested = tuple(tuple(tuple(tuple(int(at) for at in row) for row in term) for term in terms) for terms in rows)
     sizes = tuple(len(equation.predictors) for equation in system.equations)
-    return Layout(sizes, random, free, nested, reml)
+    return Layout(sizes, random, tuple(pairs), nested, reml)
 
 
 def lower(layout: Layout, entries: Array) -> Array:

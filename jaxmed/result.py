@@ -213,8 +213,8 @@ class Estimates:
         text = Status(self.status).message
         if self.singular:
             text += (
-                "; singular: a random-effect variance is zero or a correlation is one, so standard errors of (co)variances "
-                "and intervals that rest on normality are rough; consider fewer random effects"
+                "; singular: a random-effect variance is zero or a correlation is one, so standard errors of "
+                "(co)variances and intervals that rest on normality are rough; consider fewer random effects"
             )
         if not np.all(np.isfinite(self.joint)):
             text += (
@@ -267,7 +267,7 @@ class Estimates:
         covariance = self.covariance(kind)[np.ix_(at, at)]
         if not np.all(np.isfinite(covariance)):
             return TestResult(float("nan"), len(at), float("nan"), f"{', '.join(terms)} = 0")
-        statistic = self.values[at] @ np.linalg.solve(covariance, self.values[at])
+        statistic = float(self.values[at] @ np.linalg.solve(covariance, self.values[at]))
         return chi_squared(statistic, len(at), f"{', '.join(terms)} = 0")
 
     # Plain data ------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from jaxmed._runtime import float64
 from jaxmed.errors import SpecError
@@ -17,7 +18,7 @@ from jaxmed.spec import INTERCEPT, Mediation, System
 
 @float64
 def _normal(seed: int, stream: int, shape: tuple[int, ...]) -> Floats:
-    """Standard normal draws of one stream; the same for the same (seed, stream) on every backend."""
+    """Standard normal draws of one stream; to rounding the same on every backend."""
     key = jax.random.fold_in(jax.random.key(seed), stream)
     return jax.random.normal(key, shape, dtype=jnp.float64)  # type: ignore[return-value]
 
@@ -28,7 +29,7 @@ def rows(
     random_cov: Floats,
     residual_var: Mapping[str, float],
     exogenous: Mapping[str, Floats],
-    cluster: Floats,
+    cluster: NDArray[np.int64],
     seed: int,
 ) -> dict[str, Floats]:
     """Draw the outcomes of a system, equation after equation, each from the outcomes drawn before it.
@@ -82,7 +83,7 @@ def simulate(*, clusters: int = 100, size: int = 8, seed: int) -> pd.DataFrame:
     clusters, size : int
         Number of clusters, rows in each.
     seed : int
-        Same seed, same data, on every machine.
+        Same seed, same data, to rounding on every machine.
 
     Raises
     ------

@@ -16,7 +16,7 @@ from jaxmed.spec import Mediation
 
 SE_NOTES = {
     "joint": "Standard errors: joint (fixed effects, covariances and residual variances estimated together).",
-    "bauer": "Standard errors: block, and the effect formulas of Bauer, Preacher & Gil (2006), as the Stata example prints.",
+    "bauer": "Standard errors: block, with the effect formulas of Bauer, Preacher & Gil (2006), as Stata prints.",
 }
 
 
@@ -45,10 +45,9 @@ def fixed(value: float, digits: int) -> str:
 def text(fit: Estimates, effects: pd.DataFrame | None, se: str, level: float) -> str:
     """The whole summary as plain text."""
     title, facts, tables, notes = _content(fit, effects, se, level)
-    parts = [title, "=" * len(title), _columns(facts)]
-    for table in tables:
-        parts.append(f"{table.title}\n{_align(table.cells)}" + (f"\n{table.note}" if table.note else ""))
-    return "\n\n".join(["\n".join(parts[:2]), *parts[2:], "\n".join(notes)]) + "\n"
+    parts = [f"{title}\n{'=' * len(title)}", _columns(facts)]
+    parts += ["\n".join(filter(None, [table.title, _align(table.cells), table.note])) for table in tables]
+    return "\n\n".join([*parts, "\n".join(notes)]) + "\n"
 
 
 def html(fit: Estimates, effects: pd.DataFrame | None, se: str, level: float) -> str:
@@ -137,7 +136,7 @@ def _coefficients(table: pd.DataFrame, level: float) -> pd.DataFrame:
 
 
 def _variances(fit: Estimates, critical: float, level: float, se: str) -> pd.DataFrame:
-    """Variances with limits from the log scale, covariances with symmetric ones; variances first, as Stata lists them."""
+    """Variances with limits from the log scale, then covariances with symmetric ones, in Stata's order."""
     random = fit.system.random_labels
     g, g_se = fit.random_cov.to_numpy(), fit.random_cov_se.to_numpy()
     names, estimate, error = [], [], []
@@ -152,10 +151,9 @@ def _variances(fit: Estimates, critical: float, level: float, se: str) -> pd.Dat
                 estimate.append(g[row, col])
                 error.append(g_se[row, col])
     n_covariances = len(names) - len(random)
-    for outcome, value in fit.residual_var.items():
-        names.append(f"var(residual {outcome})")
-        estimate.append(value)
-        error.append(fit.residual_var_se[outcome])
+    names += [f"var(residual {outcome})" for outcome in fit.system.outcomes]
+    estimate += fit.residual_var.to_list()
+    error += fit.residual_var_se.to_list()
     if se == "bauer" and isinstance(fit.spec, Mediation):
         difference = fit.residual_var.iloc[0] - fit.residual_var.iloc[1]
         at = fit.joint[-2:, -2:]
