@@ -140,10 +140,7 @@ def _assemble(
 ) -> Fit:
     """Estimates on the user's scale, with everything a reader asks of them."""
     theta = np.asarray(solution.theta)
-    scale = make_scale(system, layout, moments)
-    offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])
     counts = [moments.row_counts(group) for group in system.groups]
-    sizes = np.sum(counts, axis=0)
     mean_square = np.array(
         [
             moments.cross_products((name,))[0, 0].sum() / counts[e].sum()
@@ -151,6 +148,13 @@ def _assemble(
             for name in equation.random
         ]
     )
+    singular = inference.is_singular(layout, theta, mean_square)
+    reduced_rank = singular and not np.all(np.isfinite(found.joint))
+    if reduced_rank:
+        found = inference.rank_constrained(layout, theta, solution.evaluation)
+    scale = make_scale(system, layout, moments)
+    offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])
+    sizes = np.sum(counts, axis=0)
     null, null_pooled = inference.null_models(system, moments, layout.reml)
     made = int(np.sum(np.isfinite(solution.trace[:, 1])))
     fit = Fit(
@@ -170,7 +174,8 @@ def _assemble(
         n_iter=int(solution.n_iter),
         grad_norm=float(solution.grad_norm),
         decrement=float(solution.decrement),
-        singular=inference.is_singular(layout, theta, mean_square),
+        singular=singular,
+        reduced_rank=reduced_rank,
         trace=tuple((int(stage), float(f), float(left)) for stage, f, left in solution.trace[:made]),
         theta=theta,
         moments=moments,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +17,7 @@ from jaxmed.spec import System
 
 SINGULAR_EIGENVALUE = 1e-6  # of the correlation matrix of the random effects
 SINGULAR_VARIANCE = 1e-9  # of a random effect's share, relative to the residual variance
+FLAT = 1e-9  # relative curvature below which a direction of the root is flat
 
 
 class Covariances(NamedTuple):
@@ -38,8 +39,8 @@ def covariances(layout: Layout, theta: Array, evaluation: Evaluation) -> Covaria
 
     With C = (X'V^-1X)^-1, V_theta the inverse exact Hessian of the profiled negative log likelihood in
     (vech G, sigma^2) and D = d beta / d theta: joint = [C + D V D', D V; V D', V], block = [C, 0; 0, V]. For ML the
-    joint covariance is the inverse of the Hessian of the full likelihood in (beta, G, sigma^2). Everything is NaN
-    where that Hessian is not positive definite.
+    joint covariance is the inverse of the Hessian of the full likelihood in (beta, G, sigma^2). Where that Hessian is
+    not positive definite everything that involves V is NaN; see :func:`rank_constrained`.
     """
     n_free = len(layout.free)
     values = natural(layout, theta)
@@ -51,11 +52,53 @@ def covariances(layout: Layout, theta: Array, evaluation: Evaluation) -> Covaria
     unit = 1 / jnp.sqrt(jnp.abs(jnp.diagonal(hessian)))
     inner = linalg.inverse(hessian * unit[:, None] * unit) * unit[:, None] * unit
     slope = evaluation.beta_jacobian / jnp.concatenate([jnp.ones(n_free), -(values[n_free:] ** 2)])
+    return _assembled(jnp, evaluation, slope, values, inner)
+
+
+def _assembled(xp: Any, evaluation: Evaluation, slope: Any, values: Any, inner: Any) -> Covariances:
+    """Joint and block covariance from V_theta (``inner``) and D (``slope``), in NumPy or JAX."""
     cross = slope @ inner
-    zero = jnp.zeros_like(cross)
-    joint = jnp.block([[evaluation.beta_cov + cross @ slope.T, cross], [cross.T, inner]])
-    block = jnp.block([[evaluation.beta_cov, zero], [zero.T, inner]])
-    return Covariances(jnp.concatenate([evaluation.beta, values]), joint, block)
+    zero = xp.zeros_like(cross)
+    joint = xp.block([[evaluation.beta_cov + cross @ slope.T, cross], [cross.T, inner]])
+    block = xp.block([[evaluation.beta_cov, zero], [zero.T, inner]])
+    return Covariances(xp.concatenate([evaluation.beta, values]), joint, block)
+
+
+def rank_constrained(layout: Layout, theta: Floats, evaluation: Evaluation) -> Covariances:
+    """Covariances at a singular G with its rank taken as known.
+
+    At the boundary the Hessian in G can be indefinite: the likelihood would rise towards matrices that are no
+    covariances. The Hessian in the root L (G = LL') is positive semi-definite there, and flat only along roots of one
+    and the same G. Its pseudo-inverse, carried over to (G, sigma^2), is the covariance among matrices of that rank; for
+    a regular G it equals the inverse Hessian in (G, sigma^2).
+    """
+    n_free = len(layout.free)
+    row, col = np.array(layout.free, dtype=int).reshape(-1, 2).T
+    root = np.zeros((layout.n_random, layout.n_random))
+    root[row, col] = theta[:n_free]
+    variance = np.exp(2 * theta[n_free:])
+    values = np.concatenate([(root @ root.T)[row, col], variance])
+    # Derivatives of the core parameters (free entries of G, tau = 1 / variance) in (L, log sd).
+    jacobian = np.zeros((layout.n_theta, layout.n_theta))
+    for k, (i, j) in enumerate(layout.free):
+        moved = np.zeros_like(root)
+        moved[i] += root[:, j]
+        moved[:, i] += root[:, j]
+        jacobian[:n_free, k] = moved[row, col]
+    at_tau = np.arange(n_free, layout.n_theta)
+    jacobian[at_tau, at_tau] = -2 / variance
+    weight = np.zeros_like(root)
+    weight[row, col] = weight[col, row] = evaluation.gradient[:n_free] * np.where(row == col, 1.0, 0.5)
+    bend = np.zeros_like(jacobian)
+    bend[:n_free, :n_free] = 2 * weight[np.ix_(row, row)] * (col[:, None] == col)
+    bend[at_tau, at_tau] = evaluation.gradient[n_free:] * 4 / variance
+    hessian = jacobian.T @ evaluation.hessian @ jacobian + bend
+    unit = 1 / np.sqrt(np.maximum(np.abs(np.diag(hessian)), 1e-12 * np.abs(np.diag(hessian)).max()))
+    inverse = np.linalg.pinv(hessian * unit[:, None] * unit, rcond=FLAT, hermitian=True) * unit[:, None] * unit
+    jacobian[at_tau, at_tau] = 2 * variance  # from here on to residual variances instead of tau
+    inner = jacobian @ inverse @ jacobian.T
+    slope = evaluation.beta_jacobian / np.concatenate([np.ones(n_free), -(variance**2)])
+    return _assembled(np, evaluation, slope, values, inner)
 
 
 def is_singular(layout: Layout, theta: Floats, mean_square: Floats) -> bool:

@@ -72,6 +72,8 @@ class Estimates:
         How the optimiser ended; see :class:`jaxmed.errors.Status`.
     singular : bool
         G is at its boundary: a variance of zero or a correlation of one.
+    reduced_rank : bool
+        Covariances take the rank of a singular G as known, because the Hessian in G itself is indefinite there.
     trace : tuple of (int, float, float)
         Stage, negative log likelihood and Newton decrement by iteration, on the working scale.
     """
@@ -93,6 +95,7 @@ class Estimates:
     grad_norm: float
     decrement: float
     singular: bool
+    reduced_rank: bool
     trace: tuple[tuple[int, float, float], ...] = field(repr=False)
 
     # Names -----------------------------------------------------------------------------------------------------------
@@ -216,7 +219,9 @@ class Estimates:
                 "; singular: a random-effect variance is zero or a correlation is one, so standard errors of "
                 "(co)variances and intervals that rest on normality are rough; consider fewer random effects"
             )
-        if not np.all(np.isfinite(self.joint)):
+        if self.reduced_rank:
+            text += "; standard errors take the rank of the random-effects covariance as known"
+        elif not np.all(np.isfinite(self.joint)):
             text += (
                 "; the Hessian in (G, residual variances) is not positive definite, so joint standard errors are not "
                 "available: block standard errors of the fixed effects are"
@@ -302,6 +307,7 @@ class Estimates:
             "status": self.status,
             "message": self.message,
             "singular": self.singular,
+            "reduced_rank": self.reduced_rank,
             "n_iter": self.n_iter,
             "grad_norm": _plain(self.grad_norm),
             "decrement": _plain(self.decrement),
@@ -333,6 +339,7 @@ def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
         "grad_norm": _number(plain["grad_norm"]),
         "decrement": _number(plain["decrement"]),
         "singular": bool(plain["singular"]),
+        "reduced_rank": bool(plain["reduced_rank"]),
         "trace": tuple((int(a), _number(b), _number(c)) for a, b, c in plain["trace"]),
     }
 
