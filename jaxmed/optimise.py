@@ -159,6 +159,14 @@ def chain(to_core: Callable[[Array], Array], theta: Array, evaluation: Evaluatio
     return evaluation.gradient @ jacobian, jacobian.T @ evaluation.hessian @ jacobian + bend
 
 
+def _nowhere(layout: Layout, theta: Array) -> _Point:
+    """A point at theta that anything finite improves on, from which the Newton step is zero."""
+    n, p = layout.n_theta, layout.n_fixed
+    flat, identity = jnp.zeros(n), jnp.eye(n)
+    evaluation = Evaluation(jnp.asarray(jnp.inf), flat, identity, jnp.zeros(p), jnp.zeros((p, p)), jnp.zeros((p, n)))
+    return _Point(theta, evaluation, flat, identity)
+
+
 def _scaled(point: _Point) -> tuple[Array, Array, Array]:
     """Gradient and Hessian in coordinates of unit curvature, and the scale itself."""
     diagonal = jnp.abs(jnp.diagonal(point.hessian))
@@ -204,10 +212,13 @@ def _newton(layout: Layout, data: Data, start: Array, n_warm: Array, trace: Arra
         # Within rounding of f the gradient decides: a step that does not shrink it has nothing left to gain.
         smaller = jnp.sum((candidate.gradient * unit) ** 2) <= jnp.sum(gradient**2)
         accepted = accepted & ((predicted > noise) | smaller)
-        certified = definite & (decrement < CERTIFICATE)
+        fresh = ~jnp.isfinite(f)
+        accepted = accepted | (fresh & finite)
+        certified = definite & (decrement < CERTIFICATE) & ~fresh
         done = certified & ((decrement < TARGET) | ~accepted)
         stuck = ~accepted & (used >= 1e8)
         status = jnp.where(done, Status.CONVERGED, jnp.where(stuck, Status.STALLED, status))
+        status = jnp.where(fresh & ~finite, Status.NOT_FINITE, status)
         good = gained > 0.7 * predicted
         ridge = jnp.where(
             accepted,
@@ -216,14 +227,15 @@ def _newton(layout: Layout, data: Data, start: Array, n_warm: Array, trace: Arra
         )
         ridge = jnp.where(ridge < 1e-7, RIDGE, ridge)
         point = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), candidate, point)
-        trace = trace.at[n_warm + count].set(jnp.stack([1.0, f, decrement]))
+        logged = jnp.where(fresh, trace.shape[0], n_warm + count)  # the first pass only evaluates; out of range, no row
+        trace = trace.at[logged].set(jnp.stack([1.0, f, decrement]), mode="drop")
         return point, ridge, decrement, status, count + 1, trace
 
-    first = _at(layout, data, start)
-    usable = jnp.isfinite(first.evaluation.value) & jnp.all(jnp.isfinite(first.hessian))
-    status = jnp.where(usable, -1, Status.NOT_FINITE)
-    state = (first, jnp.asarray(RIDGE), jnp.asarray(jnp.inf), status, jnp.asarray(0), trace)
+    # The start is "accepted" by a first pass through the loop with a step of zero from a point of infinite value, so
+    # that the evaluation is compiled once.
+    state = (_nowhere(layout, start), jnp.asarray(RIDGE), jnp.asarray(jnp.inf), jnp.asarray(-1), jnp.asarray(-1), trace)
     point, _, decrement, status, count, trace = lax.while_loop(going, step, state)
     status = jnp.where(status < 0, Status.MAX_ITERATIONS, status)
+    count = jnp.maximum(count, 0)
     grad_norm = jnp.max(jnp.abs(_scaled(point)[0]))
     return Solution(point.theta, point.evaluation, status, n_warm + count, grad_norm, decrement, trace)
