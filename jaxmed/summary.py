@@ -12,7 +12,7 @@ from jaxmed.errors import SpecError
 from jaxmed.intervals import critical_value, normal_table, variance_limits
 from jaxmed.moments import Floats
 from jaxmed.result import Estimates, TestResult
-from jaxmed.spec import Mediation
+from jaxmed.spec import Mediation, Spec
 
 SE_NOTES = {
     "joint": "Standard errors: joint (fixed effects, covariances and residual variances estimated together).",
@@ -88,7 +88,7 @@ def _content(
     critical = critical_value(level)
     tables = []
     if effects is not None:
-        tables.append(Table("Effects", _coefficients(effects, level)))
+        tables.append(Table("Effects", _coefficients(effects, level), _legend(spec)))
     coefficients = normal_table(
         list(fit.params.index), fit.params.to_numpy(), fit.standard_errors(kind).to_numpy(), critical
     )
@@ -103,6 +103,15 @@ def _content(
         notes.append("LR tests are conservative: variances are tested on their boundary.")
     notes.append(f"{fit.message[0].upper()}{fit.message[1:]} ({fit.n_iter} iterations).")
     return title, facts, tables, notes
+
+
+def _legend(spec: Spec) -> str:
+    if not isinstance(spec, Mediation):
+        return ""
+    return (
+        f"a: {spec.x} -> {spec.m}; b: {spec.m} -> {spec.y}; c_prime: {spec.x} -> {spec.y}; cov_ab: cov(a_j, b_j) between "
+        f"clusters;\nindirect: a b + cov_ab; total: indirect + c_prime"
+    )
 
 
 def _by_outcome(fit: Estimates) -> str:
