@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from jaxmed import linalg
+from jaxmed._runtime import float64
 from jaxmed.likelihood import Evaluation
 from jaxmed.moments import Floats, Moments
-from jaxmed.optimise import chain
-from jaxmed.params import Layout, natural
+from jaxmed.params import Layout, free_entries, root_and_precision, root_chain
 from jaxmed.spec import System
 
 SINGULAR_EIGENVALUE = 1e-6  # of the correlation matrix of the random effects
@@ -42,28 +42,18 @@ def covariances(layout: Layout, theta: Array, evaluation: Evaluation) -> Covaria
     joint covariance is the inverse of the Hessian of the full likelihood in (beta, G, sigma^2). Where that Hessian is
     not positive definite everything that involves V is NaN; see :func:`rank_constrained`.
     """
+    root, tau = root_and_precision(layout, theta)
     n_free = len(layout.free)
-    values = natural(layout, theta)
-
-    def to_core(people: Array) -> Array:
-        return jnp.concatenate([people[:n_free], 1 / people[n_free:]])
-
-    hessian = chain(to_core, values, evaluation)[1]
+    # From tau to residual variances s = 1 / tau: dtau/ds = -tau^2, d2tau/ds2 = 2 tau^3.
+    slope = jnp.concatenate([jnp.ones(n_free), -(tau**2)])
+    bend = jnp.concatenate([jnp.zeros(n_free), 2 * tau**3 * evaluation.gradient[n_free:]])
+    hessian = evaluation.hessian * slope[:, None] * slope + jnp.diag(bend)
     unit = 1 / jnp.sqrt(jnp.abs(jnp.diagonal(hessian)))
     inner = linalg.inverse(hessian * unit[:, None] * unit) * unit[:, None] * unit
-    slope = evaluation.beta_jacobian / jnp.concatenate([jnp.ones(n_free), -(values[n_free:] ** 2)])
-    return _assembled(jnp, evaluation, slope, values, inner)
+    return _assembled(layout, root, tau, evaluation, inner)
 
 
-def _assembled(xp: Any, evaluation: Evaluation, slope: Any, values: Any, inner: Any) -> Covariances:
-    """Joint and block covariance from V_theta (``inner``) and D (``slope``), in NumPy or JAX."""
-    cross = slope @ inner
-    zero = xp.zeros_like(cross)
-    joint = xp.block([[evaluation.beta_cov + cross @ slope.T, cross], [cross.T, inner]])
-    block = xp.block([[evaluation.beta_cov, zero], [zero.T, inner]])
-    return Covariances(xp.concatenate([evaluation.beta, values]), joint, block)
-
-
+@float64
 def rank_constrained(layout: Layout, theta: Floats, evaluation: Evaluation) -> Covariances:
     """Covariances at a singular G with its rank taken as known.
 
@@ -73,32 +63,26 @@ def rank_constrained(layout: Layout, theta: Floats, evaluation: Evaluation) -> C
     a regular G it equals the inverse Hessian in (G, sigma^2).
     """
     n_free = len(layout.free)
-    row, col = np.array(layout.free, dtype=int).reshape(-1, 2).T
-    root = np.zeros((layout.n_random, layout.n_random))
-    root[row, col] = theta[:n_free]
-    variance = np.exp(2 * theta[n_free:])
-    values = np.concatenate([(root @ root.T)[row, col], variance])
-    # Derivatives of the core parameters (free entries of G, tau = 1 / variance) in (L, log sd).
-    jacobian = np.zeros((layout.n_theta, layout.n_theta))
-    for k, (i, j) in enumerate(layout.free):
-        moved = np.zeros_like(root)
-        moved[i] += root[:, j]
-        moved[:, i] += root[:, j]
-        jacobian[:n_free, k] = moved[row, col]
-    at_tau = np.arange(n_free, layout.n_theta)
-    jacobian[at_tau, at_tau] = -2 / variance
-    weight = np.zeros_like(root)
-    weight[row, col] = weight[col, row] = evaluation.gradient[:n_free] * np.where(row == col, 1.0, 0.5)
-    bend = np.zeros_like(jacobian)
-    bend[:n_free, :n_free] = 2 * weight[np.ix_(row, row)] * (col[:, None] == col)
-    bend[at_tau, at_tau] = evaluation.gradient[n_free:] * 4 / variance
-    hessian = jacobian.T @ evaluation.hessian @ jacobian + bend
-    unit = 1 / np.sqrt(np.maximum(np.abs(np.diag(hessian)), 1e-12 * np.abs(np.diag(hessian)).max()))
+    root, tau = root_and_precision(layout, jnp.asarray(theta))
+    jacobian, curvature = root_chain(layout, root, jnp.arange(layout.n_random), tau, jnp.asarray(evaluation.gradient))
+    hessian = np.asarray(jacobian.T @ evaluation.hessian @ jacobian + curvature)
+    diagonal = np.abs(np.diag(hessian))
+    unit = 1 / np.sqrt(np.maximum(diagonal, 1e-12 * diagonal.max()))
     inverse = np.linalg.pinv(hessian * unit[:, None] * unit, rcond=FLAT, hermitian=True) * unit[:, None] * unit
-    jacobian[at_tau, at_tau] = 2 * variance  # from here on to residual variances instead of tau
-    inner = jacobian @ inverse @ jacobian.T
-    slope = evaluation.beta_jacobian / np.concatenate([np.ones(n_free), -(variance**2)])
-    return _assembled(np, evaluation, slope, values, inner)
+    to_variance = jnp.concatenate([jnp.ones(n_free), -1 / tau**2])
+    people = to_variance[:, None] * jacobian
+    return _assembled(layout, root, tau, evaluation, people @ inverse @ people.T)
+
+
+def _assembled(layout: Layout, root: Array, tau: Array, evaluation: Evaluation, inner: Array) -> Covariances:
+    """Estimates, joint and block covariance from V_theta (``inner``)."""
+    slope = evaluation.beta_jacobian * jnp.concatenate([jnp.ones(len(layout.free)), -(tau**2)])
+    cross = slope @ inner
+    zero = jnp.zeros_like(cross)
+    joint = jnp.block([[evaluation.beta_cov + cross @ slope.T, cross], [cross.T, inner]])
+    block = jnp.block([[evaluation.beta_cov, zero], [zero.T, inner]])
+    values = jnp.concatenate([evaluation.beta, free_entries(layout, root @ root.T), 1 / tau])
+    return Covariances(values, joint, block)
 
 
 def is_singular(layout: Layout, theta: Floats, mean_square: Floats) -> bool:

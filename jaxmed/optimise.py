@@ -5,7 +5,6 @@ Everything is plain array arithmetic inside ``lax.while_loop``, so that a whole 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +17,7 @@ from jaxmed import likelihood, linalg
 from jaxmed.errors import Status
 from jaxmed.likelihood import Data, Evaluation
 from jaxmed.moments import Floats, Moments
-from jaxmed.params import Layout, core, root_and_precision
+from jaxmed.params import Layout, free_entries, lower, root_and_precision, root_chain
 from jaxmed.spec import System
 
 WARM_UP = 30  # L-BFGS iterations at the most
@@ -57,9 +56,16 @@ class Solution(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """A point of the Newton iteration with derivatives in theta."""
+    """A point of the Newton iteration, with derivatives in local coordinates around it.
 
-    theta: Array
+    The root R of G = RR' is kept as a pivoted lower-triangular matrix: ordered by ``order`` its rows are triangular,
+    the largest remaining variance first. The directions in which G is nearly singular then lie in the last columns,
+    where the likelihood is a plain quadratic; with a fixed order they can hide in the middle and bend the way.
+    """
+
+    root: Array
+    order: Array
+    log_sd: Array
     evaluation: Evaluation
     gradient: Array
     hessian: Array
@@ -112,9 +118,10 @@ def _lbfgs(layout: Layout, data: Data, start: Array, trace: Array) -> tuple[Arra
         return likelihood.value(layout, *root_and_precision(layout, theta), data) / total
 
     def objective_and_gradient(theta: Array) -> tuple[Array, Array]:
-        value, gradient = likelihood.gradient(layout, *root_and_precision(layout, theta), data)
-        _, pullback = jax.vjp(lambda t: core(layout, t), theta)
-        return value / total, pullback(gradient)[0] / total
+        root, tau = root_and_precision(layout, theta)
+        value, gradient = likelihood.gradient(layout, root, tau, data)
+        jacobian, _ = root_chain(layout, root, jnp.arange(layout.n_random), tau, gradient)
+        return value / total, gradient @ jacobian / total
 
     search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=20)
     solver = optax.lbfgs(memory_size=10, linesearch=search)
@@ -145,26 +152,58 @@ def _lbfgs(layout: Layout, data: Data, start: Array, trace: Array) -> tuple[Arra
     return theta, count, trace
 
 
-def _at(layout: Layout, data: Data, theta: Array) -> _Point:
-    """Evaluate at theta and carry the derivatives over by the chain rule."""
-    evaluation = likelihood.evaluate(layout, *root_and_precision(layout, theta), data)
-    gradient, hessian = chain(lambda t: core(layout, t), theta, evaluation)
-    return _Point(theta, evaluation, gradient, hessian)
+def _at(layout: Layout, data: Data, root: Array, log_sd: Array) -> _Point:
+    """Evaluate at a root of G, pivot it, and carry the derivatives over by the chain rule."""
+    root, order = _triangular(layout, root, pivot=True)
+    tau = jnp.exp(-2 * log_sd)
+    evaluation = likelihood.evaluate(layout, root, tau, data)
+    jacobian, curvature = root_chain(layout, root, order, tau, evaluation.gradient)
+    gradient = evaluation.gradient @ jacobian
+    hessian = jacobian.T @ evaluation.hessian @ jacobian + curvature
+    return _Point(root, order, log_sd, evaluation, gradient, hessian)
 
 
-def chain(to_core: Callable[[Array], Array], theta: Array, evaluation: Evaluation) -> tuple[Array, Array]:
-    """Gradient and Hessian in theta of f(to_core(theta)), from those in the core parameters."""
-    jacobian = jax.jacfwd(to_core)(theta)
-    bend = jax.hessian(lambda t: jnp.sum(to_core(t) * evaluation.gradient))(theta)
-    return evaluation.gradient @ jacobian, jacobian.T @ evaluation.hessian @ jacobian + bend
+def _moved(layout: Layout, root: Array, order: Array, log_sd: Array, local: Array) -> tuple[Array, Array]:
+    """Root and log sd at local coordinates: free entries of a triangle added to the pivoted rows, and shifts."""
+    n_free = len(layout.free)
+    step = lower(layout, local[:n_free])
+    return root + jnp.zeros_like(root).at[order].set(step), log_sd + local[n_free:]
 
 
-def _nowhere(layout: Layout, theta: Array) -> _Point:
-    """A point at theta that anything finite improves on, from which the Newton step is zero."""
+def _triangular(layout: Layout, root: Array, *, pivot: bool) -> tuple[Array, Array]:
+    """Rotate a root of G (G = RR' stays) so that its rows are triangular, block by block of G.
+
+    Modified Gram-Schmidt on the rows. With ``pivot`` the row with the largest remainder comes first; returns the root
+    and the order of its rows.
+    """
+    result, order = jnp.zeros_like(root), jnp.arange(layout.n_random)
+    for block in layout.blocks:
+        at = np.array(block)
+        rest = root[np.ix_(at, at)]
+        columns, chosen = [], []
+        left = jnp.ones(len(block), dtype=bool)
+        for k in range(len(block)):
+            size = jnp.where(left, jnp.sum(rest**2, axis=1), -1.0)
+            row = jnp.argmax(size) if pivot else jnp.asarray(k)
+            norm = jnp.sqrt(jnp.maximum(size[row], 0.0))
+            direction = rest[row] / jnp.where(norm > 0, norm, 1.0)
+            column = jnp.where(left, rest @ direction, 0.0)
+            rest = rest - column[:, None] * direction
+            left = left & (jnp.arange(len(block)) != row)
+            rest = jnp.where(left[:, None], rest, 0.0)
+            columns.append(column)
+            chosen.append(row)
+        result = result.at[np.ix_(at, at)].set(jnp.stack(columns, axis=1))
+        order = order.at[at].set(at[0] + jnp.stack(chosen))
+    return result, order
+
+
+def _nowhere(layout: Layout, root: Array, log_sd: Array) -> _Point:
+    """A point that anything finite improves on, from which the Newton step is zero."""
     n, p = layout.n_theta, layout.n_fixed
     flat, identity = jnp.zeros(n), jnp.eye(n)
     evaluation = Evaluation(jnp.asarray(jnp.inf), flat, identity, jnp.zeros(p), jnp.zeros((p, p)), jnp.zeros((p, n)))
-    return _Point(theta, evaluation, flat, identity)
+    return _Point(root, jnp.arange(layout.n_random), log_sd, evaluation, flat, identity)
 
 
 def _scaled(point: _Point) -> tuple[Array, Array, Array]:
@@ -203,14 +242,15 @@ def _newton(layout: Layout, data: Data, start: Array, n_warm: Array, trace: Arra
         definite = used <= RIDGE
         decrement = jnp.where(definite, -gradient @ direction / 2, jnp.inf)
         predicted = -(gradient @ direction + direction @ hessian @ direction / 2)
-        candidate = _at(layout, data, point.theta + direction * unit)
+        moved = _moved(layout, point.root, point.order, point.log_sd, direction * unit)
+        candidate = _at(layout, data, *moved)
         f, following = point.evaluation.value, candidate.evaluation.value
         noise = 64 * jnp.finfo(f.dtype).eps * (1 + jnp.abs(f))
         gained = f - following
         finite = jnp.isfinite(following) & jnp.all(jnp.isfinite(candidate.hessian))
         accepted = finite & (gained >= 0.01 * predicted - noise)
         # Within rounding of f the gradient decides: a step that does not shrink it has nothing left to gain.
-        smaller = jnp.sum((candidate.gradient * unit) ** 2) <= jnp.sum(gradient**2)
+        smaller = jnp.sum(_scaled(candidate)[0] ** 2) <= jnp.sum(gradient**2)
         accepted = accepted & ((predicted > noise) | smaller)
         fresh = ~jnp.isfinite(f)
         accepted = accepted | (fresh & finite)
@@ -233,9 +273,13 @@ def _newton(layout: Layout, data: Data, start: Array, n_warm: Array, trace: Arra
 
     # The start is "accepted" by a first pass through the loop with a step of zero from a point of infinite value, so
     # that the evaluation is compiled once.
-    state = (_nowhere(layout, start), jnp.asarray(RIDGE), jnp.asarray(jnp.inf), jnp.asarray(-1), jnp.asarray(-1), trace)
+    root, tau = root_and_precision(layout, start)
+    nowhere = _nowhere(layout, root, -jnp.log(tau) / 2)
+    state = (nowhere, jnp.asarray(RIDGE), jnp.asarray(jnp.inf), jnp.asarray(-1), jnp.asarray(-1), trace)
     point, _, decrement, status, count, trace = lax.while_loop(going, step, state)
     status = jnp.where(status < 0, Status.MAX_ITERATIONS, status)
     count = jnp.maximum(count, 0)
     grad_norm = jnp.max(jnp.abs(_scaled(point)[0]))
-    return Solution(point.theta, point.evaluation, status, n_warm + count, grad_norm, decrement, trace)
+    root, _ = _triangular(layout, point.root, pivot=False)
+    theta = jnp.concatenate([free_entries(layout, root), point.log_sd])
+    return Solution(theta, point.evaluation, status, n_warm + count, grad_norm, decrement, trace)

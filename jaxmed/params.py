@@ -64,6 +64,12 @@ class Layout:
         """First fixed effect of each equation."""
         return tuple(int(start) for start in np.cumsum((0, *self.sizes[:-1])))
 
+    @property
+    def blocks(self) -> tuple[tuple[int, ...], ...]:
+        """Consecutive random effects that may covary: G is zero outside these blocks."""
+        first = [min(col for row, col in self.free if row == k) for k in range(self.n_random)]
+        return tuple(tuple(k for k in range(self.n_random) if first[k] == at) for at in sorted(set(first)))
+
     def random_of(self, equation: int) -> list[int]:
         """Positions among the q random effects of those of one equation."""
         first = self.starts[equation]
@@ -109,17 +115,36 @@ def root_and_precision(layout: Layout, theta: Array) -> tuple[Array, Array]:
     return lower(layout, theta[:n_free]), jnp.exp(-2 * theta[n_free:])
 
 
-def core(layout: Layout, theta: Array) -> Array:
-    """Optimiser's parameters -> (free entries of G, tau), the parameters that the likelihood differentiates in."""
-    root, tau = root_and_precision(layout, theta)
-    return jnp.concatenate([free_entries(layout, root @ root.T), tau])
+def root_chain(layout: Layout, root: Array, order: Array, tau: Array, gradient: Array) -> tuple[Array, Array]:
+    """Derivatives of the core parameters (free entries of G = RR', tau) in the root and the log residual sds.
 
+    Parameters
+    ----------
+    root : Array, shape (q, q)
+    order : Array, shape (q,)
+        The free entry (i, k) of a step is added to entry (order[i], k) of the root.
+    tau : Array, shape (E,)
+    gradient : Array, shape (n,)
+        Of some function f in the core parameters.
 
-def natural(layout: Layout, theta: Array) -> Array:
-    """Optimiser's parameters -> (free entries of G, residual variances), those that people read."""
-    values = core(layout, theta)
+    Returns
+    -------
+    jacobian : Array, shape (n, n)
+        Core parameters by coordinates: dG = e_i R_k' + R_k e_i' for entry (i, k), dtau = -2 tau.
+    curvature : Array, shape (n, n)
+        sum_c (df/dcore_c) d2core_c: the part of the Hessian that is due to the map.
+    """
     n_free = len(layout.free)
-    return jnp.concatenate([values[:n_free], 1 / values[n_free:]])
+    row, col = np.array(layout.free, dtype=int).reshape(-1, 2).T
+    moved = jnp.eye(layout.n_random)[order[row]][:, :, None] * root[:, col].T[:, None, :]
+    moved = moved + moved.swapaxes(1, 2)
+    weight = lower(layout, gradient[:n_free])
+    weight = weight + weight.T
+    in_g = weight[order[row][:, None], order[row]] * (col[:, None] == col)
+    corner = jnp.zeros((n_free, layout.n_equations))
+    jacobian = jnp.block([[moved[:, row, col].T, corner], [corner.T, jnp.diag(-2 * tau)]])
+    curvature = jnp.block([[in_g, corner], [corner.T, jnp.diag(4 * tau * gradient[n_free:])]])
+    return jacobian, curvature
 
 
 @dataclass(frozen=True)

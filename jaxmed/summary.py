@@ -109,8 +109,8 @@ def _legend(spec: Spec) -> str:
     if not isinstance(spec, Mediation):
         return ""
     return (
-        f"a: {spec.x} -> {spec.m}; b: {spec.m} -> {spec.y}; c_prime: {spec.x} -> {spec.y}; cov_ab: cov(a_j, b_j) between "
-        f"clusters;\nindirect: a b + cov_ab; total: indirect + c_prime"
+        f"a: {spec.x} -> {spec.m}; b: {spec.m} -> {spec.y}; c_prime: {spec.x} -> {spec.y};\n"
+        "cov_ab: cov(a_j, b_j) between clusters; indirect: a b + cov_ab; total: indirect + c_prime"
     )
 
 

@@ -38,8 +38,7 @@ def unbalanced(seed=UNBALANCED_SEED):
         m = np.round(m0 + a * (x - 50) + 2.0 * rng.standard_normal(n), 4)
         y = np.round(y0 + b * (m - 20) + c * (x - 50) + 3.0 * rng.standard_normal(n), 4)
         missing = rng.random(n) < 0.08
-        for k in range(n):
-            rows.append((f"s{j + 1:02d}", f"{x[k]:.2f}", f"{m[k]:.4f}", "" if missing[k] else f"{y[k]:.4f}"))
+        rows += [(f"s{j + 1:02d}", f"{x[k]:.2f}", f"{m[k]:.4f}", "" if missing[k] else f"{y[k]:.4f}") for k in range(n)]
     return [rows[k] for k in rng.permutation(len(rows))]
 
 
