@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from jaxmed.errors import SpecError
 from jaxmed.frame import open_frame, prepare, read, summarise, to_pandas
 from jaxmed.moments import Intake, Moments
-from jaxmed.spec import INTERCEPT, Spec, system_of
+from jaxmed.spec import INTERCEPT, Equation, Spec, System, system_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +76,10 @@ def describe(data: Any, spec: Spec) -> Description:
     """
     system = system_of(spec)
     frame = open_frame(data, (system.cluster, *system.columns))
-    summaries, rows, _ = summarise(prepare(frame, system), system)
-    moments = read(data, system)
+    # Every column on its own, so that its intraclass correlation uses every row that has it.
+    alone = System([Equation(name, [INTERCEPT]) for name in system.columns], system.cluster)
+    summaries, rows, _ = summarise(prepare(frame, alone), alone)
+    moments = read(data, alone)
     variables = pd.DataFrame(
         {
             name: {
@@ -91,7 +94,7 @@ def describe(data: Any, spec: Spec) -> Description:
             for name, column in summaries.items()
         }
     ).T.astype({"count": int, "missing": int})
-    sizes = np.sum([pattern.products[0] for pattern in moments.patterns], axis=0)
+    sizes = sum(pattern.products[0] for pattern in moments.patterns)
     clusters = pd.Series(
         {
             "n_clusters": moments.n_clusters,
@@ -101,7 +104,7 @@ def describe(data: Any, spec: Spec) -> Description:
             "max": sizes.max(),
         }
     )
-    return Description(variables, _correlations(moments), clusters, moments.intake)
+    return Description(variables, _correlations(moments), clusters, read(data, system).intake)
 
 
 def _icc(moments: Moments, name: str) -> float:
@@ -124,8 +127,9 @@ def _correlations(moments: Moments) -> pd.DataFrame:
         values = np.full((len(moments.columns),) * 2, np.nan)
     else:
         covariance = total[1:, 1:] - np.outer(total[1:, 0], total[0, 1:]) / total[0, 0]
-        unit = 1 / np.sqrt(np.diag(covariance))
-        values = covariance * unit[:, None] * unit
+        with np.errstate(divide="ignore", invalid="ignore"):  # a column may be constant where all are observed
+            unit = 1 / np.sqrt(np.diag(covariance))
+            values = covariance * unit[:, None] * unit
     return pd.DataFrame(values, index=list(moments.columns), columns=list(moments.columns))
 
 
@@ -152,10 +156,13 @@ def stack(data: Any, spec: Spec) -> pd.DataFrame:
     ['row', 'id', 'outcome', 'z', 's_m', 's_m:x', 's_y', 's_y:m', 's_y:x']
     """
     system = system_of(spec)
+    reserved = {"row", "outcome", "z", *(f"s_{outcome}" for outcome in system.outcomes)}
+    if system.cluster in reserved:
+        raise SpecError(f"the stacked table has a column {system.cluster!r} of its own; rename the cluster column")
     wide = to_pandas(prepare(open_frame(data, (system.cluster, *system.columns)), system))
     wide.columns = pd.Index([system.cluster, *system.columns])
     parts = []
-    for order, equation in enumerate(reversed(system.equations)):
+    for equation in reversed(system.equations):
         complete = wide[[system.cluster, *equation.columns]].notna().all(axis=1)
         used = wide[complete]
         part = {
@@ -170,6 +177,5 @@ def stack(data: Any, spec: Spec) -> pd.DataFrame:
                 head = f"s_{other.outcome}" if name == INTERCEPT else f"s_{other.outcome}:{name}"
                 value = np.ones(len(used)) if name == INTERCEPT else used[name].to_numpy(dtype=float)
                 part[head] = value if own else np.zeros(len(used))
-        parts.append(pd.DataFrame(part).assign(_order=order))
-    long = pd.concat(parts).sort_values(["row", "_order"], kind="stable").drop(columns="_order")
-    return long.reset_index(drop=True)
+        parts.append(pd.DataFrame(part))
+    return pd.concat(parts).sort_values("row", kind="stable", ignore_index=True)

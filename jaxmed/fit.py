@@ -48,9 +48,10 @@ def fit(
 
     Parameters
     ----------
-    data : frame or path
+    data : frame, path or Moments
         pandas, polars (eager or lazy), pyarrow, DuckDB or PySpark frame, or a path to .csv, .parquet, .dta, .feather.
-        One row per observation. Rows with a missing outcome still count in the other equation.
+        One row per observation. Rows with a missing outcome still count in the other equation. ``fit.moments`` of an
+        earlier fit stands for its data and saves reading it again.
     spec : Mediation or System, optional
         The model. Without it, the 1-1-1 model of ``x``, ``m``, ``y`` and ``cluster`` with all coefficients random.
     x, m, y, cluster : str, optional
@@ -86,13 +87,15 @@ def fit(
     ['a', 'b', 'c_prime', 'cov_ab', 'indirect', 'total']
     """
     spec = _spec(spec, x, m, y, cluster)
-    if isinstance(max_iter, bool) or not isinstance(max_iter, int) or max_iter < 1:
+    if isinstance(max_iter, bool) or not isinstance(max_iter, (int, np.integer)) or max_iter < 1:
         raise SpecError(f"max_iter={max_iter!r} must be a whole number of at least 1")
+    if not isinstance(reml, (bool, np.bool_)):
+        raise SpecError(f"reml={reml!r} must be True (REML) or False (maximum likelihood)")
     system = system_of(spec)
-    moments = data if isinstance(data, Moments) else read(data, system)
+    moments = data.for_system(system) if isinstance(data, Moments) else read(data, system)
     check_identified(system, moments)
     layout = make_layout(system, moments, bool(reml))
-    solution, covariances = _solve(system, layout, moments, max_iter)
+    solution, covariances = _solve(system, layout, moments, int(max_iter))
     return _assemble(spec, system, layout, moments, solution, covariances)
 
 

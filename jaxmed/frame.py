@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_
@@ -17,10 +17,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from jaxmed.errors import DataError
+from jaxmed.files import check_names, read_file
 from jaxmed.moments import Floats, Intake, Moments, Pattern
 from jaxmed.spec import System
 
-MISSING_TEXT = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "."]
+LARGEST = 1e150  # values beyond it, or spreads below its inverse, have no finite square
+FAR = 1e3  # sds from zero, for columns that cannot be centred
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,15 @@ def read(data: Any, system: System) -> Moments:
 
 
 def open_frame(data: Any, columns: Sequence[str]) -> nw.LazyFrame[Any]:
-    """Open data and keep the named columns, checking that they are there, once each."""
-    native = _read_file(Path(data), columns) if isinstance(data, (str, Path)) else data
+    """Open data and keep the named columns (the cluster id first), checking that they are there, once each."""
+    columns = list(dict.fromkeys(columns))
+    native = read_file(Path(data), columns) if isinstance(data, (str, Path)) else data
     if isinstance(native, pd.DataFrame):
-        _check_names([str(name) for name in native.columns], columns)
-        native = native[list(dict.fromkeys(columns))]
+        check_names(list(native.columns), columns)
+        native = native[columns]
+        cluster = native[columns[0]]
+        if isinstance(cluster.dtype, pd.CategoricalDtype) and pd.api.types.is_integer_dtype(cluster.cat.categories):
+            native = native.assign(**{columns[0]: cluster.astype("Int64")})
     try:
         frame = nw.from_native(native).lazy()
     except TypeError as error:
@@ -78,76 +84,22 @@ def open_frame(data: Any, columns: Sequence[str]) -> nw.LazyFrame[Any]:
             f"data of type {type(data).__name__} cannot be read; pass a pandas, polars, pyarrow, DuckDB or PySpark "
             "frame, or a path to a .csv, .parquet, .dta or .feather file"
         ) from error
-    _check_names(frame.collect_schema().names(), columns)
-    return frame.select(*dict.fromkeys(columns))
+    with _own_words():
+        names = frame.collect_schema().names()
+    check_names(names, columns)
+    return frame.select(*columns)
 
 
-def _check_names(present: Sequence[str], wanted: Sequence[str]) -> None:
-    for name in wanted:
-        count = list(present).count(name)
-        if count == 0:
-            close = difflib.get_close_matches(name, present, n=3)
-            hint = f"did you mean {' or '.join(map(repr, close))}?" if close else f"the columns are {_some(present)}"
-            raise DataError(f"there is no column {name!r} in the data; {hint}")
-        if count > 1:
-            raise DataError(f"the data has {count} columns named {name!r}; rename them so that each name is unique")
-
-
-def _some(names: Sequence[str], limit: int = 12) -> str:
-    shown = ", ".join(repr(name) for name in names[:limit])
-    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")
-
-
-def _read_file(path: Path, columns: Sequence[str]) -> Any:
-    """Load the needed columns of a file with the library that owns its format."""
-    readers = {".csv": _read_csv, ".parquet": _read_arrow, ".feather": _read_arrow, ".dta": _read_stata}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise DataError(f"{str(path)!r} has an ending that cannot be read; use one of {', '.join(readers)}")
-    if not path.exists():
-        raise DataError(f"there is no file {str(path)!r}; check the path (working folder: {str(Path.cwd())!r})")
-    if not path.is_file():
-        raise DataError(f"{str(path)!r} is not a file")
-    if path.stat().st_size == 0:
-        raise DataError(f"the file {str(path)!r} is empty")
+@contextmanager
+def _own_words() -> Iterator[None]:
+    """Pass an error inside the data's own library on as one sentence; NumPy's floating-point warnings are not news."""
     try:
-        return reader(path, columns)
-    except (OSError, ValueError, pd.errors.ParserError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{str(path)!r} cannot be read as {path.suffix}: {error}") from error
-
-
-def _read_csv(path: Path, columns: Sequence[str]) -> Any:
-    header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False)
-    names = [str(name) for name in header.iloc[0]]
-    _check_names(names, columns)
-    return pd.read_csv(
-        path,
-        header=0,
-        names=list(range(len(names))),
-        usecols=[names.index(name) for name in dict.fromkeys(columns)],
-        na_values=MISSING_TEXT,
-        keep_default_na=False,
-        low_memory=False,
-    ).rename(columns=dict(enumerate(names)))
-
-
-def _read_arrow(path: Path, columns: Sequence[str]) -> Any:
-    if path.suffix.lower() == ".parquet":
-        import pyarrow.parquet as parquet
-
-        _check_names(parquet.read_schema(path).names, columns)
-        return parquet.read_table(path, columns=list(dict.fromkeys(columns)))
-    import pyarrow.feather as feather
-
-    table = feather.read_table(path)
-    _check_names(table.column_names, columns)
-    return table.select(list(dict.fromkeys(columns)))
-
-
-def _read_stata(path: Path, columns: Sequence[str]) -> Any:
-    return pd.read_stata(path, convert_categoricals=False)
+        with np.errstate(all="ignore"):
+            yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        raise DataError(f"the data could not be read by its own library ({type(error).__name__}): {error}") from error
 
 
 # First pass: summaries and checks ------------------------------------------------------------------------------------
@@ -155,14 +107,19 @@ def _read_stata(path: Path, columns: Sequence[str]) -> Any:
 
 def prepare(frame: nw.LazyFrame[Any], system: System) -> nw.LazyFrame[Any]:
     """The cluster id as ``cluster`` and the columns of the system as ``v0, v1, ...``, float64 with NaN as missing."""
-    schema = frame.collect_schema()
+    with _own_words():
+        schema = frame.collect_schema()
     for name in system.columns:
         _check_numeric(frame, name, schema[name])
+    dtype = schema[system.cluster]
     cluster = nw.col(system.cluster)
-    if schema[system.cluster].is_float():
+    if dtype.is_nested():
+        raise DataError(f"the cluster column {system.cluster!r} has type {dtype}; use numbers, text or dates as ids")
+    if dtype.is_float():
         cluster = cluster.fill_nan(None)
-    elif isinstance(schema[system.cluster], (nw.Categorical, nw.Enum)):
-        cluster = cluster.cast(nw.String)
+    elif isinstance(dtype, (nw.String, nw.Categorical, nw.Enum)):
+        text = cluster.cast(nw.String)
+        cluster = nw.when(text != "").then(text)  # an empty text is no id
     values = (nw.col(name).cast(nw.Float64).fill_nan(None).alias(f"v{at}") for at, name in enumerate(system.columns))
     return frame.select(cluster.alias("cluster"), *values)
 
@@ -182,7 +139,8 @@ def summarise(prepared: nw.LazyFrame[Any], system: System) -> tuple[dict[str, Co
             value.min().alias(f"minimum{at}"),
             value.max().alias(f"maximum{at}"),
         ]
-    row = _collect(prepared.select(*wanted)).rows(named=True)[0]
+    with _own_words():
+        row = prepared.select(*wanted).collect().rows(named=True)[0]
     rows, no_cluster = int(row["rows"]), int(row["no_cluster"] or 0)
     if rows == 0:
         raise DataError("the data has no rows")
@@ -191,6 +149,8 @@ def summarise(prepared: nw.LazyFrame[Any], system: System) -> tuple[dict[str, Co
         statistics = {key: _number(row[f"{key}{at}"]) for key in ("mean", "sd", "minimum", "maximum")}
         summaries[name] = Column(name=name, missing=int(row[f"missing{at}"] or 0), **statistics)
         _check_values(prepared, f"v{at}", summaries[name], rows)
+        if name not in system.centred:
+            _check_origin(summaries[name])
     if no_cluster == rows:
         raise DataError(f"the cluster column {system.cluster!r} is missing in all {rows} rows")
     return summaries, rows, no_cluster
@@ -204,6 +164,8 @@ def _check_numeric(frame: nw.LazyFrame[Any], name: str, dtype: nw.dtypes.DType) 
     if dtype.is_numeric() or isinstance(dtype, nw.Boolean):
         return
     seen = _collect(frame.select(nw.col(name)).filter(~nw.col(name).is_null()).head(1000))[name].to_list()
+    if not seen and len(_collect(frame.select(nw.col(name)).head(1))) == 0:
+        raise DataError("the data has no rows")
     if not seen and not dtype.is_temporal():
         raise DataError(f"column {name!r} has no values: it is missing in every row")
     example = next((value for value in seen if not _is_number(value)), seen[0] if seen else None)
@@ -236,16 +198,28 @@ def _check_values(prepared: nw.LazyFrame[Any], at: str, column: Column, rows: in
             f"column {column.name!r} is constant (every value is {column.minimum:g}), so its effect cannot be told "
             "from the intercept; remove it from the model or check how it was read"
         )
+    largest, spread = max(abs(column.minimum), abs(column.maximum)), column.maximum - column.minimum
+    if largest > LARGEST or spread < 1 / LARGEST:
+        raise DataError(
+            f"column {column.name!r} has values up to {largest:g} that spread over {spread:g}, too large or too small "
+            "to multiply; divide it by a power of ten first"
+        )
+
+
+def _check_origin(column: Column) -> None:
+    """A column whose origin matters to the model must not lie far from it."""
+    if abs(column.mean) > FAR * column.sd:
+        raise DataError(
+            f"column {column.name!r} has mean {column.mean:g} and sd {column.sd:g}, far from zero, and this model "
+            "depends on its zero (no intercept, or a random slope that cannot covary with a random intercept); "
+            "subtract a constant from it first, or use an intercept and covariance='unstructured'"
+        )
 
 
 def _collect(lazy: nw.LazyFrame[Any]) -> nw.DataFrame[Any]:
-    """Run a lazy query; an error inside the data's own engine is passed on as one sentence."""
-    try:
+    """Run a lazy query."""
+    with _own_words():
         return lazy.collect()
-    except (KeyboardInterrupt, MemoryError):
-        raise
-    except Exception as error:
-        raise DataError(f"the data could not be read by its own library ({type(error).__name__}): {error}") from error
 
 
 # Second pass: products -----------------------------------------------------------------------------------------------
@@ -278,13 +252,15 @@ def _group(prepared: nw.LazyFrame[Any], system: System, shift: Floats, scale: Fl
     pattern = sum((flag.cast(nw.Int64) * 2**e for e, flag in enumerate(usable)), nw.lit(0))
     pairs = [(i, j) for i in range(len(columns) + 1) for j in range(i, len(columns) + 1)]
     products = [_product(i, j).alias(f"p{at}") for at, (i, j) in enumerate(pairs) if at > 0]
-    return _collect(
-        prepared.select("cluster", pattern.alias("pattern"), *working)
-        .filter(~nw.col("cluster").is_null(), nw.col("pattern") > 0)
-        .select("cluster", "pattern", *products)
-        .group_by("cluster", "pattern")
-        .agg(nw.len().alias("p0"), *(nw.col(f"p{at}").sum() for at in range(1, len(pairs))))
-    )
+    with _own_words():
+        return (
+            prepared.select("cluster", pattern.alias("pattern"), *working)
+            .filter(~nw.col("cluster").is_null(), nw.col("pattern") > 0)
+            .select("cluster", "pattern", *products)
+            .group_by("cluster", "pattern")
+            .agg(nw.len().alias("p0"), *(nw.col(f"p{at}").sum() for at in range(1, len(pairs))))
+            .collect()
+        )
 
 
 def _product(i: int, j: int) -> nw.Expr:
@@ -322,15 +298,14 @@ def _to_moments(
         packed = _packed_rows(len(columns) + 1, [0, *(1 + columns.index(name) for name in observed)])
         table = np.zeros((len(packed), len(clusters)))
         chosen = code == bits
-        table[:, cluster_at[chosen]] = products[np.ix_(packed, chosen)]
+        np.add.at(table.T, cluster_at[chosen], products[np.ix_(packed, chosen)].T)  # engines may split -0.0 from 0.0
         patterns.append(Pattern(observed, table))
     used = [sum(p.products[0].sum() for p in patterns if set(group) <= set(p.observed)) for group in system.groups]
     missing = {name: column.missing for name, column in summaries.items()} | {system.cluster: missing_cluster}
     used_rows = int(sum(pattern.products[0].sum() for pattern in patterns))
     intake = Intake(rows=rows, used=tuple(int(count) for count in used), missing=missing, dropped=rows - used_rows)
-    return Moments(
-        columns, shift, scale, clusters, tuple(sorted(patterns, key=lambda pattern: pattern.observed)), intake
-    )
+    patterns.sort(key=lambda pattern: pattern.observed)
+    return Moments(columns, shift, scale, clusters, tuple(patterns), system.groups, intake)
 
 
 def _n_pairs(columns: int) -> int:
@@ -354,11 +329,13 @@ def _labels(series: nw.Series[Any], name: str) -> NDArray[np.generic]:
                 f"the cluster column {name!r} mixes types ({', '.join(kinds)}); make them one type first, e.g. "
                 f"data[{name!r}] = data[{name!r}].astype(str)"
             )
-        labels = np.array(values)
+        labels = np.array(values, dtype="datetime64[D]" if kinds == ["date"] else None)
+        if kinds == ["str"] and any(value.endswith("\0") for value in values):
+            raise DataError(f"the cluster column {name!r} has ids that end in a NUL character; remove it")
     else:
         labels = series.to_numpy()
-    if labels.dtype == object:
-        labels = labels.astype(str)
+    if labels.ndim != 1 or labels.dtype == object:
+        raise DataError(f"the cluster column {name!r} has ids such as {labels[0]!r}; use numbers, text or dates")
     if labels.dtype.kind == "f" and np.all(labels == np.floor(labels)) and np.all(np.abs(labels) < 2**53):
         labels = labels.astype(np.int64)
     return labels

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxmed.errors import DataError
+from jaxmed.spec import System
 
 Floats = NDArray[np.float64]
 
@@ -72,6 +73,8 @@ class Moments:
     clusters : ndarray, shape (n_clusters,)
         Cluster labels, sorted.
     patterns : tuple of Pattern
+    groups : tuple of tuple of str
+        The columns that a row had to have observed, per equation of the system the moments were read for.
     intake : Intake
     """
 
@@ -80,6 +83,7 @@ class Moments:
     scale: Floats
     clusters: NDArray[np.generic]
     patterns: tuple[Pattern, ...]
+    groups: tuple[tuple[str, ...], ...]
     intake: Intake = field(repr=False)
 
     @property
@@ -118,8 +122,35 @@ class Moments:
         """Rows per cluster in which all of ``columns`` are observed, shape (n_clusters,)."""
         return self.cross_products(("1", *columns))[0, 0]
 
+    def for_system(self, system: System) -> Moments:
+        """These moments as the data of another system over the same columns.
+
+        Raises
+        ------
+        DataError
+            A column is not among them; or there were missing values and the systems differ in what a row must have, so
+            that rows may have been left out that the other system would use.
+        """
+        absent = [name for name in system.columns if name not in self.columns]
+        if absent:
+            raise DataError(
+                f"these moments have no column {absent[0]!r}, only {list(self.columns)}; read the data again"
+            )
+        if system.groups != self.groups and any(self.intake.missing.values()):
+            raise DataError(
+                "these moments were read for another model and the data has missing values, so rows may be absent that "
+                "this model would use; fit from the data instead"
+            )
+        moved = np.array(
+            [0.0 if name not in system.centred else at for name, at in zip(self.columns, self.shift, strict=True)]
+        )
+        intake = replace(self.intake, used=tuple(int(self.row_counts(group).sum()) for group in system.groups))
+        return replace(self.rescaled(moved, self.scale), groups=system.groups, intake=intake)
+
     def rescaled(self, shift: Floats, scale: Floats) -> Moments:
         """The same moments with other working columns, by a linear map per cross-product matrix (no data needed)."""
+        if np.array_equal(shift, self.shift) and np.array_equal(scale, self.scale):
+            return self
         patterns = []
         for pattern in self.patterns:
             at = [self.columns.index(name) for name in pattern.observed]
@@ -133,8 +164,11 @@ class Moments:
         return replace(self, shift=shift, scale=scale, patterns=tuple(patterns))
 
     def __add__(self, other: Moments) -> Moments:
-        if set(self.columns) != set(other.columns):
-            raise DataError(f"moments of columns {self.columns} and {other.columns} cannot be added")
+        mine, others = ([frozenset(group) for group in moments.groups] for moments in (self, other))
+        if sorted(map(sorted, mine)) != sorted(map(sorted, others)):
+            raise DataError(
+                f"moments of {self.groups} and {other.groups} cannot be added: they are of different models"
+            )
         order = [other.columns.index(name) for name in self.columns]
         if not (np.array_equal(self.shift, other.shift[order]) and np.array_equal(self.scale, other.scale[order])):
             back = np.argsort(order)
@@ -147,7 +181,9 @@ class Moments:
                 empty = np.zeros((len(pattern.products), len(clusters)))
                 summed.setdefault(pattern.observed, empty)[:, at] += pattern.products
         patterns = tuple(Pattern(observed, products) for observed, products in sorted(summed.items()))
-        return replace(self, clusters=clusters, patterns=patterns, intake=self.intake + other.intake)
+        used = tuple(other.intake.used[others.index(group)] for group in mine)
+        intake = self.intake + replace(other.intake, used=used)
+        return replace(self, clusters=clusters, patterns=patterns, intake=intake)
 
 
 def _packed_index(size: int) -> NDArray[np.int64]:

@@ -23,6 +23,7 @@ from jaxmed.spec import System
 WARM_UP = 30  # L-BFGS iterations at the most
 CERTIFICATE = 1e-10  # Newton decrement that counts as converged
 TARGET = 1e-18  # Newton decrement at which iteration stops: nothing is left to gain
+LIFT = 0.05  # residual sds: the least pivot of the root of G at a start
 RIDGE = 1e-11  # relative; lets the flat directions of a singular G through the Cholesky factor
 
 
@@ -103,11 +104,26 @@ def solve(layout: Layout, data: Data, start: Array, max_iter: int = 100, *, warm
     warm_up : bool
         Begin with L-BFGS (static); leave out when the start is good already, as in a bootstrap.
     """
+    start = _lifted(layout, start)
     trace = jnp.full(((WARM_UP if warm_up else 0) + max_iter, 3), jnp.nan)
     theta, n_warm = start, jnp.asarray(0)
     if warm_up:
         theta, n_warm, trace = _lbfgs(layout, data, start, trace)
     return _newton(layout, data, theta, n_warm, trace, max_iter)
+
+
+def _lifted(layout: Layout, theta: Array) -> Array:
+    """A start away from singular G: there a column of the root is zero, a saddle that no gradient leads away from."""
+    n_free = len(layout.free)
+    root, _ = root_and_precision(layout, theta)
+    root, order = _triangular(layout, root, pivot=True)
+    equation = np.searchsorted(np.cumsum(layout.sizes), layout.random, side="right")
+    least = LIFT * jnp.exp(theta[n_free:])[equation][order]
+    at = jnp.arange(layout.n_random)
+    pivots = root[order, at]
+    root = root.at[order, at].set(jnp.where(pivots < least, least, pivots))
+    root, _ = _triangular(layout, root, pivot=False)
+    return jnp.concatenate([free_entries(layout, root), theta[n_free:]])
 
 
 def _lbfgs(layout: Layout, data: Data, start: Array, trace: Array) -> tuple[Array, Array, Array]:

@@ -98,8 +98,8 @@ def simulate(*, clusters: int = 100, size: int = 8, seed: int) -> pd.DataFrame:
     """
     for name, count in {"clusters": clusters, "size": size, "seed": seed}.items():
         least = 0 if name == "seed" else 1
-        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or count < least:
-            raise SpecError(f"{name}={count!r} must be a whole number of at least {least}")
+        if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or not least <= count < 2**63:
+            raise SpecError(f"{name}={count!r} must be a whole number of at least {least} and below 2**63")
     system = Mediation(x="x", m="m", y="y", cluster="id").system()
     g = np.diag([0.6, 0.16, 0.4, 0.16, 0.04])
     g[1, 3] = g[3, 1] = 0.113

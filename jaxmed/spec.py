@@ -31,6 +31,8 @@ def _name(value: Any, what: str) -> str:
             f"{what} must be a column name (text); got {value!r} of type {type(value).__name__}. "
             "If the columns of your frame have other names, rename them first: data.columns = data.columns.astype(str)"
         )
+    if value == "*" or (value.startswith("^") and value.endswith("$")):
+        raise SpecError(f"{what} is {value!r}, which data frames read as a pattern; rename the column")
     return value
 
 
@@ -133,7 +135,7 @@ class System:
     def __init__(self, equations: Iterable[Equation], cluster: str, covariance: str = "unstructured") -> None:
         if isinstance(equations, Equation):
             equations = (equations,)
-        equations = tuple(equations)
+        equations = tuple(equations) if isinstance(equations, Iterable) else ()
         if not equations or not all(isinstance(equation, Equation) for equation in equations):
             raise SpecError("a System needs a list with at least one Equation")
         _name(cluster, "cluster")
@@ -143,6 +145,10 @@ class System:
         for outcome in outcomes:
             if outcomes.count(outcome) > 1:
                 raise SpecError(f"{outcome!r} is the outcome of two equations; each outcome has one")
+        labels = [label for equation in equations for label in equation.labels]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise SpecError(f"two coefficients would be called {label!r}; rename a column that has '~' in its name")
         _check_triangular(equations)
         for equation in equations:
             if cluster in equation.columns:
@@ -292,11 +298,27 @@ class Mediation:
         unknown = [key for key in random if key not in (self.m, self.y)]
         if unknown:
             raise SpecError(f"random has the key {unknown[0]!r}; the outcomes of this model are {[self.m, self.y]}")
-        return tuple((key, _names(random[key], f"random[{key!r}]")) for key in (self.m, self.y) if key in random)
+        chosen = []
+        for outcome, predictors in self._predictors.items():
+            names = _names(random.get(outcome, ()), f"random[{outcome!r}]")
+            extra = [name for name in names if name not in predictors]
+            if extra:
+                raise SpecError(
+                    f"random[{outcome!r}] has {extra[0]!r}, which is not a predictor of {outcome!r}; choose from "
+                    f"{list(predictors)}"
+                )
+            chosen.append((outcome, tuple(name for name in predictors if name in names)))
+        if tuple(chosen) == tuple(self._predictors.items()):
+            return "all"
+        return tuple(chosen) if any(names for _, names in chosen) else "none"
+
+    @property
+    def _predictors(self) -> dict[str, tuple[str, ...]]:
+        return {self.m: (INTERCEPT, self.x), self.y: (INTERCEPT, self.m, self.x)}
 
     def system(self) -> System:
         """The two equations of this model."""
-        predictors = {self.m: (INTERCEPT, self.x), self.y: (INTERCEPT, self.m, self.x)}
+        predictors = self._predictors
         if self.random == "all":
             varying: Mapping[str, tuple[str, ...]] = predictors
         elif isinstance(self.random, str):
@@ -341,9 +363,12 @@ def from_dict(plain: Mapping[str, Any]) -> Spec:
     """Inverse of ``to_dict`` of either kind."""
     fields = dict(plain)
     kind = fields.pop("kind", None)
-    if kind == "mediation":
-        return Mediation(**fields)
-    if kind == "system":
-        equations = [Equation(**equation) for equation in fields.pop("equations")]
-        return System(equations, **fields)
+    try:
+        if kind == "mediation":
+            return Mediation(**fields)
+        if kind == "system":
+            equations = [Equation(**equation) for equation in fields.pop("equations")]
+            return System(equations, **fields)
+    except (TypeError, KeyError) as error:
+        raise SpecError(f"this saved {kind} is not complete ({error})") from error
     raise SpecError(f"a saved model of kind {kind!r} is not known to this version of jaxmed")

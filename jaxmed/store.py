@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-import zipfile
+import secrets
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ def write(path: str | Path, plain: dict[str, Any], moments: Moments) -> None:
     """Write plain data and moments, all or nothing: a failure leaves an earlier file as it was."""
     header = {
         "columns": moments.columns,
+        "groups": moments.groups,
         "observed": [pattern.observed for pattern in moments.patterns],
         "intake": asdict(moments.intake),
     }
@@ -28,15 +28,14 @@ def write(path: str | Path, plain: dict[str, Any], moments: Moments) -> None:
     arrays |= {"shift": moments.shift, "scale": moments.scale}
     arrays |= {f"products{k}": pattern.products for k, pattern in enumerate(moments.patterns)}
     target = Path(path)
+    name = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         try:
-            with os.fdopen(handle, "wb") as stream:
+            with open(name, "xb") as stream:
                 np.savez_compressed(stream, allow_pickle=False, **arrays)
             os.replace(name, target)
-        except BaseException:
-            os.unlink(name)
-            raise
+        finally:
+            name.unlink(missing_ok=True)
     except OSError as error:
         raise FitError(f"the fit could not be saved to {str(target)!r}: {error.strerror or error}") from error
 
@@ -51,7 +50,9 @@ def read(path: str | Path) -> tuple[dict[str, Any], Moments]:
             return plain, _moments(stored)
     except FileNotFoundError as error:
         raise DataError(f"there is no file {str(path)!r}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # zip, zlib and NumPy have many words for a damaged file
         raise DataError(f"{str(path)!r} is not a fit that jaxmed saved, or is damaged ({error})") from error
 
 
@@ -63,4 +64,6 @@ def _moments(stored: Any) -> Moments:
     header = json.loads(stored["moments"].tobytes())
     patterns = tuple(Pattern(tuple(observed), stored[f"products{k}"]) for k, observed in enumerate(header["observed"]))
     intake = Intake(**(header["intake"] | {"used": tuple(header["intake"]["used"])}))
-    return Moments(tuple(header["columns"]), stored["shift"], stored["scale"], stored["clusters"], patterns, intake)
+    groups = tuple(tuple(group) for group in header["groups"])
+    columns = tuple(header["columns"])
+    return Moments(columns, stored["shift"], stored["scale"], stored["clusters"], patterns, groups, intake)

@@ -1,0 +1,328 @@
+"""The command line: what is printed where, what is written, and the exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import jaxmed as jm
+from jaxmed import cli
+
+COLUMNS = ["--x", "x", "--m", "m", "--y", "y", "--cluster", "id"]
+MODEL = jm.Mediation(x="x", m="m", y="y", cluster="id")
+PLAIN = jm.Mediation(x="x", m="m", y="y", cluster="id", random="none")
+
+
+@pytest.fixture(autouse=True)
+def _own_settings(monkeypatch):
+    """The program points JAX at its cache folder and moves stderr, which would outlive these tests in this process."""
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli, "drop_loader_noise", lambda: None)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "rows.csv"
+    jm.datasets.load_example().to_csv(path, index=False)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return jm.fit(jm.datasets.load_example(), PLAIN)
+
+
+@pytest.fixture(scope="module")
+def full():
+    return jm.fit(jm.datasets.load_example(), MODEL)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the program in this process: exit code, stdout, stderr."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["jaxmed", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stopped.value.code or 0, out, err
+
+    return call
+
+
+def succeeded(result):
+    code, out, err = result
+    assert (code, err) == (0, "")
+    return out
+
+
+def failed(result, code, message):
+    """One line on stderr, nothing else anywhere."""
+    assert result[0] == code
+    assert result[1] == ""
+    assert result[2].startswith("jaxmed: error: ")
+    assert result[2].count("\n") == 1
+    assert message in result[2]
+
+
+# Results -------------------------------------------------------------------------------------------------------------
+
+
+def test_fit_prints_the_summary(run, data, full):
+    assert succeeded(run("fit", data, *COLUMNS)).strip() == full.summary().strip()
+
+
+def test_fit_with_the_formulas_of_bauer_and_another_level(run, data, full):
+    out = succeeded(run("fit", data, *COLUMNS, "--se", "bauer", "--level", "0.9"))
+    assert out.strip() == full.summary("bauer", 0.9).strip()
+    assert out.strip() != full.summary().strip()
+
+
+def test_demo_fits_the_bundled_data(run, full):
+    out = succeeded(run("demo"))
+    assert full.summary() in out
+    assert "jaxmed fit DATA.csv --x X --m M --y Y --cluster ID" in out
+
+
+def test_ml(run, data):
+    out = succeeded(run("fit", data, *COLUMNS, "--random", "none", "--ml", "--json", "-"))
+    fit = jm.fit(jm.datasets.load_example(), PLAIN, reml=False)
+    assert json.loads(out)["loglik"] == pytest.approx(fit.loglik, rel=1e-12)
+
+
+def assert_same(found, expected):
+    """Equal but for rounding: a file and a frame sum the same products in another order."""
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        for key in expected.keys() - {"trace", "grad_norm", "decrement"}:
+            assert_same(found[key], expected[key])
+    elif isinstance(expected, list):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    else:
+        assert found == (pytest.approx(expected, rel=1e-9, abs=1e-12) if isinstance(expected, float) else expected)
+
+
+def test_json_on_stdout_is_all_there_is(run, data, plain):
+    out = succeeded(run("fit", data, *COLUMNS, "--random", "none", "--json", "-"))
+    assert_same(json.loads(out), json.loads(plain.to_json()))
+
+
+def test_json_in_a_file_beside_the_tables(run, data, plain, tmp_path):
+    out = succeeded(run("fit", data, *COLUMNS, "--random", "none", "--json", tmp_path / "fit.json"))
+    assert out.strip() == plain.summary().strip()
+    assert_same(json.loads((tmp_path / "fit.json").read_text(encoding="utf-8")), json.loads(plain.to_json()))
+
+
+def test_save_and_load(run, data, plain, tmp_path):
+    path = tmp_path / "saved.fit"
+    assert succeeded(run("fit", data, *COLUMNS, "--random", "none", "--quiet", "--save", path)) == ""
+    loaded = jm.load(path, verify=True)
+    pd.testing.assert_series_equal(loaded.params, plain.params)
+    assert loaded.spec == plain.spec
+    assert [entry.name for entry in tmp_path.iterdir()] == ["saved.fit"]
+
+
+def test_verbose_logs_to_stderr_only(run, data, plain):
+    code, out, err = run("fit", data, *COLUMNS, "--random", "none", "--verbose")
+    assert code == 0
+    assert out.strip() == plain.summary().strip()
+    lines = err.strip().splitlines()
+    assert "iteration" in lines[0]
+    assert len(lines) == 1 + len(plain.trace)
+
+
+@pytest.mark.parametrize(
+    ("options", "random"),
+    [
+        ([], "all"),
+        (["--random", "all"], "all"),
+        (["--random", "none"], "none"),
+        (["--random", "m=1,x", "--random", "y=1"], {"m": ["1", "x"], "y": ["1"]}),
+        (["--random", "y=m , 1"], {"y": ["m", "1"]}),
+        (["--random", "m="], {"m": []}),
+    ],
+)
+@pytest.mark.parametrize("covariance", [None, "diagonal", "block"])
+def test_the_model_asked_for(run, data, monkeypatch, options, random, covariance):
+    """Without fitting: the specification that reaches the fit."""
+    asked = []
+
+    def stop(data, spec, **others):
+        asked.append((spec, others))
+        raise jm.FitError("enough")
+
+    monkeypatch.setattr(cli, "fit_model", stop)
+    chosen = ["--covariance", covariance] if covariance else []
+    failed(run("fit", data, *COLUMNS, *options, *chosen, "--ml", "--max-iter", "7"), 1, "enough")
+    expected = jm.Mediation("x", "m", "y", "id", random=random, covariance=covariance or "unstructured")
+    assert asked == [(expected, {"reml": False, "max_iter": 7})]
+
+
+def test_column_names_with_an_equals_sign(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "fit_model", lambda data, spec, **others: pytest.fail(str(spec.random)))
+    arguments = ["--x", "x", "--m", "m=2", "--y", "y", "--cluster", "id", "--random", "m=2=1,x"]
+    with pytest.raises(pytest.fail.Exception, match=r"'m=2', \('1', 'x'\)"):
+        run("fit", "rows.csv", *arguments)
+
+
+def test_describe(run, data):
+    assert succeeded(run("describe", data, *COLUMNS)).strip() == str(jm.describe(data, MODEL)).strip()
+
+
+def test_stack_on_stdout_and_in_a_file(run, data, tmp_path):
+    out = succeeded(run("stack", data, *COLUMNS))
+    assert succeeded(run("stack", data, *COLUMNS, "--out", tmp_path / "long.csv")) == ""
+    assert (tmp_path / "long.csv").read_text(encoding="utf-8") == out
+    pd.testing.assert_frame_equal(pd.read_csv(io.StringIO(out)), jm.stack(data, MODEL), check_dtype=False)
+
+
+def test_names_outside_ascii(run, tmp_path):
+    path = tmp_path / "données.csv"
+    jm.datasets.load_example().rename(columns={"x": "âge 😀"}).to_csv(path, index=False)
+    out = succeeded(run("describe", path, "--x", "âge 😀", *COLUMNS[2:]))
+    assert "âge 😀" in out
+
+
+# Help ----------------------------------------------------------------------------------------------------------------
+
+
+def test_version():
+    result = CliRunner().invoke(cli.app, ["--version"])
+    assert (result.exit_code, result.stdout) == (0, f"jaxmed {jm.__version__}\n")
+
+
+@pytest.mark.parametrize("command", [[], ["demo"], ["fit"], ["describe"], ["stack"]])
+def test_help(command):
+    result = CliRunner().invoke(cli.app, [*command, "--help"])
+    assert result.exit_code == 0
+    assert "Usage" in result.stdout
+
+
+def test_help_of_fit_names_every_option():
+    out = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(cli.app, ["fit", "--help"]).stdout
+    for option in ("x", "m", "y", "cluster", "ml", "se", "level", "random", "covariance", "json", "save", "max-iter"):
+        assert f"--{option} " in out, option
+
+
+def test_nothing_asked_shows_help(run):
+    code, out, err = run()
+    assert code == 2
+    assert "demo" in out + err
+
+
+# Errors --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--level", "0"], "level=0.0 is not a confidence level"),
+        (["--level", "nan"], "level=nan is not a confidence level"),
+        (["--max-iter", "0"], "max_iter=0 must be"),
+        (["--random", "some"], "--random 'some' is not understood"),
+        (["--random", "none", "--random", "m=1"], "--random 'none' is not understood"),
+        (["--random", "m=1", "--random", "m=x"], "--random 'm=x' is not understood"),
+        (["--random", "q=1"], "random has the key 'q'"),
+        (["--random", "m=1,y"], "not a predictor of 'm'"),
+        (["--m", "x"], "x and m are the same column 'x'"),
+        (["--m", "M"], "there is no column 'M'"),
+    ],
+)
+def test_bad_input_is_code_2(run, data, options, message):
+    failed(run("fit", data, *COLUMNS, *options), 2, message)
+
+
+@pytest.mark.parametrize("command", ["fit", "describe", "stack"])
+def test_bad_data_is_code_2(run, command, tmp_path):
+    (tmp_path / "two\nlines.csv").write_text("id,x,m\n1,2,3\n", encoding="utf-8")
+    failed(run(command, "nowhere.csv", *COLUMNS), 2, "there is no file 'nowhere.csv'")
+    failed(run(command, tmp_path / "two\nlines.csv", *COLUMNS), 2, "there is no column 'y'")
+    failed(run(command, tmp_path, *COLUMNS), 2, "has an ending that cannot be read")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["fit"],
+        ["fit", "rows.csv", "--x", "x"],
+        ["fit", "rows.csv", *COLUMNS, "--se", "robust"],
+        ["fit", "rows.csv", *COLUMNS, "--covariance", "free"],
+        ["fit", "rows.csv", *COLUMNS, "--level", "high"],
+        ["estimate"],
+        ["--wrong"],
+    ],
+)
+def test_bad_usage_is_code_2(run, arguments):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert "Usage" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("option", ["--json", "--save"])
+@pytest.mark.parametrize("target", ["", "no/such/folder/out"])
+def test_output_that_cannot_be_written_is_code_1(run, data, tmp_path, option, target):
+    result = run("fit", data, *COLUMNS, "--random", "none", "--quiet", option, tmp_path / target)
+    failed(result, 1, str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_stack_that_cannot_be_written_is_code_1(run, data, tmp_path):
+    failed(run("stack", data, *COLUMNS, "--out", tmp_path), 1, "could not be written")
+
+
+def test_no_convergence_is_code_1_after_the_results(run, data):
+    """What was found is still printed and written; the code says not to trust it."""
+    code, out, err = run("fit", data, *COLUMNS, "--random", "none", "--max-iter", "1", "--json", "-")
+    assert code == 1
+    assert json.loads(out)["converged"] is False
+    assert err.startswith("jaxmed: error: not converged: the iteration limit was reached")
+    assert err.count("\n") == 1
+
+
+def test_interruption_is_code_130(run, data, monkeypatch):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "describe_data", interrupt)
+    code, out, err = run("describe", data, *COLUMNS)
+    assert code == 130
+    assert out == ""
+    assert "Traceback" not in err
+
+
+# The program itself --------------------------------------------------------------------------------------------------
+
+
+def program(*arguments, folder):
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder)}
+    return subprocess.run(
+        [sys.executable, "-m", "jaxmed", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_program_fits(data, plain, tmp_path):
+    done = program("fit", data, *COLUMNS, "--random", "none", "--json", "-", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["loglik"] == pytest.approx(plain.loglik, rel=1e-12)
+
+
+def test_program_refuses(tmp_path):
+    done = program("fit", "nowhere.csv", *COLUMNS, folder=tmp_path)
+    failed((done.returncode, done.stdout, done.stderr), 2, "there is no file 'nowhere.csv'")

@@ -1,0 +1,328 @@
+"""Covariances, effects, tests and predictions against the full Hessian, formulas by hand and Henderson's equations."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import dense
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import REFERENCE
+from scipy.stats import chi2, norm
+
+import jaxmed as jm
+from jaxmed import effects, inference
+from jaxmed.intervals import critical_value, normal_table, variance_limits
+from jaxmed.params import Layout
+
+FULL = jm.Mediation("x", "m", "y", "id")
+
+
+@pytest.fixture(scope="module")
+def data() -> pd.DataFrame:
+    """Unbalanced, some y missing, x near zero so that dense inverses keep their digits."""
+    return pd.read_csv(REFERENCE / "unbalanced.csv").assign(x=lambda table: table["x"] - 51)
+
+
+@pytest.fixture(scope="module")
+def ml(data) -> jm.Fit:
+    return jm.fit(data, FULL, reml=False)
+
+
+@pytest.fixture(scope="module")
+def reml(data) -> jm.Fit:
+    return jm.fit(data, FULL)
+
+
+@pytest.fixture(scope="module")
+def clusters(data) -> list[dense.Cluster]:
+    return dense.stack(data, FULL.system())
+
+
+def entry(fit: jm.Fit, *labels: str) -> list[int]:
+    return [fit.labels.index(label) for label in labels]
+
+
+# Covariances ---------------------------------------------------------------------------------------------------------
+
+
+def test_ml_joint_covariance_inverts_the_full_hessian(ml, clusters):
+    """Hessian of the unprofiled log likelihood in (beta, G, sigma^2); differences over 1e-4 se err by some 1e-8."""
+    p, n_free = 5, len(ml.free)
+
+    def loss(values):
+        g = dense.symmetric(values[p : p + n_free], ml.free, 5)
+        return -dense.loglik(clusters, g, values[p + n_free :], False, values[:p])
+
+    error = np.sqrt(np.diag(ml.joint))
+    # At the maximum: the decrement g'H^-1g/2 below 1e-10 means a gradient below 1e-5 in units of 1 / se.
+    assert np.max(np.abs(dense.gradient(loss, ml.values) * error)) < 1e-5
+    hessian = dense.hessian(loss, ml.values, 1e-4 * error)
+    correlation = np.linalg.inv(hessian * np.outer(error, error))
+    np.testing.assert_allclose(correlation, ml.joint / np.outer(error, error), atol=1e-6)
+
+
+def test_reml_joint_covariance_follows_its_definition(reml, clusters):
+    """joint = [C + D V D', D V; V D', V] with V from the restricted likelihood and D = d beta / d (G, sigma^2)."""
+    n_free = len(reml.free)
+
+    def split(theta):
+        return dense.symmetric(theta[:n_free], reml.free, 5), theta[n_free:]
+
+    theta, error = reml.values[5:], np.sqrt(np.diag(reml.joint))
+    hessian = dense.hessian(lambda t: -dense.loglik(clusters, *split(t), True), theta, 1e-4 * error[5:])
+    v = np.linalg.inv(hessian)
+    c = np.linalg.inv(dense.gls(clusters, *split(theta))[1])
+    d = dense.gradient(lambda t: dense.gls(clusters, *split(t))[0], theta)
+    expected = np.block([[c + d @ v @ d.T, d @ v], [v @ d.T, v]])
+    np.testing.assert_allclose((reml.joint - expected) / np.outer(error, error), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["ml", "reml"])
+def test_block_covariance_is_that_of_gls(method, clusters, request):
+    """1e-8: one inversion of a well-scaled 5 x 5 matrix on either side."""
+    fit = request.getfixturevalue(method)
+    beta, information = dense.gls(clusters, fit.random_cov.to_numpy(), fit.residual_var.to_numpy())
+    covariance = fit.cov_params("block").to_numpy()
+    np.testing.assert_allclose(covariance @ information, np.eye(5), atol=1e-8)
+    np.testing.assert_allclose((fit.params - beta) / np.sqrt(np.diag(covariance)), 0, atol=1e-8)
+    assert not fit.block[:5, 5:].any()
+    np.testing.assert_array_equal(fit.block[5:, 5:], fit.joint[5:, 5:])
+
+
+def test_joint_standard_errors_are_the_larger(reml):
+    """C + D V D' exceeds C, strictly for the equation whose regressor is itself an outcome."""
+    excess = reml.standard_errors("joint") - reml.standard_errors("block")
+    assert (excess > 0).all()
+    assert excess["y~m"] > 0.05 * reml.bse["y~m"]
+
+
+def test_accessors_show_the_same_numbers(reml):
+    labels = list(reml.system.random_labels)
+    full = reml.cov_params("joint", full=True)
+    assert reml.random_cov_se.loc["m~x", "y~m"] == np.sqrt(full.loc["m~x~~y~m", "m~x~~y~m"])
+    assert reml.random_cov_se.loc["y~m", "m~x"] == reml.random_cov_se.loc["m~x", "y~m"]
+    assert reml.residual_var_se["y"] == np.sqrt(full.loc["y~~y", "y~~y"])
+    assert list(reml.random_cov.index) == labels
+    assert reml.aic == -2 * reml.loglik + 2 * 22
+    assert reml.bic == pytest.approx(-2 * reml.loglik + 22 * np.log(526 + 489), rel=1e-15)
+
+
+# Effects -------------------------------------------------------------------------------------------------------------
+
+
+def test_effects_by_hand(reml):
+    """First-order delta method on the joint covariance, written out; same numbers, so rounding only (1e-12)."""
+    a, b, c, s = entry(reml, "m~x", "y~m", "y~x", "m~x~~y~m")
+    value, v = reml.values, reml.joint
+    indirect = value[a] * value[b] + value[s]
+    variance = value[b] ** 2 * v[a, a] + value[a] ** 2 * v[b, b] + v[s, s] + 2 * value[a] * value[b] * v[a, b]
+    variance += 2 * value[b] * v[a, s] + 2 * value[a] * v[b, s]
+    total = variance + v[c, c] + 2 * (value[b] * v[a, c] + value[a] * v[b, c] + v[s, c])
+    table = reml.effects()
+    assert table.loc["indirect", "estimate"] == pytest.approx(indirect, rel=1e-12)
+    assert table.loc["indirect", "se"] == pytest.approx(np.sqrt(variance), rel=1e-12)
+    assert table.loc["total", "estimate"] == pytest.approx(indirect + value[c], rel=1e-12)
+    assert table.loc["total", "se"] == pytest.approx(np.sqrt(total), rel=1e-12)
+    for row, at in {"a": a, "b": b, "c_prime": c, "cov_ab": s}.items():
+        assert table.loc[row, "estimate"] == pytest.approx(value[at], rel=1e-12)
+        assert table.loc[row, "se"] == pytest.approx(np.sqrt(v[at, at]), rel=1e-12)
+
+
+def test_bauer_by_hand(reml):
+    """Bauer, Preacher & Gil (2006): second-order terms, no covariance with cov_ab, block covariance."""
+    a, b, c, s = entry(reml, "m~x", "y~m", "y~x", "m~x~~y~m")
+    value, v = reml.values, reml.block
+    variance = value[b] ** 2 * v[a, a] + value[a] ** 2 * v[b, b] + v[a, a] * v[b, b]
+    variance += 2 * value[a] * value[b] * v[a, b] + v[a, b] ** 2 + v[s, s]
+    total = variance + v[c, c] + 2 * value[b] * v[a, c] + 2 * value[a] * v[b, c]
+    table = reml.effects("bauer")
+    assert table.loc["indirect", "se"] == pytest.approx(np.sqrt(variance), rel=1e-12)
+    assert table.loc["total", "se"] == pytest.approx(np.sqrt(total), rel=1e-12)
+    estimate, se = table.loc["indirect", ["estimate", "se"]]
+    assert table.loc["indirect", "ci_upper"] == pytest.approx(estimate + 1.96 * se, rel=1e-12)
+    wide = reml.effects("bauer", level=0.99).loc["indirect", "ci_lower"]
+    assert wide == pytest.approx(estimate - norm.ppf(0.995) * se, rel=1e-12)
+
+
+@pytest.mark.parametrize("method", [effects.delta, effects.bauer])
+def test_effects_without_a_covariance_of_slopes(method):
+    """A fixed slope, or covariance="diagonal": cov_ab is zero and known, and only a and b make the indirect effect."""
+    paths = effects.Paths(a=1, b=3, c_prime=4, cov_ab=None)
+    values = np.array([9.0, 0.5, 9.0, -2.0, 0.7, 9.0])
+    root = np.random.default_rng(3).normal(size=(6, 6))
+    v = root @ root.T / 50
+    estimate, se = method(paths, values, v)
+    assert estimate == pytest.approx([0.5, -2.0, 0.7, 0.0, -1.0, -0.3])
+    assert se[3] == 0
+    indirect = 4 * v[1, 1] + 0.25 * v[3, 3] - 2 * v[1, 3]
+    extra = v[1, 1] * v[3, 3] + v[1, 3] ** 2 if method is effects.bauer else 0.0
+    assert se[4] == pytest.approx(np.sqrt(indirect + extra), rel=1e-12)
+    total = indirect + extra + v[4, 4] - 4 * v[1, 4] + v[3, 4]
+    assert se[5] == pytest.approx(np.sqrt(total), rel=1e-12)
+
+
+def test_fixed_direct_path_keeps_the_covariance_of_a_and_b(data):
+    fit = jm.fit(data, jm.Mediation("x", "m", "y", "id", random={"m": ["1", "x"], "y": ["1", "m"]}))
+    table = fit.effects()
+    assert table.loc["cov_ab", "estimate"] == fit.random_cov.loc["m~x", "y~m"]
+    assert table.loc["cov_ab", "se"] == pytest.approx(fit.random_cov_se.loc["m~x", "y~m"], rel=1e-12)
+    assert table.loc["c_prime", "se"] == pytest.approx(fit.bse["y~x"], rel=1e-12)
+
+
+# Singularity ---------------------------------------------------------------------------------------------------------
+
+# Two equations; random: both coefficients of the first, the first of the second.
+LAYOUT = Layout(
+    sizes=(2, 2), random=(0, 1, 2), free=tuple(zip(*map(list, np.tril_indices(3)), strict=True)), rows=(), reml=True
+)
+
+
+@pytest.mark.parametrize(
+    ("root", "log_sd", "mean_square", "singular"),
+    [
+        (np.diag([1.0, 0.5, 0.2]), (0, 0), (1, 1, 1), False),
+        (np.diag([1.0, 0.0, 0.2]), (0, 0), (1, 1, 1), True),  # a variance of zero
+        ([[1, 0, 0], [0.5, 0, 0], [0, 0, 1]], (0, 0), (1, 1, 1), True),  # a correlation of one
+        ([[1, 0, 0], [-0.5, 1e-5, 0], [0, 0, 1]], (0, 0), (1, 1, 1), True),  # minus one, nearly
+        ([[1, 0, 0], [0.9, 0.2, 0], [0, 0, 1]], (0, 0), (1, 1, 1), False),  # .976
+        ([[1, 0, 0], [0.6, 0.8, 0], [0.6, 0.8, 0]], (0, 0), (1, 1, 1), True),  # u3 = u2
+        (np.diag([1.0, 1e-6, 1.0]), (0, 0), (1, 1, 1), True),  # next to nothing in the outcome
+        (np.diag([1.0, 1e-6, 1.0]), (0, 0), (1, 1e12, 1), False),  # the same slope on a column a million times larger
+        (np.diag([1e-6, 1e-6, 1.0]), (np.log(1e-6), 0), (1, 1, 1), False),  # the same next to a small residual
+        (np.diag([1.0, 1.0, 1e-6]), (np.log(1e-6), 0), (1, 1, 1), True),  # the other equation's residual is not its own
+    ],
+)
+def test_is_singular(root, log_sd, mean_square, singular):
+    theta = np.array([*np.asarray(root, dtype=float)[np.tril_indices(3)], *log_sd])
+    assert inference.is_singular(LAYOUT, theta, np.array(mean_square, dtype=float)) is singular
+
+
+def test_without_random_effects_nothing_is_singular():
+    layout = Layout(sizes=(2,), random=(), free=(), rows=(), reml=False)
+    assert inference.is_singular(layout, np.zeros(1), np.zeros(0)) is False
+
+
+# Tests ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["ml", "reml"])
+def test_null_models_are_least_squares(clusters, method, request):
+    """Ordinary regressions on the stacked rows, with their (restricted) likelihoods written out; 1e-10 is rounding."""
+    fit = request.getfixturevalue(method)
+    x, y, equation = (np.concatenate([getattr(c, name) for c in clusters]) for name in ("x", "y", "equation"))
+
+    def least_squares(x, y):
+        beta, (rss,), rank, _ = np.linalg.lstsq(x, y, rcond=None)
+        assert rank == len(beta)
+        degrees = len(y) - fit.reml * rank
+        logdet = np.linalg.slogdet(x.T @ x)[1] if fit.reml else 0.0
+        return rss / degrees, -(degrees * np.log(2 * np.pi * rss / degrees) + degrees + logdet) / 2
+
+    own = [(equation == 0, [0, 1]), (equation == 1, [2, 3, 4])]
+    sigma2, each = zip(*(least_squares(x[rows][:, at], y[rows]) for rows, at in own), strict=True)
+    assert fit.null == (pytest.approx(sum(each), rel=1e-10), 2)
+    assert fit.null[0] == pytest.approx(dense.loglik(clusters, np.zeros((5, 5)), np.array(sigma2), fit.reml), rel=1e-10)
+    # One residual variance for all: the same coefficients, the sums of squares together.
+    assert fit.null_pooled == (pytest.approx(least_squares(x, y)[1], rel=1e-10), 1)
+
+
+def test_lr_test_by_hand(ml):
+    for null, reference, df in (("separate", ml.null, 15), ("pooled", ml.null_pooled, 16)):
+        test = ml.lr_test(null)
+        assert test.statistic == 2 * (ml.loglik - reference[0])
+        assert test.df == df
+        assert test.p == pytest.approx(chi2.sf(test.statistic, df), rel=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["joint", "block"])
+def test_wald_by_hand(ml, kind):
+    covariance = ml.cov_params(kind).to_numpy()
+    test = ml.wald(kind=kind)
+    assert test.statistic == pytest.approx(ml.params @ np.linalg.inv(covariance) @ ml.params, rel=1e-9)
+    assert test.df == 5
+    one = ml.wald(["y~x"], kind=kind)
+    z = ml.params["y~x"] / ml.standard_errors(kind)["y~x"]
+    assert one.statistic == pytest.approx(z**2, rel=1e-12)
+    assert one.p == pytest.approx(2 * norm.sf(abs(z)), rel=1e-9)
+
+
+# Limits --------------------------------------------------------------------------------------------------------------
+
+
+def test_variance_limits_by_hand():
+    lower, upper = variance_limits(np.array([2.0, 0.0]), np.array([0.5, 0.1]), 1.96)
+    assert (lower[0], upper[0]) == pytest.approx((2 * np.exp(-0.49), 2 * np.exp(0.49)), rel=1e-15)
+    assert np.isnan(upper[1])  # a variance of zero has no log scale
+
+
+def test_normal_table_by_hand():
+    table = normal_table(["one", "held"], np.array([1.0, 0.0]), np.array([0.4, 0.0]), critical_value(0.9))
+    expected = [1.0, 0.4, 2.5, 2 * norm.sf(2.5), 1 - 0.4 * norm.ppf(0.95), 1 + 0.4 * norm.ppf(0.95)]
+    assert table.loc["one"].to_numpy() == pytest.approx(expected, rel=1e-12)
+    assert table.loc["held", ["z", "p"]].isna().all()
+    assert table.loc["held", ["ci_lower", "ci_upper"]].tolist() == [0, 0]
+
+
+# Predictions ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def predicted(reml, clusters):
+    """Predictions beside the dense ones and Henderson's prediction-error covariance of (beta, u_j) by cluster."""
+    g, sigma2 = reml.random_cov.to_numpy(), reml.residual_var.to_numpy()
+    error = dense.henderson(clusters, g, sigma2)
+    blocks = [[*range(5), *range(5 + 5 * j, 10 + 5 * j)] for j in range(len(clusters))]
+    return SimpleNamespace(
+        table=reml.ranef(),
+        blups=dense.blups(clusters, g, sigma2, reml.params.to_numpy()),
+        error=np.array([error[np.ix_(at, at)] for at in blocks]),
+    )
+
+
+def test_predictions_equal_dense(predicted, reml, clusters):
+    """1e-8 of the random effects' standard deviations."""
+    labels = list(reml.system.random_labels)
+    assert list(predicted.table.index) == [c.label for c in clusters]
+    sd = np.sqrt(np.diag(reml.random_cov))
+    np.testing.assert_allclose((predicted.table[labels] - predicted.blups) / sd, 0, atol=1e-8)
+
+
+def test_prediction_errors_equal_hendersons(predicted, reml):
+    """1e-7: a 305 x 305 inverse."""
+    labels = [f"{label}_se" for label in reml.system.random_labels]
+    expected = np.sqrt(np.diagonal(predicted.error, axis1=1, axis2=2)[:, 5:])
+    np.testing.assert_allclose(predicted.table[labels], expected, rtol=1e-7)
+
+
+def test_paths_of_clusters_equal_hendersons(predicted, reml):
+    a, b = (list(reml.system.labels).index(label) for label in ("m~x", "y~m"))
+    pick = np.zeros((2, 10))
+    pick[0, [a, 5 + a]] = pick[1, [b, 5 + b]] = 1  # a_j = a + u_j,a: all five coefficients are random
+    v = pick @ predicted.error @ pick.T
+    table = predicted.table
+    np.testing.assert_allclose(table["a"], reml.params["m~x"] + table["m~x"], rtol=1e-12)
+    np.testing.assert_allclose(table["b"], reml.params["y~m"] + table["y~m"], rtol=1e-12)
+    np.testing.assert_allclose(table["a_se"], np.sqrt(v[:, 0, 0]), rtol=1e-7)
+    np.testing.assert_allclose(table["b_se"], np.sqrt(v[:, 1, 1]), rtol=1e-7)
+    np.testing.assert_allclose(table["ab"], table["a"] * table["b"] + v[:, 0, 1], rtol=1e-7)
+    product = table["a"] ** 2 * v[:, 1, 1] + table["b"] ** 2 * v[:, 0, 0] + 2 * table["a"] * table["b"] * v[:, 0, 1]
+    product += v[:, 0, 0] * v[:, 1, 1] + v[:, 0, 1] ** 2
+    np.testing.assert_allclose(table["ab_se"], np.sqrt(product), rtol=1e-7)
+
+
+def test_predictions_reproduce_the_estimates(predicted, reml):
+    """At the REML optimum the deviations add up to zero and G = mean(u_j u_j' + Var(u_j - prediction)) exactly.
+
+    1e-6 because the optimiser stops at a Newton decrement of 1e-10 at the latest. The mean of a_j b_j is the average
+    indirect effect up to the sampling covariance of a and b, which is small next to its standard error.
+    """
+    labels = list(reml.system.random_labels)
+    u = predicted.table[labels].to_numpy()
+    sd = np.sqrt(np.diag(reml.random_cov))
+    np.testing.assert_allclose(u.mean(axis=0) / sd, 0, atol=1e-8)
+    second = (u[:, :, None] * u[:, None, :] + predicted.error[:, 5:, 5:]).mean(axis=0)
+    np.testing.assert_allclose((second - reml.random_cov) / np.outer(sd, sd), 0, atol=1e-6)
+    indirect = reml.effects().loc["indirect"]
+    assert predicted.table["ab"].mean() == pytest.approx(indirect["estimate"], abs=0.1 * indirect["se"])

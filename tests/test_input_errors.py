@@ -1,0 +1,495 @@
+"""What cannot be fitted is refused in one sentence that names the column, what was seen and what helps."""
+
+from __future__ import annotations
+
+import warnings
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pytest
+
+import jaxmed as jm
+
+ROLES = {"x": "x", "m": "m", "y": "y", "cluster": "id"}
+MODEL = jm.Mediation(**ROLES)
+
+
+def rows(clusters=12, size=5):
+    rng = np.random.default_rng(4)
+    ids = np.repeat(np.arange(clusters), size)
+    x, m, y = rng.normal(size=(3, len(ids)))
+    return pd.DataFrame({"id": ids, "x": x, "m": x + m, "y": m + y})
+
+
+def changed(**columns):
+    """The rows with some columns replaced; a function gets the rows."""
+    return rows().assign(**columns)
+
+
+def refused(match, data, model=MODEL, error=jm.DataError, **options):
+    with pytest.raises(error, match=match) as caught:
+        jm.fit(data, model, **options)
+    assert isinstance(caught.value, jm.JaxmedError)
+    assert isinstance(caught.value, ValueError)
+
+
+def with_value(name, at, value):
+    data = rows().astype({name: object if isinstance(value, str) else float})
+    data.loc[at, name] = value
+    return data
+
+
+# Columns -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "convert", [lambda d: d, pl.from_pandas, pa.Table.from_pandas, lambda d: pl.from_pandas(d).lazy()]
+)
+@pytest.mark.parametrize(
+    ("rename", "message"),
+    [
+        ({"m": "mm"}, "no column 'm' in the data; did you mean 'mm'"),
+        ({"id": "ID_"}, "no column 'id' in the data; the columns are 'ID_', 'x', 'm', 'y'"),
+        ({"x": " x"}, "no column 'x' in the data; did you mean ' x'"),
+    ],
+)
+def test_missing_column(convert, rename, message):
+    refused(message, convert(rows().rename(columns=rename)))
+
+
+def test_missing_column_in_a_wide_frame():
+    """The message stays short."""
+    wide = pd.DataFrame({f"column_{k}": [1.0, 2.0] for k in range(500)})
+    refused("'column_11' and 488 more$", wide)
+
+
+@pytest.mark.parametrize(
+    ("column", "seen"),
+    [
+        ([f"v{k}" for k in range(60)], "'v0'"),
+        (["1.5"] * 30 + ["1,5"] * 30, "'1,5'"),
+        (pd.date_range("2020-01-01", periods=60), "Timestamp"),
+        (pd.to_timedelta(np.arange(60), unit="D"), "Timedelta"),
+        (pd.Categorical(["low", "high"] * 30), "'low'"),
+        (np.arange(60) * 1j, "0j"),
+        ([[1.0], [2.0]] * 30, r"\[1\.0\]"),
+    ],
+    ids=["text", "text among numbers", "dates", "durations", "categories", "complex", "lists"],
+)
+@pytest.mark.parametrize("name", ["x", "m", "y"])
+def test_columns_that_are_no_numbers(name, column, seen):
+    data = rows()
+    data[name] = column
+    refused(f"column '{name}' must be numeric, but it has type .* with values such as .*{seen}", data)
+
+
+@pytest.mark.parametrize("convert", [pl.from_pandas, pa.Table.from_pandas, duckdb.from_arrow])
+def test_text_in_other_frames(convert):
+    data = changed(x=[f"v{k}" for k in range(60)])
+    data = pa.Table.from_pandas(data) if convert is duckdb.from_arrow else data
+    refused("column 'x' must be numeric, but it has type String with values such as 'v0'", convert(data))
+
+
+@pytest.mark.parametrize("convert", [lambda d: d, pl.from_pandas])
+@pytest.mark.parametrize("name", ["x", "m", "y"])
+@pytest.mark.parametrize("nothing", [np.nan, None])
+def test_columns_without_values(name, nothing, convert):
+    refused(f"column '{name}' has no values: it is missing in every row", convert(changed(**{name: nothing})))
+
+
+@pytest.mark.parametrize("convert", [lambda d: d, pl.from_pandas])
+@pytest.mark.parametrize("nothing", [np.nan, None])
+def test_no_cluster_ids(nothing, convert):
+    refused("cluster column 'id' is missing in all 60 rows", convert(changed(id=nothing)))
+
+
+@pytest.mark.parametrize("name", ["x", "m", "y"])
+@pytest.mark.parametrize("value", [0.0, -2.5, 1e100])
+def test_constant_columns(name, value):
+    refused(f"column '{name}' is constant", changed(**{name: value}))
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        pytest.param(lambda data: data, id="pandas"),
+        pytest.param(pl.from_pandas, id="polars"),
+        pytest.param(pa.Table.from_pandas, id="pyarrow"),
+        pytest.param(lambda data: duckdb.from_arrow(pa.Table.from_pandas(data)), id="duckdb"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x", "m", "y"])
+@pytest.mark.parametrize("signs", [(1, 1), (-1, -1), (1, -1)])
+def test_infinite_values(name, signs, convert):
+    data = rows()
+    data.loc[[3, 40], name] = np.inf * np.array(signs)
+    refused(f"column '{name}' has 2 infinite values among 60 rows", convert(data))
+
+
+def test_infinite_values_in_pandas_are_named():
+    """As above, past the warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        refused("column 'm' has 1 infinite values among 60 rows", with_value("m", 7, -np.inf))
+
+
+def test_equal_column_names():
+    data = rows()
+    data.columns = ["id", "x", "x", "y"]
+    refused("the data has 2 columns named 'x'; rename them", data)
+
+
+def test_columns_of_columns():
+    data = rows()
+    data.columns = pd.MultiIndex.from_product([["wave 1"], data.columns])
+    refused("there is no column 'id' in the data", data)
+
+
+def test_names_that_only_look_like_text():
+    data = rows()
+    data.columns = [5, 6, 7, 8]
+    refused("no column '5'|column name", data, jm.Mediation(x="6", m="7", y="8", cluster="5"))
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("name", [0, None, "", ("a", "b"), b"x"])
+def test_names_that_are_no_text(role, name):
+    message = f"{role} must be a column name .text." if name is not None else f"which columns are {role}"
+    refused(message, rows(), None, jm.SpecError, **(ROLES | {role: name}))
+
+
+# Clusters ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [7, 7.0, "only"])
+def test_one_cluster(value):
+    refused("cluster column 'id' has one cluster .*7|only.*at least two", changed(id=value))
+
+
+def test_one_cluster_left_after_missing_values():
+    data = rows()
+    data.loc[data["id"] > 0, "m"] = np.nan
+    refused("cluster column 'id' has one cluster", data)
+
+
+def test_cluster_ids_of_mixed_types():
+    ids = pd.Series([1, "one", 2.0] * 20, dtype=object)
+    refused(r"cluster column 'id' mixes types \(float, int, str\)", changed(id=ids))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: changed(id=[(k % 9, 0) for k in range(60)]),
+        lambda: pl.from_pandas(rows()).with_columns(pl.struct("id").alias("id")),
+        lambda: pl.from_pandas(rows()).with_columns(pl.concat_list("id")),
+    ],
+)
+def test_cluster_ids_of_several_parts(make):
+    refused("cluster column 'id'", make())
+
+
+@pytest.mark.parametrize("covariance", ["unstructured", "diagonal"])
+def test_predictor_of_the_cluster_cannot_have_a_random_slope(covariance):
+    model = jm.Mediation(**ROLES, covariance=covariance)
+    message = "'x' does not vary within any cluster, so its slope in the equation of 'm'.*leave it out of random"
+    refused(message, changed(x=lambda d: np.sin(d["id"])), model)
+
+
+def test_mediator_of_the_cluster():
+    data = changed(m=lambda d: np.sin(d["id"]))
+    refused("'m' does not vary within any cluster, so its residual variance", data)
+
+
+def test_mediator_of_the_cluster_cannot_have_a_random_slope():
+    data = changed(m=lambda d: np.sin(d["id"]))
+    model = jm.Mediation(**ROLES, random={"y": ["1", "m"]})
+    refused("'m' does not vary within any cluster, so its slope in the equation of 'y'", data, model)
+
+
+def test_outcome_of_the_cluster():
+    refused("'y' does not vary within any cluster", changed(y=lambda d: np.sin(d["id"])))
+
+
+def test_every_row_a_cluster():
+    refused("does not vary within any cluster", changed(id=np.arange(60)))
+
+
+@pytest.mark.parametrize(("size", "outcome", "count"), [(2, "m", 2), (3, "y", 3)])
+def test_clusters_smaller_than_their_random_effects(size, outcome, count):
+    message = f"no cluster has more than {size} rows for '{outcome}', whose {count} random effects"
+    refused(message, rows(clusters=20, size=size))
+
+
+def test_clusters_too_small_only_where_y_is_there():
+    data = rows()
+    data.loc[data.groupby("id").cumcount() > 1, "y"] = np.nan
+    refused("no cluster has more than 2 rows for 'y', whose 3 random effects", data)
+
+
+# Rows ----------------------------------------------------------------------------------------------------------------
+
+
+def test_too_few_rows():
+    data = pd.DataFrame({"id": [1, 2], "x": [0.0, 1.0], "m": [1.0, 0.5], "y": [2.0, 1.0]})
+    refused("only 2 rows have all of 'x', 'm' observed, too few for the 2 coefficients of 'm'", data)
+
+
+def test_too_few_rows_with_y():
+    data = rows()
+    data.loc[3:, "y"] = np.nan
+    refused("only 3 rows have all of 'm', 'x', 'y' observed, too few for the 3 coefficients of 'y'", data)
+
+
+def test_mediator_and_outcome_never_together():
+    data = rows()
+    data.loc[:29, "y"] = np.nan
+    data.loc[30:, "m"] = np.nan
+    refused("only 0 rows have all of 'm', 'x', 'y' observed", data)
+
+
+def test_no_complete_row_at_all():
+    data = rows()
+    data.loc[:29, "x"] = np.nan
+    data.loc[30:, "m"] = np.nan
+    refused("no row has all the columns of any equation observed .missing values: 'x': 30, 'm': 30, 'y': 0", data)
+
+
+@pytest.mark.parametrize(
+    "convert", [lambda d: d, pl.from_pandas, pa.Table.from_pandas, lambda d: pl.from_pandas(d).lazy()]
+)
+def test_no_rows(convert):
+    refused("the data has no rows", convert(rows().iloc[:0]))
+
+
+def test_no_rows_and_no_types():
+    refused("no rows", pd.DataFrame(columns=["id", "x", "m", "y"]))
+
+
+# Collinearity --------------------------------------------------------------------------------------------------------
+
+
+def test_mediator_copies_the_predictor():
+    refused("'m' is an exact linear function of 'x': nothing is left", changed(m=lambda d: d["x"]))
+
+
+def test_outcome_copies_the_mediator():
+    refused("'y' is an exact linear function of 'm'", changed(y=lambda d: d["m"]))
+
+
+def test_outcome_is_a_sum():
+    data = changed(y=lambda d: 2 * d["m"] - d["x"] + 1e3)
+    refused("'y' is an exact linear function of 'm' and 'x'", data)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e6])
+def test_two_collinear_predictors(shift):
+    model = jm.System([jm.Equation("y", ["1", "x", "twin"], random=["1"])], cluster="id")
+    data = changed(twin=lambda d: 3 * d["x"] - 1 + shift)
+    refused("column 'twin' is collinear with 'x' in the equation of 'y'.*remove one", data, model)
+
+
+def test_predictor_varies_only_where_it_is_not_used():
+    """Constant among the rows that count, not among all rows."""
+    data = changed(x=lambda d: np.where(d["id"] > 5, 1.0, d["x"]), m=lambda d: d["m"].where(d["id"] > 5))
+    refused("column 'x' is collinear with the intercept in the equation of 'm'", data)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e8])
+def test_nearly_collinear_predictors_are_accepted_in_any_unit(scale):
+    """A correlation of .9999 is hard, not impossible."""
+    data = changed(twin=lambda d: scale * (d["x"] + 0.01 * np.sin(np.arange(60))))
+    model = jm.System([jm.Equation("y", ["1", "x", "twin"])], cluster="id")
+    assert jm.fit(data, model).converged
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("rows.csv", "", "rows.csv' is empty"),
+        ("rows.parquet", "", "rows.parquet' is empty"),
+        ("rows.csv", "\n\n", "cannot be read as .csv"),
+        ("rows.csv", "id;x;m;y\n1;2;3;4\n", "no column 'id' in the data; the columns are 'id;x;m;y'"),
+        ("rows.csv", "id,x,x,y\n1,2,3,4\n", "the data has 2 columns named 'x'"),
+        ("rows.csv", b"\xff\xfei\x00d\x00", "cannot be read as .csv"),
+        ("rows.csv", "id,x,m,y\n1,a,3,4\n2,b,5,6\n", "column 'x' must be numeric.*'a'"),
+        ("rows.parquet", "PAR1 not really", "cannot be read as .parquet"),
+        ("rows.feather", "ARROW1 not really", "cannot be read as .feather"),
+        ("rows.xlsx", "PK", "cannot be read; use one of .csv, .parquet"),
+        ("rows", "id,x,m,y\n", "cannot be read; use one of .csv"),
+        ("rows.csv.gz", "", "cannot be read; use one of .csv"),
+    ],
+)
+def test_bad_files(name, content, message, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    refused(message, path)
+
+
+def test_csv_with_a_header_only(tmp_path):
+    (tmp_path / "rows.csv").write_text("id,x,m,y\n", encoding="utf-8")
+    refused("no rows", tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet", ".feather", ".dta"])
+def test_no_such_file(ending, tmp_path):
+    refused("there is no file '.*nowhere.*'; check the path", tmp_path / f"nowhere{ending}")
+    refused("there is no file", f"nowhere{ending}")
+
+
+def test_a_folder_with_the_name_of_a_file(tmp_path):
+    (tmp_path / "data.csv").mkdir()
+    refused("data.csv' is not a file", tmp_path / "data.csv")
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        ".parquet",
+        ".feather",
+        pytest.param(".dta"),
+    ],
+)
+@pytest.mark.parametrize("share", [0.001, 0.05, 0.3])
+def test_files_cut_short(ending, share, tmp_path):
+    path = tmp_path / f"rows{ending}"
+    write = {".parquet": rows().to_parquet, ".feather": rows().to_feather, ".dta": rows().to_stata}[ending]
+    write(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole)) + 1])
+    refused(f"cannot be read as {ending}", path)
+
+
+# Kinds of data -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "data",
+    [[1, 2], {"x": [1.0]}, None, 3, b"rows.csv", np.zeros((3, 4)), rows()["x"], rows().groupby("id"), object()],
+    ids=lambda data: type(data).__name__,
+)
+def test_data_that_is_no_table(data):
+    refused(f"data of type {type(data).__name__} cannot be read; pass a pandas, polars", data)
+
+
+def test_an_error_inside_a_lazy_query_is_passed_on():
+    lazy = pl.from_pandas(rows()).lazy()
+    lazy = lazy.with_columns(pl.col("x").map_batches(lambda s: 1 / 0, return_dtype=pl.Float64))
+    refused("could not be read by its own library .*division by zero", lazy)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: pl.scan_parquet("nowhere.parquet"),
+        lambda: pl.scan_csv("nowhere.csv"),
+        lambda: pl.from_pandas(rows()).lazy().select("id", "x", "m", "nowhere"),
+    ],
+)
+def test_a_lazy_query_that_cannot_start(make):
+    refused("could not be read by its own library", make())
+
+
+# Models and options --------------------------------------------------------------------------------------------------
+
+
+def test_mediator_and_outcome_are_one_column():
+    message = "m and y are the same column 'y'"
+    refused(message, rows(), None, jm.SpecError, **(ROLES | {"m": "y"}))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_role_left_out(role):
+    others = {other: name for other, name in ROLES.items() if other != role}
+    refused(f"which columns are {role}", rows(), None, jm.SpecError, **others)
+
+
+def test_no_role_at_all():
+    refused("which columns are x, m, y, cluster", rows(), None, jm.SpecError)
+
+
+@pytest.mark.parametrize("roles", [ROLES, {"cluster": "id"}])
+def test_a_model_and_its_columns(roles):
+    refused("give either a model or its columns, not both", rows(), MODEL, jm.SpecError, **roles)
+
+
+@pytest.mark.parametrize("model", ["y ~ x", 3, jm.Mediation, {"x": "x"}])
+def test_a_model_that_is_none(model):
+    refused(r"must be a jaxmed\.Mediation or jaxmed\.System; got", rows(), model, jm.SpecError)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"random": "some"}, "random='some' is not known; use 'all', 'none' or a dict"),
+        ({"random": None}, "random must be 'all', 'none' or a dict"),
+        ({"random": ["1", "x"]}, "random must be 'all', 'none' or a dict"),
+        ({"random": {"z": ["1"]}}, "random has the key 'z'; the outcomes of this model are"),
+        ({"random": {"x": ["1"]}}, "random has the key 'x'"),
+        ({"random": {"m": ["m"]}}, "which is not a predictor of 'm'"),
+        ({"random": {"y": ["1", "1"]}}, "names '1' more than once"),
+        ({"covariance": "free"}, "covariance='free' is not known; choose one of"),
+        ({"covariance": None}, "covariance=None is not known"),
+        ({"covariance": ["diagonal"]}, "is not known; choose one of"),
+    ],
+)
+def test_options_of_the_model(option, message):
+    with pytest.raises(jm.SpecError, match=message) as caught:
+        jm.Mediation(**ROLES, **option)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, "10", True, None, float("nan")])
+def test_max_iter(value):
+    refused("max_iter=.* must be a whole number of at least 1", rows(), error=jm.SpecError, max_iter=value)
+
+
+@pytest.mark.parametrize("value", ["ML", "no", None])
+def test_reml(value):
+    model = jm.System([jm.Equation("y", ["1", "x"])], cluster="id")
+    refused("reml", rows(), model, jm.SpecError, reml=value)
+
+
+@pytest.fixture(scope="module")
+def plain_fit():
+    return jm.fit(rows(), jm.Mediation(**ROLES, random="none"))
+
+
+@pytest.mark.parametrize("level", [0, 1, -0.5, 95, "0.95", None, True, float("nan")])
+@pytest.mark.parametrize("method", ["effects", "intervals", "summary"])
+def test_level(plain_fit, method, level):
+    with pytest.raises(jm.SpecError, match=r"level=.* is not a confidence level"):
+        getattr(plain_fit, method)(level=level)
+
+
+@pytest.mark.parametrize("se", ["block", "robust", None, 1])
+@pytest.mark.parametrize("method", ["effects", "summary"])
+def test_se(plain_fit, method, se):
+    with pytest.raises(jm.SpecError, match=r"se=.* is not known; choose 'joint' or 'bauer'"):
+        getattr(plain_fit, method)(se=se)
+
+
+# Moments instead of rows ---------------------------------------------------------------------------------------------
+
+
+def test_moments_read_for_another_model():
+    """A shifted x changes a model whose random effects may not covary: the same answer, or an error."""
+    from jaxmed.frame import read
+
+    data = jm.simulate(clusters=60, size=6, seed=1).assign(x=lambda d: d["x"] + 5)
+    free, diagonal = (
+        jm.System([jm.Equation("y", ["1", "x"], random=["1", "x"])], "id", covariance)
+        for covariance in ("unstructured", "diagonal")
+    )
+    expected = jm.fit(data, diagonal).loglik
+    try:
+        found = jm.fit(read(data, free), diagonal).loglik
+    except jm.JaxmedError:
+        return
+    assert found == pytest.approx(expected, abs=1e-6)

@@ -1,0 +1,201 @@
+"""What must not change an estimate: order, labels, units, starting values, threads and the user's own JAX settings."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import REFERENCE
+
+import jaxmed as jm
+from jaxmed import likelihood
+from jaxmed.errors import Status
+from jaxmed.fit import _compiled
+from jaxmed.params import make_layout
+
+MODEL = jm.Mediation("x", "m", "y", "id")
+
+
+@pytest.fixture(scope="module")
+def base(unbalanced) -> jm.Fit:
+    return jm.fit(unbalanced, MODEL)
+
+
+def assert_same(fit: jm.Fit, base: jm.Fit, tolerance: float) -> None:
+    """Estimates in units of their standard errors, covariances in units of their diagonals."""
+    error = np.sqrt(np.diag(base.joint))
+    np.testing.assert_allclose((fit.values - base.values) / error, 0, atol=tolerance)
+    np.testing.assert_allclose((fit.joint - base.joint) / np.outer(error, error), 0, atol=tolerance)
+    np.testing.assert_allclose((fit.block - base.block) / np.outer(error, error), 0, atol=tolerance)
+    assert fit.loglik == pytest.approx(base.loglik, rel=1e-12)
+
+
+def assert_same_bits(fit: jm.Fit, base: jm.Fit) -> None:
+    for name in ("values", "joint", "block", "theta"):
+        np.testing.assert_array_equal(getattr(fit, name), getattr(base, name))
+    assert (fit.loglik, fit.n_iter, fit.grad_norm) == (base.loglik, base.n_iter, base.grad_norm)
+
+
+# The data ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_row_order(unbalanced, base, seed):
+    """Sums are taken in another order: rounding only, which the Hessian's condition may raise to some 1e-9."""
+    assert_same(jm.fit(unbalanced.sample(frac=1, random_state=seed), MODEL), base, 1e-8)
+
+
+def test_cluster_labels(unbalanced, base):
+    """Other labels, of another type and in another order; predictions follow their cluster."""
+    names = unbalanced["id"].unique()
+    numbers = pd.Series(np.random.default_rng(5).permutation(len(names)) * 37 - 500, index=names)
+    fit = jm.fit(unbalanced.assign(id=unbalanced["id"].map(numbers)), MODEL)
+    assert_same(fit, base, 1e-8)
+    expected = base.ranef()
+    found = fit.ranef().loc[numbers[expected.index]].set_index(expected.index)
+    np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_other_columns_and_index_do_not_matter(unbalanced, base):
+    data = unbalanced.set_index(np.arange(len(unbalanced))[::-1] * 3).assign(unused="text", another=np.nan)
+    assert_same_bits(jm.fit(data[["another", "y", "unused", "x", "id", "m"]], MODEL), base)
+
+
+@pytest.mark.parametrize("reml", [True, False])
+def test_units(unbalanced, reml):
+    """x' = 1e6 x + 3e7, y' = 1e-4 y + 5: estimates, covariances, effects and the log likelihood map exactly.
+
+    With beta' = T beta + t, G' = T G T' and C' = T C T', the likelihood of y' is shifted by the Jacobian -n_y log 1e-4;
+    the restricted one also by log|T|, half the change of -log|X'V^-1X|. Agreement to 1e-7 standard errors: the user's
+    intercepts lie far outside the data (x near 8e7), which costs digits in the map back.
+    """
+    k, h, s, t = 1e6, 3e7, 1e-4, 5.0
+    base = jm.fit(unbalanced, MODEL, reml=reml)
+    fit = jm.fit(unbalanced.assign(x=k * unbalanced["x"] + h, y=s * unbalanced["y"] + t), MODEL, reml=reml)
+    linear = np.array(  # m~1, m~x, y~1, y~m, y~x
+        [
+            [1, -h / k, 0, 0, 0],
+            [0, 1 / k, 0, 0, 0],
+            [0, 0, s, 0, -s * h / k],
+            [0, 0, 0, s, 0],
+            [0, 0, 0, 0, s / k],
+        ]
+    )
+
+    def assert_mapped(kind):
+        expected = linear @ base.cov_params(kind) @ linear.T
+        found = fit.cov_params(kind).to_numpy()
+        unit = np.sqrt(np.diag(expected))
+        np.testing.assert_allclose((found - expected) / np.outer(unit, unit), 0, atol=1e-7)
+        return unit
+
+    error = assert_mapped("joint")
+    assert_mapped("block")
+    np.testing.assert_allclose((fit.params - linear @ base.params - [0, 0, t, 0, 0]) / error, 0, atol=1e-7)
+    g = linear @ base.random_cov @ linear.T
+    sd = np.sqrt(np.diag(g))
+    np.testing.assert_allclose((fit.random_cov.to_numpy() - g) / np.outer(sd, sd), 0, atol=1e-7)
+    np.testing.assert_allclose(fit.residual_var, base.residual_var * [1, s**2], rtol=1e-7)
+    unit = np.array([1 / k, s, *[s / k] * 4])  # a, b and what is in units of y per x
+    for se in ("joint", "bauer"):
+        for column in ("estimate", "se", "ci_lower", "ci_upper"):
+            np.testing.assert_allclose(fit.effects(se)[column], base.effects(se)[column] * unit, rtol=1e-6, atol=0)
+    shift = -unbalanced["y"].count() * np.log(s) + reml * np.linalg.slogdet(linear)[1]
+    assert fit.loglik - base.loglik == pytest.approx(shift, rel=1e-10)
+    assert fit.lr_test().statistic == pytest.approx(base.lr_test().statistic, rel=1e-8)
+
+
+# The computation -----------------------------------------------------------------------------------------------------
+
+
+def test_starting_values(base, unbalanced):
+    """Twenty poor starts, standard deviations between 1/20 and 20 times those of the columns, end in one optimum."""
+    layout = make_layout(base.system, base.moments, reml=True)
+    data = likelihood.make_data(base.moments.table, base.moments.intake.used)
+    rng = np.random.default_rng(17)
+    missed = []
+    for _ in range(20):
+        start = rng.normal(size=layout.n_theta) * np.exp(rng.uniform(-3, 1.5))
+        start[len(layout.free) :] = rng.uniform(-3, 3, layout.n_equations)
+        with jax.enable_x64(True):
+            found = jax.tree.map(np.asarray, _compiled(layout, data, start, 100, True)[0])
+        gap = found.evaluation.value - base.trace[-1][1]
+        if found.status != Status.CONVERGED or abs(gap) > 1e-8:
+            missed.append((int(found.status), float(gap), int(found.n_iter), start))
+    assert not missed
+
+
+@pytest.mark.parametrize("zero", ["one variance", "all variances"])
+def test_starting_at_a_singular_fit(unbalanced, zero):
+    """A start with zero variances, such as the optimum of a subsample or of the fit behind a bootstrap may be."""
+    random = {"m": ["1", "x"], "y": ["1", "m"]}
+    fit = jm.fit(unbalanced, jm.Mediation("x", "m", "y", "id", random=random, covariance="diagonal"))
+    layout = make_layout(fit.system, fit.moments, reml=True)
+    data = likelihood.make_data(fit.moments.table, fit.moments.intake.used)
+    start = fit.theta.copy()
+    start[[3] if zero == "one variance" else range(4)] = 0.0
+    with jax.enable_x64(True):
+        found = jax.tree.map(np.asarray, _compiled(layout, data, start, 100, True)[0])
+    assert found.status == Status.CONVERGED
+    assert found.evaluation.value == pytest.approx(fit.trace[-1][1], rel=0, abs=1e-8)
+
+
+def test_repeated_fits_are_identical(unbalanced, base):
+    assert_same_bits(jm.fit(unbalanced, MODEL), base)
+
+
+def test_threads_do_not_disturb_each_other(unbalanced, base):
+    """Four fits at once, also of another method in between: the bits of a single thread."""
+    ml = jm.fit(unbalanced, MODEL, reml=False)
+    with ThreadPoolExecutor(4) as pool:
+        fits = list(pool.map(lambda i: jm.fit(unbalanced, MODEL, reml=i % 3 > 0), range(12)))
+    for i, fit in enumerate(fits):
+        assert_same_bits(fit, base if i % 3 else ml)
+
+
+@pytest.mark.parametrize("setting", [True, False])
+def test_the_users_scope_of_x64_does_not_matter(unbalanced, base, setting):
+    with jax.enable_x64(setting):
+        assert_same_bits(jm.fit(unbalanced, MODEL), base)
+        assert jax.numpy.zeros(1).dtype == (np.float64 if setting else np.float32)
+
+
+def test_the_users_default_dtype_and_precision_do_not_matter(unbalanced, base):
+    """Lower matmul precision that a user set for a neural network must not reach the likelihood; 1e-8 as above."""
+    with jax.default_matmul_precision("bfloat16"), jax.numpy_dtype_promotion("standard"):
+        assert_same(jm.fit(unbalanced, MODEL), base, 1e-8)
+
+
+FIT = """
+import hashlib, sys, jax, numpy as np, pandas as pd, jaxmed as jm
+if sys.argv[2] == "config":
+    jax.config.update("jax_enable_x64", True)
+before = dict(jax.config.values)
+fit = jm.fit(pd.read_csv(sys.argv[1]), x="x", m="m", y="y", cluster="id")
+fit.effects(), fit.ranef(), fit.summary()
+assert dict(jax.config.values) == before
+assert jax.numpy.ones(1).dtype == np.float64
+print(hashlib.sha256(b"".join(a.tobytes() for a in (fit.values, fit.joint, fit.block, fit.theta))).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("flag", ["environment", "config"])
+def test_the_users_global_x64_flag_does_not_matter(base, flag):
+    """A process whose flag is on, from outside or by its own code, gives the bits of this one, keeps its settings."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", FIT, str(REFERENCE / "unbalanced.csv"), flag],
+        env=os.environ | {"JAX_ENABLE_X64": str(int(flag == "environment"))},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    arrays = (base.values, base.joint, base.block, base.theta)
+    assert done.stdout.strip() == hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()

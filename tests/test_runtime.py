@@ -1,0 +1,179 @@
+"""How jaxmed behaves as a guest: no deadlock, no change of settings, no private interfaces, no needless compilation."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import jaxmed as jm
+from jaxmed import frame, likelihood, optimise
+from jaxmed.fit import _compiled
+from jaxmed.params import make_layout
+
+MODEL = jm.Mediation("x", "m", "y", "id")
+PACKAGE = Path(jm.__file__).parent
+
+
+def run(code: str, limit: int = 60) -> str:
+    """Standard output of a fresh process on two cores; fails after ``limit`` seconds."""
+    pin = "import os\n"
+    if hasattr(os, "sched_setaffinity"):
+        pin += "os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])\n"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", pin + code],
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        env=os.environ | {"JAX_ENABLE_X64": "0"},
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def simulate(n_clusters: int, n_rows: int = 6, seed: int = 0):
+    """1-1-1 data with every coefficient varying."""
+    import pandas as pd
+
+    rng = np.random.default_rng(seed)
+    cluster = np.repeat(np.arange(n_clusters), n_rows)
+    u = rng.normal(0, 0.4, size=(5, n_clusters))[:, cluster]
+    x, e, f = rng.normal(size=(3, len(cluster)))
+    m = u[0] + (0.5 + u[1]) * x + e
+    return pd.DataFrame({"id": cluster, "x": x, "m": m, "y": u[2] + (0.4 + u[3]) * m + (0.2 + u[4]) * x + f})
+
+
+SETUP = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import jax, jax.numpy as jnp, numpy as np, jaxmed as jm
+from test_runtime import MODEL, simulate
+from jaxmed import frame, likelihood, optimise
+from jaxmed.params import make_layout
+
+def prepared(n):
+    moments = frame.read(simulate(n), MODEL.system())
+    layout = make_layout(MODEL.system(), moments, True)
+    start = optimise.starting_values(MODEL.system(), layout, moments)
+    return layout, start, likelihood.make_data(moments.table, moments.intake.used)
+"""
+
+
+# Deadlocks -----------------------------------------------------------------------------------------------------------
+
+
+def test_hessians_and_batched_refits_finish():
+    """Batched LAPACK calls in second derivatives, or under vmap, once hung for ever on two cores: a limit in time."""
+    out = run(
+        SETUP
+        + """
+from jaxmed.params import root_and_precision
+with jax.enable_x64(True):
+    for n in (100, 2000):
+        layout, start, data = prepared(n)
+        point = root_and_precision(layout, jnp.asarray(start))
+        evaluation = jax.jit(likelihood.evaluate, static_argnums=0)(layout, *point, data)
+        assert np.all(np.isfinite(evaluation.hessian)), n
+    layout, start, data = prepared(100)
+    weights = np.random.default_rng(1).exponential(size=(64, 1, data.table.shape[1]))
+
+    def refit(weight):
+        table = data.table * weight
+        rows = data.n_rows * jnp.sum(table[0]) / jnp.sum(data.table[0])
+        return optimise.solve(layout, data._replace(table=table, n_rows=rows), start, warm_up=False)
+
+    found = jax.jit(jax.vmap(refit))(weights)
+    assert found.status.shape == (64,)
+    print(int(jnp.sum(found.status == 0)), int(jnp.all(jnp.isfinite(found.theta))))
+"""
+    )
+    converged, finite = map(int, out.split())
+    assert converged >= 60  # a bootstrap sample may be singular and slow, hardly more often
+    assert finite
+
+
+def test_optimiser_is_compiled_to_plain_arithmetic():
+    """No custom call, to LAPACK or anything else, and nothing in single precision in what runs under vmap."""
+    moments = frame.read(simulate(30), MODEL.system())
+    layout = make_layout(MODEL.system(), moments, True)
+    start = optimise.starting_values(MODEL.system(), layout, moments)
+    data = likelihood.make_data(moments.table, moments.intake.used)
+    with jax.enable_x64(True):
+        lowered = jax.jit(optimise.solve, static_argnums=0).lower(layout, data, start)
+        texts = [lowered.as_text().lower(), lowered.compile().as_text().lower()]
+    for text in texts:
+        assert "lapack" not in text
+        assert "custom_call" not in text
+        assert "custom-call" not in text
+        assert "f32[" not in text
+        assert "f64" in text
+
+
+# Import --------------------------------------------------------------------------------------------------------------
+
+
+def test_import_changes_nothing():
+    out = run(
+        """
+import jax
+before = dict(jax.config.values)
+import jaxmed, jaxmed.cli
+after = dict(jax.config.values)
+print({name: (before.get(name), value) for name, value in after.items() if before.get(name, value) != value})
+print(len(jax.live_arrays()))
+"""
+    )
+    assert out.splitlines() == ["{}", "0"]
+
+
+def test_import_starts_no_backend():
+    """A process that only imports jaxmed must not claim a GPU."""
+    out = run("import jaxmed, jax\nfrom jax._src import xla_bridge\nprint(xla_bridge.backends_are_initialized())")
+    assert out == "False"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("**/*.py")), ids=lambda path: path.name)
+def test_nothing_private_of_jax_is_used(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Attribute):
+            names = [ast.unparse(node)]
+        else:
+            continue
+        assert not [name for name in names if name.startswith(("jax._src", "jaxlib._"))]
+
+
+# Compilation ---------------------------------------------------------------------------------------------------------
+
+
+def test_similar_data_meets_the_compiled_program():
+    """Other rows, other clusters, other numbers of either within a block: no new program; another model: one more."""
+    jm.fit(simulate(40, seed=1), MODEL)
+    size = _compiled._cache_size()
+    fit = jm.fit(simulate(65, n_rows=9, seed=2), MODEL)
+    assert fit.converged
+    assert _compiled._cache_size() == size
+    jm.fit(simulate(40, seed=1).rename(columns={"x": "dose", "id": "site"}), x="dose", m="m", y="y", cluster="site")
+    assert _compiled._cache_size() == size
+    jm.fit(simulate(200, seed=3), jm.System([jm.Equation("y", ["1"], ["1"])], "id"))
+    assert _compiled._cache_size() == size + 1
+
+
+def test_results_leave_as_numpy():
+    """A float64 JAX array that leaves its scope is rounded by the next operation: none may."""
+    fit = jm.fit(simulate(40, seed=1), MODEL)
+    for name in ("values", "joint", "block", "theta"):
+        array = getattr(fit, name)
+        assert type(array) is np.ndarray
+        assert array.dtype == np.float64
+    assert type(fit.loglik) is float
+    assert all(dtype == np.float64 for frame_ in (fit.effects(), fit.ranef()) for dtype in frame_.dtypes)
