@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from jax import Array
 
 from jaxmed import effects as effects_
 from jaxmed import inference, likelihood, optimise, store, summary
-from jaxmed._runtime import float64
+from jaxmed._runtime import float64, progress
 from jaxmed.checks import check_identified
 from jaxmed.errors import ConvergenceWarning, DataError, FitError, SpecError, Status
 from jaxmed.frame import read
@@ -118,16 +119,21 @@ def _spec(spec: Spec | None, x: str | None, m: str | None, y: str | None, cluste
 @float64
 def _solve(system: System, layout: Layout, moments: Moments, max_iter: int) -> tuple[Solution, inference.Covariances]:
     """Optimise and infer. Very many clusters start from the optimum of some thousand of them, evenly picked."""
-    table, rows = moments.table, moments.intake.used
-    start = optimise.starting_values(system, layout, moments)
-    warm_up = True
-    if moments.n_clusters >= MANY_CLUSTERS:
-        part = slice(None, None, moments.n_clusters // SUBSAMPLE)
-        counts = tuple(int(moments.row_counts(group)[part].sum()) for group in system.groups)
-        sample, _ = _compiled(layout, likelihood.make_data(table[:, part], counts), start, max_iter, True)
-        if int(sample.status) == Status.CONVERGED:
-            start, warm_up = np.asarray(sample.theta), False
-    return _compiled(layout, likelihood.make_data(table, rows), start, max_iter, warm_up)
+    table = moments.table
+    start = jnp.asarray(optimise.starting_values(system, layout, moments))
+    if moments.n_clusters < MANY_CLUSTERS:
+        return _compiled(layout, likelihood.make_data(table, moments.intake.used), start, max_iter, True)
+    part = slice(None, None, moments.n_clusters // SUBSAMPLE)
+    counts = tuple(int(moments.row_counts(group)[part].sum()) for group in system.groups)
+    sample, _ = _compiled(layout, likelihood.make_data(table[:, part], counts), start, max_iter, True)
+    if int(sample.status) == Status.CONVERGED:
+        start = sample.theta
+    data = jax.device_put(likelihood.make_data(table, moments.intake.used))
+    with progress(f"fitting {moments.n_clusters} clusters") as say:
+        solution = optimise.solve_in_steps(
+            layout, data, start, max_iter, lambda step, f, left: say(f"Newton step {step}, {left:.1e} left to gain")
+        )
+    return solution, _covariances(layout, solution.theta, solution.evaluation)
 
 
 @partial(jax.jit, static_argnums=(0, 3, 4))
@@ -136,6 +142,9 @@ def _compiled(
 ) -> tuple[Solution, inference.Covariances]:
     solution = optimise.solve(layout, data, start, max_iter, warm_up=warm_up)
     return solution, inference.covariances(layout, solution.theta, solution.evaluation)
+
+
+_covariances = jax.jit(inference.covariances, static_argnums=0)
 
 
 def _assemble(
@@ -251,8 +260,8 @@ class Fit(Estimates):
         pair = f"{self.spec.paths['a']}~~{self.spec.paths['b']}"
         return effects_.Paths(**at, cov_ab=labels.index(pair) if pair in labels else None)
 
-    def intervals(self, method: str = "delta", level: float = 0.95) -> pd.DataFrame:
-        """Intervals for the effects; ``"delta"`` is that of ``effects(se="joint")``."""
+    def intervals(self, method: str = "delta", level: float = 0.95, seed: int | None = None) -> pd.DataFrame:
+        """Intervals for the effects; ``"delta"`` is that of ``effects(se="joint")`` and needs no seed."""
         if method != "delta":
             raise SpecError(f"method={method!r} is not known; choose 'delta'")
         return self.effects(level=level)

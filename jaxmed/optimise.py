@@ -1,10 +1,9 @@
-"""Maximise the likelihood: optax L-BFGS from a rough start, then Newton on the exact Hessian to a certificate.
-
-Everything is plain array arithmetic inside ``lax.while_loop``, so that a whole fit survives ``jit`` and ``vmap``.
-"""
+"""Maximise the likelihood: optax L-BFGS from a rough start, then Newton steps; a whole fit survives ``vmap``."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,18 +12,15 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from jaxmed import likelihood, linalg
+from jaxmed import likelihood, newton
 from jaxmed.errors import Status
 from jaxmed.likelihood import Data, Evaluation
 from jaxmed.moments import Floats, Moments
-from jaxmed.params import Layout, free_entries, lower, root_and_precision, root_chain
+from jaxmed.params import Layout, free_entries, root_and_precision, root_chain
 from jaxmed.spec import System
 
 WARM_UP = 30  # L-BFGS iterations at the most
-CERTIFICATE = 1e-10  # Newton decrement that counts as converged
-TARGET = 1e-18  # Newton decrement at which iteration stops: nothing is left to gain
 LIFT = 0.05  # residual sds: the least pivot of the root of G at a start
-RIDGE = 1e-11  # relative; lets the flat directions of a singular G through the Cholesky factor
 
 
 class Solution(NamedTuple):
@@ -54,22 +50,6 @@ class Solution(NamedTuple):
     grad_norm: Array
     decrement: Array
     trace: Array
-
-
-class _Point(NamedTuple):
-    """A point of the Newton iteration, with derivatives in local coordinates around it.
-
-    The root R of G = RR' is kept as a pivoted lower-triangular matrix: ordered by ``order`` its rows are triangular,
-    the largest remaining variance first. The directions in which G is nearly singular then lie in the last columns,
-    where the likelihood is a plain quadratic; with a fixed order they can hide in the middle and bend the way.
-    """
-
-    root: Array
-    order: Array
-    log_sd: Array
-    evaluation: Evaluation
-    gradient: Array
-    hessian: Array
 
 
 def starting_values(system: System, layout: Layout, moments: Moments) -> Floats:
@@ -109,20 +89,61 @@ def solve(layout: Layout, data: Data, start: Array, max_iter: int = 100, *, warm
     theta, n_warm = start, jnp.asarray(0)
     if warm_up:
         theta, n_warm, trace = _lbfgs(layout, data, start, trace)
-    return _newton(layout, data, theta, n_warm, trace, max_iter)
+    state = lax.while_loop(
+        lambda state: newton.going(state, max_iter),
+        lambda state: newton.step(layout, data, state),
+        newton.start(layout, theta, n_warm, trace),
+    )
+    return _solution(layout, state)
+
+
+def solve_in_steps(
+    layout: Layout, data: Data, start: Array, max_iter: int, report: Callable[[int, float, float], None]
+) -> Solution:
+    """:func:`solve` without a warm-up, the loop in Python: for data so large that a step takes its time.
+
+    Every step ends in Python, where Ctrl-C is heard and ``report(step, f, decrement)`` is called. Not for ``vmap``.
+    """
+    state = _first(layout, start, max_iter)
+    while newton.going(state, max_iter):
+        state = _next(layout, data, state)
+        report(int(state.taken), float(state.point.evaluation.value), float(state.decrement))
+    return _last(layout, state)
+
+
+@partial(jax.jit, static_argnums=(0, 2))
+def _first(layout: Layout, start: Array, max_iter: int) -> newton.State:
+    return newton.start(layout, _lifted(layout, start), jnp.asarray(0), jnp.full((max_iter, 3), jnp.nan))
+
+
+_next = jax.jit(newton.step, static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _last(layout: Layout, state: newton.State) -> Solution:
+    return _solution(layout, state)
+
+
+def _solution(layout: Layout, state: newton.State) -> Solution:
+    """The record of an iteration that has ended."""
+    status = jnp.where(state.status == newton.GOING, Status.MAX_ITERATIONS, state.status)
+    root, _ = newton.triangular(layout, state.point.root, pivot=False)
+    theta = jnp.concatenate([free_entries(layout, root), state.point.log_sd])
+    grad_norm = jnp.max(jnp.abs(newton.scaled(state.point)[0]))
+    return Solution(theta, state.point.evaluation, status, state.row, grad_norm, state.decrement, state.trace)
 
 
 def _lifted(layout: Layout, theta: Array) -> Array:
     """A start away from singular G: there a column of the root is zero, a saddle that no gradient leads away from."""
     n_free = len(layout.free)
     root, _ = root_and_precision(layout, theta)
-    root, order = _triangular(layout, root, pivot=True)
+    root, order = newton.triangular(layout, root, pivot=True)
     equation = np.searchsorted(np.cumsum(layout.sizes), layout.random, side="right")
     least = LIFT * jnp.exp(theta[n_free:])[equation][order]
     at = jnp.arange(layout.n_random)
     pivots = root[order, at]
     root = root.at[order, at].set(jnp.where(pivots < least, least, pivots))
-    root, _ = _triangular(layout, root, pivot=False)
+    root, _ = newton.triangular(layout, root, pivot=False)
     return jnp.concatenate([free_entries(layout, root), theta[n_free:]])
 
 
@@ -166,136 +187,3 @@ def _lbfgs(layout: Layout, data: Data, start: Array, trace: Array) -> tuple[Arra
     state = (start, solver.init(start), jnp.inf, jnp.inf, jnp.asarray(0), trace)
     theta, _, _, _, count, trace = lax.while_loop(going, step, state)
     return theta, count, trace
-
-
-def _at(layout: Layout, data: Data, root: Array, log_sd: Array) -> _Point:
-    """Evaluate at a root of G, pivot it, and carry the derivatives over by the chain rule."""
-    root, order = _triangular(layout, root, pivot=True)
-    tau = jnp.exp(-2 * log_sd)
-    evaluation = likelihood.evaluate(layout, root, tau, data)
-    jacobian, curvature = root_chain(layout, root, order, tau, evaluation.gradient)
-    gradient = evaluation.gradient @ jacobian
-    hessian = jacobian.T @ evaluation.hessian @ jacobian + curvature
-    return _Point(root, order, log_sd, evaluation, gradient, hessian)
-
-
-def _moved(layout: Layout, root: Array, order: Array, log_sd: Array, local: Array) -> tuple[Array, Array]:
-    """Root and log sd at local coordinates: free entries of a triangle added to the pivoted rows, and shifts."""
-    n_free = len(layout.free)
-    step = lower(layout, local[:n_free])
-    return root + jnp.zeros_like(root).at[order].set(step), log_sd + local[n_free:]
-
-
-def _triangular(layout: Layout, root: Array, *, pivot: bool) -> tuple[Array, Array]:
-    """Rotate a root of G (G = RR' stays) so that its rows are triangular, block by block of G.
-
-    Modified Gram-Schmidt on the rows. With ``pivot`` the row with the largest remainder comes first; returns the root
-    and the order of its rows.
-    """
-    result, order = jnp.zeros_like(root), jnp.arange(layout.n_random)
-    for block in layout.blocks:
-        at = np.array(block)
-        rest = root[np.ix_(at, at)]
-        columns, chosen = [], []
-        left = jnp.ones(len(block), dtype=bool)
-        for k in range(len(block)):
-            size = jnp.where(left, jnp.sum(rest**2, axis=1), -1.0)
-            row = jnp.argmax(size) if pivot else jnp.asarray(k)
-            norm = jnp.sqrt(jnp.maximum(size[row], 0.0))
-            direction = rest[row] / jnp.where(norm > 0, norm, 1.0)
-            column = jnp.where(left, rest @ direction, 0.0)
-            rest = rest - column[:, None] * direction
-            left = left & (jnp.arange(len(block)) != row)
-            rest = jnp.where(left[:, None], rest, 0.0)
-            columns.append(column)
-            chosen.append(row)
-        result = result.at[np.ix_(at, at)].set(jnp.stack(columns, axis=1))
-        order = order.at[at].set(at[0] + jnp.stack(chosen))
-    return result, order
-
-
-def _nowhere(layout: Layout, root: Array, log_sd: Array) -> _Point:
-    """A point that anything finite improves on, from which the Newton step is zero."""
-    n, p = layout.n_theta, layout.n_fixed
-    flat, identity = jnp.zeros(n), jnp.eye(n)
-    evaluation = Evaluation(jnp.asarray(jnp.inf), flat, identity, jnp.zeros(p), jnp.zeros((p, p)), jnp.zeros((p, n)))
-    return _Point(root, jnp.arange(layout.n_random), log_sd, evaluation, flat, identity)
-
-
-def _scaled(point: _Point) -> tuple[Array, Array, Array]:
-    """Gradient and Hessian in coordinates of unit curvature, and the scale itself."""
-    diagonal = jnp.abs(jnp.diagonal(point.hessian))
-    unit = 1 / jnp.sqrt(jnp.maximum(diagonal, 1e-8 * jnp.max(diagonal)) + jnp.finfo(diagonal.dtype).tiny)
-    return point.gradient * unit, point.hessian * unit[:, None] * unit, unit
-
-
-def _newton(layout: Layout, data: Data, start: Array, n_warm: Array, trace: Array, max_iter: int) -> Solution:
-    """Damped Newton (Levenberg): the ridge rises where the Hessian is indefinite or a step fails, and falls again."""
-    n = layout.n_theta
-    identity = jnp.eye(n)
-
-    def factor(hessian: Array, ridge: Array) -> tuple[Array, Array]:
-        def failed(state: tuple[Array, Array]) -> Array:
-            matrix, ridge = state
-            return ~jnp.all(jnp.isfinite(matrix)) & (ridge < 1e8)
-
-        def again(state: tuple[Array, Array]) -> tuple[Array, Array]:
-            _, ridge = state
-            ridge = jnp.maximum(10 * ridge, 1e-4)
-            return linalg.cholesky(hessian + ridge * identity), ridge
-
-        return lax.while_loop(failed, again, (linalg.cholesky(hessian + ridge * identity), ridge))
-
-    def going(state: tuple[Any, ...]) -> Array:
-        _, _, _, status, count, _ = state
-        return (status < 0) & (count < max_iter)
-
-    def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        point, ridge, _, status, count, trace = state
-        gradient, hessian, unit = _scaled(point)
-        root, used = factor(hessian, ridge)
-        direction = -linalg.solve_cholesky(root, gradient)
-        definite = used <= RIDGE
-        decrement = jnp.where(definite, -gradient @ direction / 2, jnp.inf)
-        predicted = -(gradient @ direction + direction @ hessian @ direction / 2)
-        moved = _moved(layout, point.root, point.order, point.log_sd, direction * unit)
-        candidate = _at(layout, data, *moved)
-        f, following = point.evaluation.value, candidate.evaluation.value
-        noise = 64 * jnp.finfo(f.dtype).eps * (1 + jnp.abs(f))
-        gained = f - following
-        finite = jnp.isfinite(following) & jnp.all(jnp.isfinite(candidate.hessian))
-        accepted = finite & (gained >= 0.01 * predicted - noise)
-        # Within rounding of f the gradient decides: a step that does not shrink it has nothing left to gain.
-        smaller = jnp.sum(_scaled(candidate)[0] ** 2) <= jnp.sum(gradient**2)
-        accepted = accepted & ((predicted > noise) | smaller)
-        fresh = ~jnp.isfinite(f)
-        accepted = accepted | (fresh & finite)
-        certified = definite & (decrement < CERTIFICATE) & ~fresh
-        done = certified & ((decrement < TARGET) | ~accepted)
-        stuck = ~accepted & (used >= 1e8)
-        status = jnp.where(done, Status.CONVERGED, jnp.where(stuck, Status.STALLED, status))
-        status = jnp.where(fresh & ~finite, Status.NOT_FINITE, status)
-        good = gained > 0.7 * predicted
-        ridge = jnp.where(
-            accepted,
-            jnp.where(good | (predicted <= noise), used / 30, used),
-            jnp.maximum(10 * used, 1e-3),
-        )
-        ridge = jnp.where(ridge < 1e-7, RIDGE, ridge)
-        point = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), candidate, point)
-        logged = jnp.where(fresh, trace.shape[0], n_warm + count)  # the first pass only evaluates; out of range, no row
-        trace = trace.at[logged].set(jnp.stack([1.0, f, decrement]), mode="drop")
-        return point, ridge, decrement, status, count + 1, trace
-
-    # The start is "accepted" by a first pass through the loop with a step of zero from a point of infinite value, so
-    # that the evaluation is compiled once.
-    root, tau = root_and_precision(layout, start)
-    nowhere = _nowhere(layout, root, -jnp.log(tau) / 2)
-    state = (nowhere, jnp.asarray(RIDGE), jnp.asarray(jnp.inf), jnp.asarray(-1), jnp.asarray(-1), trace)
-    point, _, decrement, status, count, trace = lax.while_loop(going, step, state)
-    status = jnp.where(status < 0, Status.MAX_ITERATIONS, status)
-    count = jnp.maximum(count, 0)
-    grad_norm = jnp.max(jnp.abs(_scaled(point)[0]))
-    root, _ = _triangular(layout, point.root, pivot=False)
-    theta = jnp.concatenate([free_entries(layout, root), point.log_sd])
-    return Solution(theta, point.evaluation, status, n_warm + count, grad_norm, decrement, trace)

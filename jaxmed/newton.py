@@ -1,0 +1,179 @@
+"""Damped Newton steps on the exact Hessian, from any start to a certificate.
+
+Everything is plain array arithmetic: a step survives ``jit`` and ``vmap`` inside ``lax.while_loop``.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+from jaxmed import likelihood, linalg
+from jaxmed.errors import Status
+from jaxmed.likelihood import Data, Evaluation
+from jaxmed.params import Layout, lower, root_and_precision, root_chain
+
+CERTIFICATE = 1e-10  # Newton decrement that counts as converged
+TARGET = 1e-18  # Newton decrement at which iteration stops: nothing is left to gain
+RIDGE = 1e-11  # relative; lets the flat directions of a singular G through the Cholesky factor
+GOING = -1  # the status of an iteration under way
+
+
+class Point(NamedTuple):
+    """A point of the Newton iteration, with derivatives in local coordinates around it.
+
+    The root R of G = RR' is kept as a pivoted lower-triangular matrix: ordered by ``order`` its rows are triangular,
+    the largest remaining variance first. The directions in which G is nearly singular then lie in the last columns,
+    where the likelihood is a plain quadratic; with a fixed order they can hide in the middle and bend the way.
+    """
+
+    root: Array
+    order: Array
+    log_sd: Array
+    evaluation: Evaluation
+    gradient: Array
+    hessian: Array
+
+
+class State(NamedTuple):
+    """An iteration under way: the best point, the damping, and what to report.
+
+    ``decrement`` is g'H^-1g / 2 at the point before the last step; ``row`` the row of ``trace`` to be written next.
+    """
+
+    point: Point
+    ridge: Array
+    decrement: Array
+    status: Array
+    taken: Array
+    row: Array
+    trace: Array
+
+
+def start(layout: Layout, theta: Array, row: Array, trace: Array) -> State:
+    """The state before the first step.
+
+    It is a point of infinite value, from which the first step goes nowhere and is accepted, so that the evaluation is
+    compiled once, in the step.
+    """
+    root, tau = root_and_precision(layout, theta)
+    nowhere = _nowhere(layout, root, -jnp.log(tau) / 2)
+    return State(nowhere, jnp.asarray(RIDGE), jnp.asarray(jnp.inf), jnp.asarray(GOING), jnp.asarray(-1), row, trace)
+
+
+def going(state: State, max_iter: int) -> Array:
+    """Whether to take another step."""
+    return (state.status == GOING) & (state.taken < max_iter)
+
+
+def step(layout: Layout, data: Data, state: State) -> State:
+    """One damped step (Levenberg): the ridge rises where the Hessian is indefinite or a step fails, and falls again."""
+    point = state.point
+    gradient, hessian, unit = scaled(point)
+    root, ridge = _factor(hessian, state.ridge)
+    direction = -linalg.solve_cholesky(root, gradient)
+    candidate = _evaluate(layout, data, *_moved(layout, point.root, point.order, point.log_sd, direction * unit))
+    definite = ridge <= RIDGE
+    decrement = jnp.where(definite, -gradient @ direction / 2, jnp.inf)
+    predicted = -(gradient @ direction + direction @ hessian @ direction / 2)
+    f = point.evaluation.value
+    gained = f - candidate.evaluation.value
+    noise = 64 * jnp.finfo(f.dtype).eps * (1 + jnp.abs(f))
+
+    fresh = ~jnp.isfinite(f)
+    finite = jnp.isfinite(candidate.evaluation.value) & jnp.all(jnp.isfinite(candidate.hessian))
+    # Within rounding of f the gradient decides: a step that does not shrink it has nothing left to gain.
+    smaller = jnp.sum(scaled(candidate)[0] ** 2) <= jnp.sum(gradient**2)
+    accepted = finite & (fresh | ((gained >= 0.01 * predicted - noise) & ((predicted > noise) | smaller)))
+
+    done = definite & ~fresh & (decrement < CERTIFICATE) & ((decrement < TARGET) | ~accepted)
+    status = jnp.where(done, Status.CONVERGED, state.status)
+    status = jnp.where(~done & ~accepted & (ridge >= 1e8), Status.STALLED, status)
+    status = jnp.where(fresh & ~finite, Status.NOT_FINITE, status)
+
+    easier = jnp.where((gained > 0.7 * predicted) | (predicted <= noise), ridge / 30, ridge)
+    ridge = jnp.where(accepted, easier, jnp.maximum(10 * ridge, 1e-3))
+    ridge = jnp.where(ridge < 1e-7, RIDGE, ridge)
+    point = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), candidate, point)
+    row = jnp.where(fresh, len(state.trace), state.row)  # no row for the step from nowhere
+    trace = state.trace.at[row].set(jnp.stack([1.0, f, decrement]), mode="drop")
+    return State(point, ridge, decrement, status, state.taken + 1, state.row + ~fresh, trace)
+
+
+def _factor(hessian: Array, ridge: Array) -> tuple[Array, Array]:
+    """Cholesky factor of the Hessian plus the least ridge, from the one given upwards, that makes it definite."""
+    identity = jnp.eye(len(hessian))
+
+    def failed(state: tuple[Array, Array]) -> Array:
+        return ~jnp.all(jnp.isfinite(state[0])) & (state[1] < 1e8)
+
+    def again(state: tuple[Array, Array]) -> tuple[Array, Array]:
+        higher = jnp.maximum(10 * state[1], 1e-4)
+        return linalg.cholesky(hessian + higher * identity), higher
+
+    return lax.while_loop(failed, again, (linalg.cholesky(hessian + ridge * identity), ridge))
+
+
+def _evaluate(layout: Layout, data: Data, root: Array, log_sd: Array) -> Point:
+    """Evaluate at a root of G, pivot it, and carry the derivatives over by the chain rule."""
+    root, order = triangular(layout, root, pivot=True)
+    tau = jnp.exp(-2 * log_sd)
+    evaluation = likelihood.evaluate(layout, root, tau, data)
+    jacobian, curvature = root_chain(layout, root, order, tau, evaluation.gradient)
+    gradient = evaluation.gradient @ jacobian
+    hessian = jacobian.T @ evaluation.hessian @ jacobian + curvature
+    return Point(root, order, log_sd, evaluation, gradient, hessian)
+
+
+def _moved(layout: Layout, root: Array, order: Array, log_sd: Array, local: Array) -> tuple[Array, Array]:
+    """Root and log sd at local coordinates: free entries of a triangle added to the pivoted rows, and shifts."""
+    n_free = len(layout.free)
+    step = lower(layout, local[:n_free])
+    return root + jnp.zeros_like(root).at[order].set(step), log_sd + local[n_free:]
+
+
+def triangular(layout: Layout, root: Array, *, pivot: bool) -> tuple[Array, Array]:
+    """Rotate a root of G (G = RR' stays) so that its rows are triangular, block by block of G.
+
+    Modified Gram-Schmidt on the rows. With ``pivot`` the row with the largest remainder comes first; returns the root
+    and the order of its rows.
+    """
+    result, order = jnp.zeros_like(root), jnp.arange(layout.n_random)
+    for block in layout.blocks:
+        at = np.array(block)
+        rest = root[np.ix_(at, at)]
+        columns, chosen = [], []
+        left = jnp.ones(len(block), dtype=bool)
+        for k in range(len(block)):
+            size = jnp.where(left, jnp.sum(rest**2, axis=1), -1.0)
+            row = jnp.argmax(size) if pivot else jnp.asarray(k)
+            norm = jnp.sqrt(jnp.maximum(size[row], 0.0))
+            direction = rest[row] / jnp.where(norm > 0, norm, 1.0)
+            column = jnp.where(left, rest @ direction, 0.0)
+            rest = rest - column[:, None] * direction
+            left = left & (jnp.arange(len(block)) != row)
+            rest = jnp.where(left[:, None], rest, 0.0)
+            columns.append(column)
+            chosen.append(row)
+        result = result.at[np.ix_(at, at)].set(jnp.stack(columns, axis=1))
+        order = order.at[at].set(at[0] + jnp.stack(chosen))
+    return result, order
+
+
+def _nowhere(layout: Layout, root: Array, log_sd: Array) -> Point:
+    """A point that anything finite improves on, from which the Newton step is zero."""
+    n, p = layout.n_theta, layout.n_fixed
+    flat, identity = jnp.zeros(n), jnp.eye(n)
+    evaluation = Evaluation(jnp.asarray(jnp.inf), flat, identity, jnp.zeros(p), jnp.zeros((p, p)), jnp.zeros((p, n)))
+    return Point(root, jnp.arange(layout.n_random), log_sd, evaluation, flat, identity)
+
+
+def scaled(point: Point) -> tuple[Array, Array, Array]:
+    """Gradient and Hessian in coordinates of unit curvature, and the scale itself."""
+    diagonal = jnp.abs(jnp.diagonal(point.hessian))
+    unit = 1 / jnp.sqrt(jnp.maximum(diagonal, 1e-8 * jnp.max(diagonal)) + jnp.finfo(diagonal.dtype).tiny)
+    return point.gradient * unit, point.hessian * unit[:, None] * unit, unit
