@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import platform
@@ -98,4 +99,11 @@ def drop_loader_noise() -> None:
                 if b"cpu_aot_loader" not in line:
                     os.write(real, line)
 
-    threading.Thread(target=relay, daemon=True).start()
+    thread = threading.Thread(target=relay, daemon=True)
+    thread.start()
+
+    def restore() -> None:
+        os.dup2(real, 2)  # closes the pipe, so that the relay ends with its last line
+        thread.join(timeout=1)
+
+    atexit.register(restore)

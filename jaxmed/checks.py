@@ -9,11 +9,13 @@ from jaxmed.moments import Floats, Moments
 from jaxmed.spec import INTERCEPT, Equation, System
 
 COLLINEAR = 1e-10  # share of a column's sum of squares that the columns before it leave unexplained
+FAR = 1e3  # sds from zero, for columns whose origin matters to the model
 WITHIN = 1e-12  # share of a column's sum of squares that lies within clusters
 
 
 def check_identified(system: System, moments: Moments) -> None:
     """Raise :class:`DataError`, naming columns and remedy, where the likelihood has no unique finite maximum."""
+    _check_origin(system, moments)
     for e, equation in enumerate(system.equations):
         names = (*equation.predictors, equation.outcome)
         products = moments.cross_products(names)
@@ -26,7 +28,23 @@ def check_identified(system: System, moments: Moments) -> None:
             )
         _check_collinear(equation, names, total)
         _check_within(equation, products, total)
-        _check_residual(equation, moments)
+        _check_variances(equation, products, rows)
+
+
+def _check_origin(system: System, moments: Moments) -> None:
+    """A column whose origin matters to the model must not lie far from it."""
+    for name in system.columns:
+        if name in system.centred:
+            continue
+        total = moments.totals((INTERCEPT, name))
+        mean = total[0, 1] / total[0, 0]
+        sd = np.sqrt(max(total[1, 1] / total[0, 0] - mean**2, 0.0))
+        if abs(mean) > FAR * sd:
+            raise DataError(
+                f"column {name!r} lies more than {FAR:g} standard deviations from zero, and this model depends on "
+                "where its zero is (no intercept, or a random slope that cannot covary with a random intercept); subtract "
+                "a constant from it first, or use an intercept and covariance='unstructured'"
+            )
 
 
 def _check_collinear(equation: Equation, names: tuple[str, ...], total: Floats) -> None:
@@ -42,8 +60,8 @@ def _check_collinear(equation: Equation, names: tuple[str, ...], total: Floats) 
         others = " and ".join(repr(name) for name in involved if name != INTERCEPT) or "the intercept"
         if k == len(names) - 1:
             raise DataError(
-                f"{equation.outcome!r} is an exact linear function of {others}: nothing is left for a residual "
-                f"variance. Check that {equation.outcome!r} is not a copy of another column"
+                f"{equation.outcome!r} is an exact linear function of {others}, to 10 digits: nothing is left for a "
+                f"residual variance. Check that {equation.outcome!r} is not a copy of another column"
             )
         raise DataError(
             f"column {names[k]!r} is collinear with {others} in the equation of {equation.outcome!r}, so their effects "
@@ -79,12 +97,35 @@ def _check_within(equation: Equation, products: Floats, total: Floats) -> None:
         )
 
 
-def _check_residual(equation: Equation, moments: Moments) -> None:
-    """Some cluster must have more rows than random effects, or the residual variance is not identified."""
-    size = len(equation.random)
-    rows = moments.row_counts(equation.columns)
-    if size and np.all(rows <= size):
+def _check_variances(equation: Equation, products: Floats, rows: int) -> None:
+    """Variances and covariances of the random effects and the residual must move V_j in different directions.
+
+    The directions are Z_j E Z_j' for every entry of the equation's G, and I; their Gram matrix, sum_j tr(dV_j dV_j'),
+    depends on the cross-products Z_j'Z_j alone.
+    """
+    at = [equation.predictors.index(name) for name in equation.random]
+    if not at:
+        return
+    own = products[np.ix_(at, at)]
+    # In a basis of uncorrelated columns: collinear ones are another check's business.
+    basis_change = np.linalg.inv(np.linalg.cholesky(own.sum(axis=-1)))
+    own = np.einsum("ab,bcj,dc->adj", basis_change, own, basis_change, optimize=True)
+    flat = own.reshape(len(at) ** 2, -1)
+    outer = (flat @ flat.T).reshape((len(at),) * 4)  # sum_j A_ab A_cd
+    basis = []
+    for row in range(len(at)):
+        for col in range(row + 1):
+            entry = np.zeros((len(at), len(at)))
+            entry[row, col] = entry[col, row] = 1.0
+            basis.append(entry)
+    directions = np.array(basis)
+    gram = np.zeros((len(basis) + 1, len(basis) + 1))
+    gram[:-1, :-1] = np.einsum("abcd,kbc,lda->kl", outer, directions, directions)
+    gram[:-1, -1] = gram[-1, :-1] = np.einsum("ab,kab->k", own.sum(axis=-1), directions)
+    gram[-1, -1] = rows
+    unit = 1 / np.sqrt(np.diag(gram))
+    if np.linalg.eigvalsh(gram * unit[:, None] * unit)[0] < COLLINEAR:
         raise DataError(
-            f"no cluster has more than {int(rows.max())} rows for {equation.outcome!r}, whose {size} random effects "
-            "then cannot be told from the residual; use fewer random effects or larger clusters"
+            f"the random effects {list(equation.random)} of {equation.outcome!r} cannot be told apart from each other "
+            "or from the residual in clusters this small; use fewer random effects or larger clusters"
         )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import pandas as pd
@@ -20,6 +23,7 @@ from jaxmed.errors import ConvergenceWarning, DataError, FitError, JaxmedError, 
 from jaxmed.fit import Fit
 from jaxmed.fit import fit as fit_model
 from jaxmed.spec import Mediation
+from jaxmed.store import write_atomically
 
 BAD_INPUT, NO_FIT, INTERRUPTED = 2, 1, 130
 
@@ -109,7 +113,8 @@ def fit(
         typer.Option(
             help=(
                 "Coefficients that vary between clusters: all (default), none, or per outcome, e.g. "
-                "--random M=1,X --random Y=1,M with your column names; 1 is the intercept."
+                "--random M=1,X --random Y=1,M with your column names; 1 is the intercept, and an outcome that is not "
+                "named has none."
             )
         ),
     ] = None,
@@ -204,23 +209,34 @@ def _log(fitted: Fit) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise FitError(f"{str(path)!r} could not be written: {error.strerror or error}") from error
+    write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C, under a name that the option parser does not catch for itself."""
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise _Interrupted
 
 
 def main() -> None:
     """Entry point: run a sub-command and turn every expected error into one line and an exit code."""
     drop_loader_noise()
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
+    except _Interrupted:
+        _stop("interrupted; nothing was written", INTERRUPTED)
     except (DataError, SpecError) as error:
         _stop(str(error), BAD_INPUT)
     except JaxmedError as error:
         _stop(str(error), NO_FIT)
-    except KeyboardInterrupt:
-        _stop("interrupted; nothing was written", INTERRUPTED)
+    except BrokenPipeError:  # the reader, head for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter tries to write the rest at its end
+        _stop(f"the output could not be written: {error.strerror or error}", NO_FIT)
 
 
 def _stop(message: str, code: int) -> None:

@@ -79,7 +79,7 @@ def describe(data: Any, spec: Spec) -> Description:
     # Every column on its own, so that its intraclass correlation uses every row that has it.
     alone = System([Equation(name, [INTERCEPT]) for name in system.columns], system.cluster)
     summaries, rows, _ = summarise(prepare(frame, alone), alone)
-    moments = read(data, alone)
+    moments = read(frame, alone)
     variables = pd.DataFrame(
         {
             name: {
@@ -104,7 +104,7 @@ def describe(data: Any, spec: Spec) -> Description:
             "max": sizes.max(),
         }
     )
-    return Description(variables, _correlations(moments), clusters, read(data, system).intake)
+    return Description(variables, _correlations(moments), clusters, read(frame, system).intake)
 
 
 def _icc(moments: Moments, name: str) -> float:

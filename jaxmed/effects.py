@@ -33,7 +33,7 @@ def mediation(paths: Paths, values: Array) -> Array:
     """Effects of the 1-1-1 model in the order of :data:`NAMES`.
 
     Average indirect effect E[a_j b_j] = ab + cov(a_j, b_j); average total effect = indirect + c' (Bauer, Preacher &
-    Gil 2006, eq. 4 and 7; Kenny, Korchmaros & Bolger 2003).
+    Gil 2006; Kenny, Korchmaros & Bolger 2003).
     """
     a, b, c_prime = values[paths.a], values[paths.b], values[paths.c_prime]
     cov_ab = jnp.zeros_like(a) if paths.cov_ab is None else values[paths.cov_ab]
@@ -55,7 +55,7 @@ def delta(paths: Paths, values: Floats, covariance: Floats) -> tuple[Floats, Flo
 
 
 def bauer(paths: Paths, values: Floats, covariance: Floats) -> tuple[Floats, Floats]:
-    """Effects and the standard errors of Bauer, Preacher & Gil (2006), eq. 5 and 8, from the block covariance.
+    """Effects and the standard errors of Bauer, Preacher & Gil (2006) from the block covariance.
 
     Var(indirect) = b^2 Var(a) + a^2 Var(b) + Var(a) Var(b) + 2ab Cov(a,b) + Cov(a,b)^2 + Var(cov_ab): the second-order
     terms stand, and the covariance between fixed effects and cov_ab is taken as zero.

@@ -42,8 +42,8 @@ class Status(IntEnum):
 _MESSAGES = {
     Status.CONVERGED: "converged: Newton decrement below tolerance and Hessian positive definite",
     Status.MAX_ITERATIONS: (
-        "not converged: the iteration limit was reached; the model is probably too rich for the data, "
-        "try fewer random effects or covariance='diagonal', or raise max_iter"
+        "not converged: the iteration limit was reached; raise max_iter if you lowered it, else the model is probably "
+        "too rich for the data: try fewer random effects or covariance='diagonal'"
     ),
     Status.STALLED: (
         "not converged: no step improved the likelihood although the gradient is not zero; the likelihood is flat or "

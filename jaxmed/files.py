@@ -69,31 +69,39 @@ def _hint(present: Sequence[Any], name: str) -> str:
 
 
 def _read_csv(path: Path, columns: list[str]) -> Any:
-    """Strict: every line has as many fields as the header. Types are inferred; cluster ids fall back to text."""
-    from pyarrow import ArrowInvalid
+    """Strict: every line has as many fields as the header. Types are inferred, but for the id (the first column)."""
+    from pyarrow import ArrowInvalid, csv
 
     try:
-        return _csv_table(path, columns, {})
+        check_names(csv.open_csv(path).schema.names, columns)
+        convert = csv.ConvertOptions(
+            include_columns=columns,
+            null_values=MISSING_TEXT,
+            strings_can_be_null=True,
+            column_types={columns[0]: "string"},
+        )
+        table = csv.read_csv(path, csv.ReadOptions(block_size=BLOCK), convert_options=convert)
     except ArrowInvalid as error:
-        if "Expected" in str(error):
-            raise DataError(
-                f"{str(path)!r}: every line must have as many fields as the header ({error}); give row names a header "
-                "or leave them out, and end no line with a comma"
-            ) from error
-        if "conversion error" not in str(error):
+        if "Expected" not in str(error):
             raise
-        # The first block of a large file may look like numbers and a later one not. The first column is the cluster id.
-        return _csv_table(path, columns, {columns[0]: "string"})
+        raise DataError(
+            f"{str(path)!r}: every line must have as many fields as the header ({error}); give row names a header or "
+            "leave them out, and end no line with a comma"
+        ) from error
+    return table.set_column(0, columns[0], _ids(table.column(0)))
 
 
-def _csv_table(path: Path, columns: list[str], types: dict[str, Any]) -> Any:
-    from pyarrow import csv
+def _ids(text: Any) -> Any:
+    """Ids as numbers if every one is written as a number is, so that "01" and "1" stay two."""
+    from pyarrow import ArrowInvalid, compute
 
-    check_names(csv.open_csv(path).schema.names, columns)
-    convert = csv.ConvertOptions(
-        include_columns=columns, null_values=MISSING_TEXT, strings_can_be_null=True, column_types=types
-    )
-    return csv.read_csv(path, csv.ReadOptions(block_size=BLOCK), convert_options=convert)
+    for pattern, kind in ((r"^-?(0|[1-9]\d*)$", "int64"), (r"^-?(0|[1-9]\d*)\.\d+$", "float64")):
+        if compute.all(compute.match_substring_regex(text, pattern)).as_py():
+            try:
+                return text.cast(kind)
+            except ArrowInvalid:  # more digits than fit
+                return text
+    return text
 
 
 def _read_parquet(path: Path, columns: list[str]) -> Any:

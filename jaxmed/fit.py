@@ -27,7 +27,7 @@ from jaxmed.moments import Floats, Moments
 from jaxmed.optimise import Solution
 from jaxmed.params import Layout, make_layout, make_scale, root_and_precision
 from jaxmed.predict import predict_clusters
-from jaxmed.result import Estimates, fields_from_dict
+from jaxmed.result import Estimates, fields_from_dict, plain_data
 from jaxmed.spec import Mediation, Spec, System, system_of
 
 MANY_CLUSTERS = 100_000  # from here on a fit starts at the optimum of a subsample
@@ -136,7 +136,7 @@ def _solve(system: System, layout: Layout, moments: Moments, max_iter: int) -> t
     return solution, _covariances(layout, solution.theta, solution.evaluation)
 
 
-@partial(jax.jit, static_argnums=(0, 3, 4))
+@partial(jax.jit, static_argnums=(0, 4))
 def _compiled(
     layout: Layout, data: Data, start: Array, max_iter: int, warm_up: bool
 ) -> tuple[Solution, inference.Covariances]:
@@ -155,7 +155,7 @@ def _assemble(
     counts = [moments.row_counts(group) for group in system.groups]
     mean_square = np.array(
         [
-            moments.cross_products((name,))[0, 0].sum() / counts[e].sum()
+            moments.totals((name,))[0, 0] / counts[e].sum()
             for e, equation in enumerate(system.equations)
             for name in equation.random
         ]
@@ -197,7 +197,7 @@ def _assemble(
     return fit
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fit(Estimates):
     """A fitted model: estimates, tests, effects, predictions, tables and plain data.
 
@@ -306,10 +306,7 @@ class Fit(Estimates):
         """Plain data under the public names; see also :meth:`to_json` and :meth:`save`."""
         plain = super().to_dict() | {"theta": self.theta.tolist()}
         if isinstance(self.spec, Mediation):
-            plain["effects"] = {
-                se: json.loads(self.effects(se).to_json(orient="index", double_precision=15))
-                for se in ("joint", "bauer")
-            }
+            plain["effects"] = {se: plain_data(self.effects(se).to_dict(orient="index")) for se in ("joint", "bauer")}
         return plain
 
     def to_json(self, indent: int | None = 1) -> str:

@@ -22,7 +22,6 @@ from jaxmed.moments import Floats, Intake, Moments, Pattern
 from jaxmed.spec import System
 
 LARGEST = 1e150  # values beyond it, or spreads below its inverse, have no finite square
-FAR = 1e3  # sds from zero, for columns that cannot be centred
 
 
 @dataclass(frozen=True)
@@ -115,6 +114,11 @@ def prepare(frame: nw.LazyFrame[Any], system: System) -> nw.LazyFrame[Any]:
     cluster = nw.col(system.cluster)
     if dtype.is_nested():
         raise DataError(f"the cluster column {system.cluster!r} has type {dtype}; use numbers, text or dates as ids")
+    if isinstance(dtype, nw.Datetime) and dtype.time_zone is not None:
+        raise DataError(
+            f"the cluster column {system.cluster!r} holds times in a time zone, which predictions by cluster could not "
+            f"keep; make them text first, e.g. data[{system.cluster!r}] = data[{system.cluster!r}].astype(str)"
+        )
     if dtype.is_float():
         cluster = cluster.fill_nan(None)
     elif isinstance(dtype, (nw.String, nw.Categorical, nw.Enum)):
@@ -149,8 +153,6 @@ def summarise(prepared: nw.LazyFrame[Any], system: System) -> tuple[dict[str, Co
         statistics = {key: _number(row[f"{key}{at}"]) for key in ("mean", "sd", "minimum", "maximum")}
         summaries[name] = Column(name=name, missing=int(row[f"missing{at}"] or 0), **statistics)
         _check_values(prepared, f"v{at}", summaries[name], rows)
-        if name not in system.centred:
-            _check_origin(summaries[name])
     if no_cluster == rows:
         raise DataError(f"the cluster column {system.cluster!r} is missing in all {rows} rows")
     return summaries, rows, no_cluster
@@ -189,30 +191,21 @@ def _check_values(prepared: nw.LazyFrame[Any], at: str, column: Column, rows: in
         raise DataError(f"column {column.name!r} has no values: it is missing in every row")
     if math.inf in (column.maximum, -column.minimum):
         infinite = len(_collect(prepared.filter(nw.col(at).abs() == math.inf).select(at)))
+        values = "value" if infinite == 1 else "values"
         raise DataError(
-            f"column {column.name!r} has {infinite} infinite values among {rows} rows; only finite numbers are "
+            f"column {column.name!r} has {infinite} infinite {values} among {rows} rows; only finite numbers are "
             "allowed: set them to missing or remove these rows"
         )
     if column.minimum == column.maximum:
         raise DataError(
-            f"column {column.name!r} is constant (every value is {column.minimum:g}), so its effect cannot be told "
-            "from the intercept; remove it from the model or check how it was read"
+            f"column {column.name!r} is constant (every value is {column.minimum:g}), so it cannot be told from the "
+            "intercept and nothing can explain it; remove it from the model or check how it was read"
         )
     largest, spread = max(abs(column.minimum), abs(column.maximum)), column.maximum - column.minimum
     if largest > LARGEST or spread < 1 / LARGEST:
         raise DataError(
             f"column {column.name!r} has values up to {largest:g} that spread over {spread:g}, too large or too small "
             "to multiply; divide it by a power of ten first"
-        )
-
-
-def _check_origin(column: Column) -> None:
-    """A column whose origin matters to the model must not lie far from it."""
-    if abs(column.mean) > FAR * column.sd:
-        raise DataError(
-            f"column {column.name!r} has mean {column.mean:g} and sd {column.sd:g}, far from zero, and this model "
-            "depends on its zero (no intercept, or a random slope that cannot covary with a random intercept); "
-            "subtract a constant from it first, or use an intercept and covariance='unstructured'"
         )
 
 
@@ -286,7 +279,7 @@ def _to_moments(
     clusters, cluster_at = np.unique(labels, return_inverse=True)
     if len(clusters) < 2:
         raise DataError(
-            f"the cluster column {system.cluster!r} has one cluster ({clusters[0]!r}); a multilevel model needs at "
+            f"the cluster column {system.cluster!r} has one cluster ({clusters[0]}); a multilevel model needs at "
             "least two, and some tens to estimate how effects vary"
         )
     code = collected["pattern"].to_numpy().astype(np.int64)
@@ -305,7 +298,7 @@ def _to_moments(
     used_rows = int(sum(pattern.products[0].sum() for pattern in patterns))
     intake = Intake(rows=rows, used=tuple(int(count) for count in used), missing=missing, dropped=rows - used_rows)
     patterns.sort(key=lambda pattern: pattern.observed)
-    return Moments(columns, shift, scale, clusters, tuple(patterns), system.groups, intake)
+    return Moments(system.cluster, columns, shift, scale, clusters, tuple(patterns), system.groups, intake)
 
 
 def _n_pairs(columns: int) -> int:
@@ -335,7 +328,7 @@ def _labels(series: nw.Series[Any], name: str) -> NDArray[np.generic]:
     else:
         labels = series.to_numpy()
     if labels.ndim != 1 or labels.dtype == object:
-        raise DataError(f"the cluster column {name!r} has ids such as {labels[0]!r}; use numbers, text or dates")
+        raise DataError(f"the cluster column {name!r} has ids such as {labels.flat[0]}; use numbers, text or dates")
     if labels.dtype.kind == "f" and np.all(labels == np.floor(labels)) and np.all(np.abs(labels) < 2**53):
         labels = labels.astype(np.int64)
     return labels

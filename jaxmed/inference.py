@@ -12,7 +12,7 @@ from jaxmed import linalg
 from jaxmed._runtime import float64
 from jaxmed.likelihood import Evaluation
 from jaxmed.moments import Floats, Moments
-from jaxmed.params import Layout, free_entries, root_and_precision, root_chain
+from jaxmed.params import Layout, free_entries, root_and_precision, root_chain, triangular
 from jaxmed.spec import System
 
 SINGULAR_EIGENVALUE = 1e-6  # of the correlation matrix of the random effects
@@ -64,14 +64,16 @@ def rank_constrained(layout: Layout, theta: Floats, evaluation: Evaluation) -> C
     """
     n_free = len(layout.free)
     root, tau = root_and_precision(layout, jnp.asarray(theta))
-    jacobian, curvature = root_chain(layout, root, jnp.arange(layout.n_random), tau, jnp.asarray(evaluation.gradient))
+    # Pivoted: with a zero variance before others, a triangle of fixed order has no direction for some matrices.
+    root, order = triangular(layout, root, pivot=True)
+    jacobian, curvature = root_chain(layout, root, order, tau, jnp.asarray(evaluation.gradient))
     hessian = np.asarray(jacobian.T @ evaluation.hessian @ jacobian + curvature)
     diagonal = np.abs(np.diag(hessian))
     unit = 1 / np.sqrt(np.maximum(diagonal, 1e-12 * diagonal.max()))
     inverse = np.linalg.pinv(hessian * unit[:, None] * unit, rcond=FLAT, hermitian=True) * unit[:, None] * unit
     to_variance = jnp.concatenate([jnp.ones(n_free), -1 / tau**2])
-    people = to_variance[:, None] * jacobian
-    return _assembled(layout, root, tau, evaluation, people @ inverse @ people.T)
+    in_variances = to_variance[:, None] * jacobian
+    return _assembled(layout, root, tau, evaluation, in_variances @ inverse @ in_variances.T)
 
 
 def _assembled(layout: Layout, root: Array, tau: Array, evaluation: Evaluation, inner: Array) -> Covariances:
@@ -93,14 +95,13 @@ def is_singular(layout: Layout, theta: Floats, mean_square: Floats) -> bool:
     """
     if layout.n_random == 0:
         return False
+    row, col = np.array(layout.free, dtype=int).T
     root = np.zeros((layout.n_random, layout.n_random))
-    for value, (row, col) in zip(theta, layout.free, strict=False):
-        root[row, col] = value
+    root[row, col] = theta[: len(layout.free)]
     matrix = root @ root.T
     variance = np.diag(matrix)
     residual = np.exp(2 * theta[len(layout.free) :])
-    owner = np.searchsorted(np.cumsum(layout.sizes), layout.random, side="right")
-    if np.any(variance * mean_square < SINGULAR_VARIANCE * residual[owner]):
+    if np.any(variance * mean_square < SINGULAR_VARIANCE * residual[list(layout.owners)]):
         return True
     unit = 1 / np.sqrt(variance)
     return bool(np.linalg.eigvalsh(matrix * unit[:, None] * unit)[0] < SINGULAR_EIGENVALUE)
@@ -115,7 +116,7 @@ def null_models(system: System, moments: Moments, reml: bool) -> tuple[tuple[flo
     scale = dict(zip(moments.columns, moments.scale, strict=True))
     rss, rows, fixed, logdet = [], [], [], []
     for e, equation in enumerate(system.equations):
-        total = moments.cross_products((*equation.predictors, equation.outcome)).sum(axis=-1)
+        total = moments.totals((*equation.predictors, equation.outcome))
         x_x, x_y = total[:-1, :-1], total[:-1, -1]
         rss.append((total[-1, -1] - x_y @ np.linalg.solve(x_x, x_y)) * scale[equation.outcome] ** 2)
         rows.append(moments.intake.used[e])

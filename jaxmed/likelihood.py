@@ -64,6 +64,8 @@ class Evaluation(NamedTuple):
         ``(X'V^-1X)^-1``.
     beta_jacobian : Array, shape (p, n)
         Derivative of ``beta`` in (free entries of G, tau).
+    magnitude : Array, scalar
+        Size of the terms whose sum is f: f is known to a few eps of it.
     """
 
     value: Array
@@ -72,6 +74,7 @@ class Evaluation(NamedTuple):
     beta: Array
     beta_cov: Array
     beta_jacobian: Array
+    magnitude: Array
 
 
 def make_data(table: NDArray[np.float64], n_rows: tuple[int, ...]) -> Data:
@@ -126,10 +129,11 @@ def _weighted(layout: Layout, tau: Array, block: Array) -> Array:
 
 
 def _marginal(layout: Layout, root: Array, tau: Array, block: Array) -> tuple[Array, Array]:
-    """S = sum_j P_j, shape (p + 1, p + 1), and sum_j log|M_j| of one block."""
+    """S = sum_j P_j and sum_j W_j, shape (2, p + 1, p + 1), and sum_j log|M_j| of one block."""
     weighted = _weighted(layout, tau, block)
     half, _, logdet = _eliminate(layout, root, weighted)
-    return jnp.sum(weighted - linalg.matmul(half.swapaxes(0, 1), half), axis=-1), jnp.sum(logdet)
+    reduced = weighted - linalg.matmul(half.swapaxes(0, 1), half)
+    return jnp.sum(jnp.stack([reduced, weighted]), axis=-1), jnp.sum(logdet)
 
 
 def _profile(layout: Layout, total: Array, logdet: Array, tau: Array, n_rows: Array) -> tuple[Array, Array, Array]:
@@ -146,12 +150,12 @@ def _profile(layout: Layout, total: Array, logdet: Array, tau: Array, n_rows: Ar
 
 
 def negative_loglik(layout: Layout, root: Array, tau: Array, data: Data) -> Array:
-    """F in one block: the plain definition that automatic differentiation can go through.
+    """The negative log likelihood f in one block: the plain definition that automatic differentiation can go through.
 
-    Bauer, Preacher & Gil (2006), eq. 3-5, stacked; REML as in Harville (1974) without the constant log|X'X|.
+    Stacked as in Bauer, Preacher & Gil (2006); REML as in Harville (1974) without the constant log|X'X|.
     """
     total, logdet = _marginal(layout, root, tau, data.table)
-    return _profile(layout, total, logdet, tau, data.n_rows)[0]
+    return _profile(layout, total[0], logdet, tau, data.n_rows)[0]
 
 
 # Blocked evaluation --------------------------------------------------------------------------------------------------
@@ -170,14 +174,14 @@ def _over_blocks(data: Data, body: Callable[[Array], Sums], zeros: Sums) -> Sums
 def _marginal_blocks(layout: Layout, root: Array, tau: Array, data: Data) -> tuple[Array, Array]:
     p = layout.n_fixed
     return _over_blocks(
-        data, lambda block: _marginal(layout, root, tau, block), (jnp.zeros((p + 1, p + 1)), jnp.zeros(()))
+        data, lambda block: _marginal(layout, root, tau, block), (jnp.zeros((2, p + 1, p + 1)), jnp.zeros(()))
     )
 
 
 def value(layout: Layout, root: Array, tau: Array, data: Data) -> Array:
-    """f, in blocks."""
+    """The negative log likelihood f, in blocks."""
     total, logdet = _marginal_blocks(layout, root, tau, data)
-    return _profile(layout, total, logdet, tau, data.n_rows)[0]
+    return _profile(layout, total[0], logdet, tau, data.n_rows)[0]
 
 
 class _Indices:
@@ -201,19 +205,19 @@ class _Indices:
 
 
 def gradient(layout: Layout, root: Array, tau: Array, data: Data) -> tuple[Array, Array]:
-    """F and its gradient in (free entries of G, tau)."""
+    """The negative log likelihood f and its gradient in (free entries of G, tau)."""
     total, logdet = _marginal_blocks(layout, root, tau, data)
-    f, beta_cov, contrast = _profile(layout, total, logdet, tau, data.n_rows)
+    f, beta_cov, contrast = _profile(layout, total[0], logdet, tau, data.n_rows)
     indices = _Indices(layout)
     sums = _second_pass(layout, indices, root, tau, data, beta_cov, contrast, curvature=False)
     return f, _gradient(layout, indices, sums[0], sums[1], sums[2], beta_cov, contrast, tau, data.n_rows)
 
 
 def evaluate(layout: Layout, root: Array, tau: Array, data: Data) -> Evaluation:
-    """f, gradient and Hessian in (free entries of G, tau), with the GLS estimate and its derivative."""
+    """The negative log likelihood f, gradient and Hessian in (free entries of G, tau), and the GLS estimate."""
     p, q = layout.n_fixed, layout.n_random
     total, logdet = _marginal_blocks(layout, root, tau, data)
-    f, beta_cov, contrast = _profile(layout, total, logdet, tau, data.n_rows)
+    f, beta_cov, contrast = _profile(layout, total[0], logdet, tau, data.n_rows)
     at = _Indices(layout)
     sum_g, trace, sum_q, outer, mixed, square = _second_pass(
         layout, at, root, tau, data, beta_cov, contrast, curvature=True
@@ -248,7 +252,8 @@ def evaluate(layout: Layout, root: Array, tau: Array, data: Data) -> Evaluation:
         relative = beta_cov @ jnp.concatenate([d_g, sum_q[:, :p, :p]])
         flat = relative.reshape(len(relative), p * p)
         hessian = hessian - flat @ relative.swapaxes(1, 2).reshape(len(relative), p * p).T
-    return Evaluation(f, grad, (hessian + hessian.T) / 4, -contrast[:p], beta_cov, jacobian)
+    magnitude = contrast @ total[1] @ contrast + jnp.abs(logdet) + jnp.sum(jnp.abs(data.n_rows * jnp.log(tau))) + 1
+    return Evaluation(f, grad, (hessian + hessian.T) / 4, -contrast[:p], beta_cov, jacobian, magnitude)
 
 
 def _gradient(

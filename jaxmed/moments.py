@@ -67,6 +67,8 @@ class Moments:
 
     Attributes
     ----------
+    cluster : str
+        Name of the cluster column.
     columns : tuple of str
     shift, scale : ndarray, shape (n_columns,)
         Working column = (user column - shift) / scale.
@@ -78,6 +80,7 @@ class Moments:
     intake : Intake
     """
 
+    cluster: str
     columns: tuple[str, ...]
     shift: Floats
     scale: Floats
@@ -94,6 +97,8 @@ class Moments:
     @property
     def table(self) -> Floats:
         """All products, pattern under pattern: shape (rows, n_clusters)."""
+        if len(self.patterns) == 1:
+            return self.patterns[0].products
         return np.concatenate([pattern.products for pattern in self.patterns])
 
     def rows_of(self, columns: tuple[str, ...]) -> NDArray[np.int64]:
@@ -120,7 +125,11 @@ class Moments:
 
     def row_counts(self, columns: tuple[str, ...]) -> Floats:
         """Rows per cluster in which all of ``columns`` are observed, shape (n_clusters,)."""
-        return self.cross_products(("1", *columns))[0, 0]
+        return self.table[self.rows_of(("1", *columns))[:, 0, 0]].sum(axis=0)
+
+    def totals(self, columns: tuple[str, ...]) -> Floats:
+        """Cross-product matrix over all clusters, shape (len(columns), len(columns))."""
+        return self.table.sum(axis=1)[self.rows_of(columns)].sum(axis=0)
 
     def for_system(self, system: System) -> Moments:
         """These moments as the data of another system over the same columns.
@@ -131,6 +140,10 @@ class Moments:
             A column is not among them; or there were missing values and the systems differ in what a row must have, so
             that rows may have been left out that the other system would use.
         """
+        if system.cluster != self.cluster:
+            raise DataError(
+                f"these moments are by cluster {self.cluster!r}, not {system.cluster!r}; read the data again"
+            )
         absent = [name for name in system.columns if name not in self.columns]
         if absent:
             raise DataError(
@@ -159,13 +172,13 @@ class Moments:
             linear[1:, 0] = (self.shift[at] - shift[at]) / scale[at]
             linear[np.arange(1, size), np.arange(1, size)] = self.scale[at] / scale[at]
             full = pattern.products[_packed_index(size)]
-            mapped = np.einsum("ab,bcj,dc->adj", linear, full, linear)
+            mapped = np.einsum("ab,bcj,dc->adj", linear, full, linear, optimize=True)
             patterns.append(replace(pattern, products=mapped[np.triu_indices(size)]))
         return replace(self, shift=shift, scale=scale, patterns=tuple(patterns))
 
     def __add__(self, other: Moments) -> Moments:
         mine, others = ([frozenset(group) for group in moments.groups] for moments in (self, other))
-        if sorted(map(sorted, mine)) != sorted(map(sorted, others)):
+        if sorted(map(sorted, mine)) != sorted(map(sorted, others)) or self.cluster != other.cluster:
             raise DataError(
                 f"moments of {self.groups} and {other.groups} cannot be added: they are of different models"
             )
@@ -173,6 +186,9 @@ class Moments:
         if not (np.array_equal(self.shift, other.shift[order]) and np.array_equal(self.scale, other.scale[order])):
             back = np.argsort(order)
             other = other.rescaled(self.shift[back], self.scale[back])
+        if self.clusters.dtype.kind != other.clusters.dtype.kind:
+            kinds = f"{self.clusters.dtype} and {other.clusters.dtype}"
+            raise DataError(f"the cluster ids of these moments are of different types ({kinds}); make them one type")
         clusters = np.union1d(self.clusters, other.clusters)
         summed: dict[tuple[str, ...], Floats] = {}
         for part in (self, other):

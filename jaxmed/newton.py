@@ -9,13 +9,12 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
 
 from jaxmed import likelihood, linalg
 from jaxmed.errors import Status
 from jaxmed.likelihood import Data, Evaluation
-from jaxmed.params import Layout, lower, root_and_precision, root_chain
+from jaxmed.params import Layout, lower, root_and_precision, root_chain, triangular
 
 CERTIFICATE = 1e-10  # Newton decrement that counts as converged
 TARGET = 1e-18  # Newton decrement at which iteration stops: nothing is left to gain
@@ -65,7 +64,7 @@ def start(layout: Layout, theta: Array, row: Array, trace: Array) -> State:
     return State(nowhere, jnp.asarray(RIDGE), jnp.asarray(jnp.inf), jnp.asarray(GOING), jnp.asarray(-1), row, trace)
 
 
-def going(state: State, max_iter: int) -> Array:
+def going(state: State, max_iter: int | Array) -> Array:
     """Whether to take another step."""
     return (state.status == GOING) & (state.taken < max_iter)
 
@@ -74,15 +73,17 @@ def step(layout: Layout, data: Data, state: State) -> State:
     """One damped step (Levenberg): the ridge rises where the Hessian is indefinite or a step fails, and falls again."""
     point = state.point
     gradient, hessian, unit = scaled(point)
+    # The certificate: what an undamped step would gain, whatever the damping of this one.
+    plain = linalg.cholesky(hessian + RIDGE * jnp.eye(len(hessian)))
+    definite = jnp.all(jnp.isfinite(plain))
+    decrement = jnp.where(definite, gradient @ linalg.solve_cholesky(plain, gradient) / 2, jnp.inf)
     root, ridge = _factor(hessian, state.ridge)
     direction = -linalg.solve_cholesky(root, gradient)
     candidate = _evaluate(layout, data, *_moved(layout, point.root, point.order, point.log_sd, direction * unit))
-    definite = ridge <= RIDGE
-    decrement = jnp.where(definite, -gradient @ direction / 2, jnp.inf)
     predicted = -(gradient @ direction + direction @ hessian @ direction / 2)
     f = point.evaluation.value
     gained = f - candidate.evaluation.value
-    noise = 64 * jnp.finfo(f.dtype).eps * (1 + jnp.abs(f))
+    noise = 16 * jnp.finfo(f.dtype).eps * candidate.evaluation.magnitude
 
     fresh = ~jnp.isfinite(f)
     finite = jnp.isfinite(candidate.evaluation.value) & jnp.all(jnp.isfinite(candidate.hessian))
@@ -136,39 +137,14 @@ def _moved(layout: Layout, root: Array, order: Array, log_sd: Array, local: Arra
     return root + jnp.zeros_like(root).at[order].set(step), log_sd + local[n_free:]
 
 
-def triangular(layout: Layout, root: Array, *, pivot: bool) -> tuple[Array, Array]:
-    """Rotate a root of G (G = RR' stays) so that its rows are triangular, block by block of G.
-
-    Modified Gram-Schmidt on the rows. With ``pivot`` the row with the largest remainder comes first; returns the root
-    and the order of its rows.
-    """
-    result, order = jnp.zeros_like(root), jnp.arange(layout.n_random)
-    for block in layout.blocks:
-        at = np.array(block)
-        rest = root[np.ix_(at, at)]
-        columns, chosen = [], []
-        left = jnp.ones(len(block), dtype=bool)
-        for k in range(len(block)):
-            size = jnp.where(left, jnp.sum(rest**2, axis=1), -1.0)
-            row = jnp.argmax(size) if pivot else jnp.asarray(k)
-            norm = jnp.sqrt(jnp.maximum(size[row], 0.0))
-            direction = rest[row] / jnp.where(norm > 0, norm, 1.0)
-            column = jnp.where(left, rest @ direction, 0.0)
-            rest = rest - column[:, None] * direction
-            left = left & (jnp.arange(len(block)) != row)
-            rest = jnp.where(left[:, None], rest, 0.0)
-            columns.append(column)
-            chosen.append(row)
-        result = result.at[np.ix_(at, at)].set(jnp.stack(columns, axis=1))
-        order = order.at[at].set(at[0] + jnp.stack(chosen))
-    return result, order
-
-
 def _nowhere(layout: Layout, root: Array, log_sd: Array) -> Point:
     """A point that anything finite improves on, from which the Newton step is zero."""
     n, p = layout.n_theta, layout.n_fixed
     flat, identity = jnp.zeros(n), jnp.eye(n)
-    evaluation = Evaluation(jnp.asarray(jnp.inf), flat, identity, jnp.zeros(p), jnp.zeros((p, p)), jnp.zeros((p, n)))
+    infinite = jnp.asarray(jnp.inf)
+    evaluation = Evaluation(
+        infinite, flat, identity, jnp.zeros(p), jnp.zeros((p, p)), jnp.zeros((p, n)), magnitude=infinite
+    )
     return Point(root, jnp.arange(layout.n_random), log_sd, evaluation, flat, identity)
 
 

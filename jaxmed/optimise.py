@@ -16,10 +16,11 @@ from jaxmed import likelihood, newton
 from jaxmed.errors import Status
 from jaxmed.likelihood import Data, Evaluation
 from jaxmed.moments import Floats, Moments
-from jaxmed.params import Layout, free_entries, root_and_precision, root_chain
-from jaxmed.spec import System
+from jaxmed.params import Layout, free_entries, root_and_precision, root_chain, triangular
+from jaxmed.spec import INTERCEPT, System
 
 WARM_UP = 30  # L-BFGS iterations at the most
+LOGGED = 130  # iterations that the trace has room for
 LIFT = 0.05  # residual sds: the least pivot of the root of G at a start
 
 
@@ -39,8 +40,9 @@ class Solution(NamedTuple):
         Largest entry of the gradient in units of its standard deviation, max_i |g_i| / sqrt(H_ii), in theta.
     decrement : Array
         Newton decrement g'H^-1g / 2: the log likelihood still to be gained, to second order.
-    trace : Array, shape (iterations, 3)
-        Stage (0 L-BFGS, 1 Newton), f and decrement (NaN in L-BFGS) by iteration; NaN rows beyond ``n_iter``.
+    trace : Array, shape (LOGGED, 3)
+        Stage (0 L-BFGS, 1 Newton), f and decrement (NaN in L-BFGS) by iteration, as far as there is room; NaN rows
+        beyond ``n_iter``.
     """
 
     theta: Array
@@ -53,25 +55,42 @@ class Solution(NamedTuple):
 
 
 def starting_values(system: System, layout: Layout, moments: Moments) -> Floats:
-    """Rough theta from the summed moments: the residual variance of pooled least squares, shared out.
+    """Rough theta from moments within and between clusters; no covariances. The optimum does not depend on it.
 
-    Per equation 60% stays residual and 30% goes to each random effect (as the variance it adds to the outcome); no
-    covariances. The optimum does not depend on it.
+    Per equation the residual variance of least squares within clusters is shared out: 60% stays residual, and 30% is
+    what each random slope adds to the outcome. What least squares over all rows leaves beyond it goes to the intercept.
     """
     theta = np.zeros(layout.n_theta)
     diagonal = {row: k for k, (row, col) in enumerate(layout.free) if row == col}
     for e, equation in enumerate(system.equations):
-        total = moments.cross_products((*equation.predictors, equation.outcome)).sum(axis=-1) / moments.intake.used[e]
-        x_y = total[:-1, -1]
-        left = total[-1, -1] - x_y @ np.linalg.solve(total[:-1, :-1], x_y)
-        theta[len(layout.free) + e] = np.log(0.6 * left) / 2
+        names = (INTERCEPT, *equation.columns)
+        products = moments.cross_products(names)
+        rows, sums = products[0, 0], products[0]
+        total = products.sum(axis=-1)
+        within = total - np.einsum("aj,bj->ab", sums / np.maximum(rows, 1), sums)
+        n, degrees = total[0, 0], max(total[0, 0] - np.count_nonzero(rows), 1)
+        fixed = [names.index(name) for name in equation.predictors]
+        left = _residual(total, fixed) / n
+        inner = _residual(within, [at for at in fixed if within[at, at] > 1e-10 * total[at, at]]) / degrees
+        inner = min(max(inner, 1e-8 * left), left)
+        theta[len(layout.free) + e] = np.log(0.6 * inner) / 2
         for k in layout.random_of(e):
-            at = layout.random[k] - layout.starts[e]
-            theta[diagonal[k]] = np.sqrt(0.3 * left / total[at, at])
+            name = equation.predictors[layout.random[k] - layout.starts[e]]
+            at = names.index(name)
+            if name == INTERCEPT:
+                theta[diagonal[k]] = np.sqrt(max(left - inner, 0.3 * inner))
+            else:
+                theta[diagonal[k]] = np.sqrt(0.3 * inner * degrees / max(within[at, at], 1e-6 * total[at, at]))
     return theta
 
 
-def solve(layout: Layout, data: Data, start: Array, max_iter: int = 100, *, warm_up: bool = True) -> Solution:
+def _residual(total: Floats, fixed: list[int]) -> float:
+    """Residual sum of squares of the last column given some others, from their cross-products."""
+    x_y = total[fixed, -1]
+    return float(total[-1, -1] - x_y @ np.linalg.lstsq(total[np.ix_(fixed, fixed)], x_y, rcond=1e-12)[0])
+
+
+def solve(layout: Layout, data: Data, start: Array, max_iter: int | Array = 100, *, warm_up: bool = True) -> Solution:
     """Minimise the negative log likelihood from ``start``.
 
     Parameters
@@ -80,12 +99,12 @@ def solve(layout: Layout, data: Data, start: Array, max_iter: int = 100, *, warm
     data : Data
     start : Array, shape (n,)
     max_iter : int
-        Newton iterations at the most (static).
+        Newton iterations at the most.
     warm_up : bool
         Begin with L-BFGS (static); leave out when the start is good already, as in a bootstrap.
     """
     start = _lifted(layout, start)
-    trace = jnp.full(((WARM_UP if warm_up else 0) + max_iter, 3), jnp.nan)
+    trace = jnp.full((LOGGED, 3), jnp.nan)
     theta, n_warm = start, jnp.asarray(0)
     if warm_up:
         theta, n_warm, trace = _lbfgs(layout, data, start, trace)
@@ -104,16 +123,16 @@ def solve_in_steps(
 
     Every step ends in Python, where Ctrl-C is heard and ``report(step, f, decrement)`` is called. Not for ``vmap``.
     """
-    state = _first(layout, start, max_iter)
+    state = _first(layout, start)
     while newton.going(state, max_iter):
         state = _next(layout, data, state)
         report(int(state.taken), float(state.point.evaluation.value), float(state.decrement))
     return _last(layout, state)
 
 
-@partial(jax.jit, static_argnums=(0, 2))
-def _first(layout: Layout, start: Array, max_iter: int) -> newton.State:
-    return newton.start(layout, _lifted(layout, start), jnp.asarray(0), jnp.full((max_iter, 3), jnp.nan))
+@partial(jax.jit, static_argnums=0)
+def _first(layout: Layout, start: Array) -> newton.State:
+    return newton.start(layout, _lifted(layout, start), jnp.asarray(0), jnp.full((LOGGED, 3), jnp.nan))
 
 
 _next = jax.jit(newton.step, static_argnums=0)
@@ -127,7 +146,7 @@ def _last(layout: Layout, state: newton.State) -> Solution:
 def _solution(layout: Layout, state: newton.State) -> Solution:
     """The record of an iteration that has ended."""
     status = jnp.where(state.status == newton.GOING, Status.MAX_ITERATIONS, state.status)
-    root, _ = newton.triangular(layout, state.point.root, pivot=False)
+    root, _ = triangular(layout, state.point.root, pivot=False)
     theta = jnp.concatenate([free_entries(layout, root), state.point.log_sd])
     grad_norm = jnp.max(jnp.abs(newton.scaled(state.point)[0]))
     return Solution(theta, state.point.evaluation, status, state.row, grad_norm, state.decrement, state.trace)
@@ -137,18 +156,17 @@ def _lifted(layout: Layout, theta: Array) -> Array:
     """A start away from singular G: there a column of the root is zero, a saddle that no gradient leads away from."""
     n_free = len(layout.free)
     root, _ = root_and_precision(layout, theta)
-    root, order = newton.triangular(layout, root, pivot=True)
-    equation = np.searchsorted(np.cumsum(layout.sizes), layout.random, side="right")
-    least = LIFT * jnp.exp(theta[n_free:])[equation][order]
+    root, order = triangular(layout, root, pivot=True)
+    least = LIFT * jnp.exp(theta[n_free:])[np.array(layout.owners, dtype=int)][order]
     at = jnp.arange(layout.n_random)
     pivots = root[order, at]
     root = root.at[order, at].set(jnp.where(pivots < least, least, pivots))
-    root, _ = newton.triangular(layout, root, pivot=False)
+    root, _ = triangular(layout, root, pivot=False)
     return jnp.concatenate([free_entries(layout, root), theta[n_free:]])
 
 
 def _lbfgs(layout: Layout, data: Data, start: Array, trace: Array) -> tuple[Array, Array, Array]:
-    """L-BFGS until the log likelihood gains less than 0.1 in an iteration; returns the best point seen."""
+    """L-BFGS until the log likelihood gains less than 0.1 in an iteration; the last point, iterations and trace."""
     total = jnp.sum(data.n_rows)
 
     def objective(theta: Array) -> Array:

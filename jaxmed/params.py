@@ -41,17 +41,17 @@ class Layout:
 
     @property
     def n_equations(self) -> int:
-        """E."""
+        """Number of equations, E."""
         return len(self.sizes)
 
     @property
     def n_fixed(self) -> int:
-        """P."""
+        """Number of fixed effects, p."""
         return sum(self.sizes)
 
     @property
     def n_random(self) -> int:
-        """Q."""
+        """Number of random effects, q."""
         return len(self.random)
 
     @property
@@ -70,10 +70,14 @@ class Layout:
         first = [min(col for row, col in self.free if row == k) for k in range(self.n_random)]
         return tuple(tuple(k for k in range(self.n_random) if first[k] == at) for at in sorted(set(first)))
 
+    @property
+    def owners(self) -> tuple[int, ...]:
+        """Equation of each random effect."""
+        return tuple(int(e) for e in np.searchsorted(np.cumsum(self.sizes), self.random, side="right"))
+
     def random_of(self, equation: int) -> list[int]:
         """Positions among the q random effects of those of one equation."""
-        first = self.starts[equation]
-        return [k for k, at in enumerate(self.random) if first <= at < first + self.sizes[equation]]
+        return [k for k, owner in enumerate(self.owners) if owner == equation]
 
 
 def make_layout(system: System, moments: Moments, reml: bool) -> Layout:
@@ -145,6 +149,34 @@ def root_chain(layout: Layout, root: Array, order: Array, tau: Array, gradient: 
     jacobian = jnp.block([[moved[:, row, col].T, corner], [corner.T, jnp.diag(-2 * tau)]])
     curvature = jnp.block([[in_g, corner], [corner.T, jnp.diag(4 * tau * gradient[n_free:])]])
     return jacobian, curvature
+
+
+def triangular(layout: Layout, root: Array, *, pivot: bool) -> tuple[Array, Array]:
+    """Rotate a root of G (G = RR' stays) so that its rows are triangular, block by block of G.
+
+    Modified Gram-Schmidt on the rows. With ``pivot`` the row with the largest remainder comes first; returns the root
+    and the order of its rows.
+    """
+    result, order = jnp.zeros_like(root), jnp.arange(layout.n_random)
+    for block in layout.blocks:
+        at = np.array(block)
+        rest = root[np.ix_(at, at)]
+        columns, chosen = [], []
+        left = jnp.ones(len(block), dtype=bool)
+        for k in range(len(block)):
+            size = jnp.where(left, jnp.sum(rest**2, axis=1), -1.0)
+            row = jnp.argmax(size) if pivot else jnp.asarray(k)
+            norm = jnp.sqrt(jnp.maximum(size[row], 0.0))
+            direction = rest[row] / jnp.where(norm > 0, norm, 1.0)
+            column = jnp.where(left, rest @ direction, 0.0)
+            rest = rest - column[:, None] * direction
+            left = left & (jnp.arange(len(block)) != row)
+            rest = jnp.where(left[:, None], rest, 0.0)
+            columns.append(column)
+            chosen.append(row)
+        result = result.at[np.ix_(at, at)].set(jnp.stack(columns, axis=1))
+        order = order.at[at].set(at[0] + jnp.stack(chosen))
+    return result, order
 
 
 @dataclass(frozen=True)

@@ -62,8 +62,8 @@ def _on_user_scale(found: Estimates, theta: Floats, moments: Moments) -> Cluster
     unit = scale.linear[np.ix_(layout.random, layout.random)]
     return ClusterPredictions(
         unit @ effects,
-        np.einsum("ab,bcj,dc->adj", unit, covariance, unit),
-        np.einsum("ab,bpj,pr->arj", unit, sensitivity, np.linalg.inv(scale.linear)),
+        np.einsum("ab,bcj,dc->adj", unit, covariance, unit, optimize=True),
+        np.einsum("ab,bpj,pr->arj", unit, sensitivity, np.linalg.inv(scale.linear), optimize=True),
     )
 
 
@@ -71,7 +71,7 @@ def _paths(found: Estimates, spec: Mediation, predicted: ClusterPredictions, bet
     """a_j, b_j and E[a_j b_j | data].
 
     An error d of the fixed effects enters a_j as (unit vector - sensitivity) d. The product of two normals has mean
-    ab + Cab and variance a^2 Vb + b^2 Va + 2ab Cab + Va Vb + Cab^2 (Bauer, Preacher & Gil 2006, eq. 6).
+    ab + Cab and variance a^2 Vb + b^2 Va + 2ab Cab + Va Vb + Cab^2.
     """
     labels, random = list(found.system.labels), list(found.system.random_labels)
     value: dict[str, Floats] = {}

@@ -12,7 +12,7 @@ from scipy.special import chdtrc
 
 from jaxmed.errors import SpecError, Status
 from jaxmed.moments import Floats, Intake
-from jaxmed.spec import Spec, System, from_dict, system_of
+from jaxmed.spec import INTERCEPT, Spec, System, from_dict, system_of
 
 FORMAT = 1
 
@@ -45,7 +45,7 @@ def chi_squared(statistic: float, df: int, hypothesis: str) -> TestResult:
     return TestResult(float(statistic), int(df), p, hypothesis)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Estimates:
     """Everything a fit found, on the user's scale.
 
@@ -97,6 +97,13 @@ class Estimates:
     singular: bool
     reduced_rank: bool
     trace: tuple[tuple[int, float, float], ...] = field(repr=False)
+
+    def __repr__(self) -> str:
+        kind = "REML" if self.reml else "ML"
+        return (
+            f"<{type(self).__name__} of {', '.join(self.system.outcomes)}: {kind}, log likelihood {self.loglik:.4f}, "
+            f"{self.n_clusters} clusters, {Status(self.status).name.lower()}>"
+        )
 
     # Names -----------------------------------------------------------------------------------------------------------
 
@@ -251,23 +258,26 @@ class Estimates:
         what = "one residual variance per outcome" if null == "separate" else "a single residual variance"
         return chi_squared(2 * (self.loglik - loglik), df, f"no random effects ({what})")
 
-    def wald(self, terms: tuple[str, ...] | list[str] | None = None, kind: str = "joint") -> TestResult:
+    def wald(self, terms: str | tuple[str, ...] | list[str] | None = None, kind: str = "joint") -> TestResult:
         """Wald test that fixed effects are all zero.
 
         Parameters
         ----------
-        terms : list of str, optional
+        terms : str or list of str, optional
             Labels to test. By default all; with a single equation all but its intercept, the usual overall test.
         kind : {"joint", "block"}
             Covariance; Stata's ``mixed`` prints the block one.
         """
         labels = list(self.system.labels)
+        if isinstance(terms, str):
+            terms = [terms]
         if terms is None:
             single = len(self.system.equations) == 1
-            terms = [label for label in labels if not (single and len(labels) > 1 and label.endswith("~1"))]
+            intercept = f"{self.system.outcomes[0]}~{INTERCEPT}"
+            terms = [label for label in labels if not (single and len(labels) > 1 and label == intercept)]
         unknown = [term for term in terms if term not in labels]
-        if unknown or not terms:
-            raise SpecError(f"terms={list(terms)!r}: choose from {labels}")
+        if unknown or not terms or len(set(terms)) < len(terms):
+            raise SpecError(f"terms={list(terms)!r}: choose from {labels}, each once")
         at = [labels.index(term) for term in terms]
         covariance = self.covariance(kind)[np.ix_(at, at)]
         if not np.all(np.isfinite(covariance)):
@@ -279,7 +289,7 @@ class Estimates:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data (dicts, lists, numbers, text; NaN as None) under the public names."""
-        return {
+        plain = {
             "format": FORMAT,
             "model": self.spec.to_dict(),
             "reml": self.reml,
@@ -290,16 +300,16 @@ class Estimates:
             "n_clusters": self.n_clusters,
             "cluster_sizes": list(self.cluster_sizes),
             "params": self.params.to_dict(),
-            "bse": _plain(self.bse.to_dict()),
-            "bse_block": _plain(self.standard_errors("block").to_dict()),
+            "bse": self.bse.to_dict(),
+            "bse_block": self.standard_errors("block").to_dict(),
             "random_cov": _frame(self.random_cov),
             "random_cov_se": _frame(self.random_cov_se),
             "residual_var": self.residual_var.to_dict(),
-            "residual_var_se": _plain(self.residual_var_se.to_dict()),
+            "residual_var_se": self.residual_var_se.to_dict(),
             "labels": list(self.labels),
             "values": self.values.tolist(),
-            "cov_joint": _plain(self.joint.tolist()),
-            "cov_block": _plain(self.block.tolist()),
+            "cov_joint": self.joint.tolist(),
+            "cov_block": self.block.tolist(),
             "free": [list(pair) for pair in self.free],
             "null": list(self.null),
             "null_pooled": list(self.null_pooled),
@@ -309,11 +319,12 @@ class Estimates:
             "singular": self.singular,
             "reduced_rank": self.reduced_rank,
             "n_iter": self.n_iter,
-            "grad_norm": _plain(self.grad_norm),
-            "decrement": _plain(self.decrement),
-            "trace": _plain([list(row) for row in self.trace]),
+            "grad_norm": self.grad_norm,
+            "decrement": self.decrement,
+            "trace": [list(row) for row in self.trace],
             "rows": asdict(self.intake),
         }
+        return {key: plain_data(value) for key, value in plain.items()}
 
 
 def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
@@ -349,12 +360,12 @@ def _root(variance: Floats) -> Floats:
     return np.sqrt(np.where(variance >= 0, variance, np.nan))
 
 
-def _plain(value: Any) -> Any:
+def plain_data(value: Any) -> Any:
     """NaN and infinities -> None, through lists and dicts, for JSON."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
+        return {key: plain_data(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_data(item) for item in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
@@ -365,4 +376,4 @@ def _number(value: Any) -> float:
 
 
 def _frame(table: pd.DataFrame) -> dict[str, Any]:
-    return {"labels": list(table.index), "values": _plain(table.to_numpy().tolist())}
+    return {"labels": list(table.index), "values": table.to_numpy().tolist()}

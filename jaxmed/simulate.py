@@ -19,8 +19,9 @@ from jaxmed.spec import INTERCEPT, Mediation, System
 @float64
 def _normal(seed: int, stream: int, shape: tuple[int, ...]) -> Floats:
     """Standard normal draws of one stream; to rounding the same on every backend."""
-    key = jax.random.fold_in(jax.random.key(seed), stream)
-    return jax.random.normal(key, shape, dtype=jnp.float64)  # type: ignore[return-value]
+    with jax.threefry_partitionable(True):  # whatever the user's settings
+        key = jax.random.fold_in(jax.random.key(seed, impl="threefry2x32"), stream)
+        return jax.random.normal(key, shape, dtype=jnp.float64)  # type: ignore[return-value]
 
 
 def rows(

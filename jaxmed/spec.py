@@ -242,6 +242,8 @@ class Mediation:
         and outcome columns as keys; an equation left out has none.
     covariance : {"unstructured", "diagonal", "block"}
         Covariance of the random effects, see :class:`System`.
+    covariates, moderators, center : None
+        Not available yet; anything but None is refused.
 
     Raises
     ------
@@ -270,7 +272,13 @@ class Mediation:
         cluster: str,
         random: str | Mapping[str, Iterable[str]] = "all",
         covariance: str = "unstructured",
+        covariates: None = None,
+        moderators: None = None,
+        center: None = None,
     ) -> None:
+        for option, value in {"covariates": covariates, "moderators": moderators, "center": center}.items():
+            if value is not None:
+                raise SpecError(f"{option}={value!r}: this version of jaxmed has no {option} yet; leave it out")
         roles = {"x": x, "m": m, "y": y, "cluster": cluster}
         for role, name in roles.items():
             _name(name, role)

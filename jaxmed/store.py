@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from jaxmed.moments import Intake, Moments, Pattern
 def write(path: str | Path, plain: dict[str, Any], moments: Moments) -> None:
     """Write plain data and moments, all or nothing: a failure leaves an earlier file as it was."""
     header = {
+        "cluster": moments.cluster,
         "columns": moments.columns,
         "groups": moments.groups,
         "observed": [pattern.observed for pattern in moments.patterns],
@@ -27,17 +29,28 @@ def write(path: str | Path, plain: dict[str, Any], moments: Moments) -> None:
     arrays: dict[str, NDArray[Any]] = {"fit": _text(plain), "moments": _text(header), "clusters": moments.clusters}
     arrays |= {"shift": moments.shift, "scale": moments.scale}
     arrays |= {f"products{k}": pattern.products for k, pattern in enumerate(moments.patterns)}
-    target = Path(path)
-    name = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    write_atomically(Path(path), lambda stream: np.savez_compressed(stream, allow_pickle=False, **arrays))
+
+
+def write_atomically(target: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Write a file beside its target and move it there when it is whole; an earlier file stays until then.
+
+    A target that is no regular file, such as /dev/stdout, is written to as it is.
+    """
+    beside = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
+        if target.exists() and not target.is_file():
+            with open(target, "wb") as stream:
+                fill(stream)
+            return
         try:
-            with open(name, "xb") as stream:
-                np.savez_compressed(stream, allow_pickle=False, **arrays)
-            os.replace(name, target)
+            with open(beside, "xb") as stream:
+                fill(stream)
+            os.replace(beside, target)
         finally:
-            name.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
     except OSError as error:
-        raise FitError(f"the fit could not be saved to {str(target)!r}: {error.strerror or error}") from error
+        raise FitError(f"{str(target)!r} could not be written: {error.strerror or error}") from error
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], Moments]:
@@ -53,7 +66,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], Moments]:
     except MemoryError:
         raise
     except Exception as error:  # zip, zlib and NumPy have many words for a damaged file
-        raise DataError(f"{str(path)!r} is not a fit that jaxmed saved, or is damaged ({error})") from error
+        raise DataError(f"{str(path)!r} is not a fit that jaxmed saved, or is damaged") from error
 
 
 def _text(plain: Any) -> NDArray[np.uint8]:
@@ -66,4 +79,5 @@ def _moments(stored: Any) -> Moments:
     intake = Intake(**(header["intake"] | {"used": tuple(header["intake"]["used"])}))
     groups = tuple(tuple(group) for group in header["groups"])
     columns = tuple(header["columns"])
-    return Moments(columns, stored["shift"], stored["scale"], stored["clusters"], patterns, groups, intake)
+    shift, scale, clusters = (stored[name] for name in ("shift", "scale", "clusters"))
+    return Moments(header["cluster"], columns, shift, scale, clusters, patterns, groups, intake)

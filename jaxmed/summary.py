@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html as html_
+import textwrap
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +48,8 @@ def text(fit: Estimates, effects: pd.DataFrame | None, se: str, level: float) ->
     title, facts, tables, notes = _content(fit, effects, se, level)
     parts = [f"{title}\n{'=' * len(title)}", _columns(facts)]
     parts += ["\n".join(filter(None, [table.title, _align(table.cells), table.note])) for table in tables]
-    return "\n\n".join([*parts, "\n".join(notes)]) + "\n"
+    wrapped = [textwrap.fill(note, 100) for note in notes]
+    return "\n\n".join([*parts, "\n".join(wrapped)]) + "\n"
 
 
 def html(fit: Estimates, effects: pd.DataFrame | None, se: str, level: float) -> str:
@@ -82,13 +84,16 @@ def _content(
         ("AIC, BIC", f"{fixed(fit.aic, 2)}, {fixed(fit.bic, 2)}"),
         (f"Wald chi2({wald.df})", f"{fixed(wald.statistic, 2)} (p = {fixed(wald.p, 4)})"),
         ("Number of obs", f"{fit.nobs} ({_by_outcome(fit)})"),
-        ("Number of clusters", f"{fit.n_clusters} (obs per cluster: min {low}, avg {mean:.1f}, max {high})"),
+        ("Number of clusters", f"{fit.n_clusters} (stacked obs per cluster: min {low}, avg {mean:.1f}, max {high})"),
+        ("Random effects", ", ".join(fit.system.random_labels) or "none"),
         ("Rows", _rows(fit)),
     ]
     critical = critical_value(level)
     tables = []
     if effects is not None:
-        tables.append(Table("Effects", _coefficients(effects, level), _legend(spec)))
+        held = effects["se"].eq(0)
+        shown = effects.assign(**{column: effects[column].mask(held) for column in ("se", "ci_lower", "ci_upper")})
+        tables.append(Table("Effects", _coefficients(shown, level), _legend(spec)))
     coefficients = normal_table(
         list(fit.params.index), fit.params.to_numpy(), fit.standard_errors(kind).to_numpy(), critical
     )
@@ -99,9 +104,9 @@ def _content(
     note = "\n".join(f"LR test vs. {against}: {_test(test)}" for against, test in tests)
     tables.append(Table("Random effects (covariance G) and residuals", _variances(fit, critical, level, se), note))
     notes = [SE_NOTES[se]]
-    if tests:
+    if fit.free:
         notes.append("LR tests are conservative: variances are tested on their boundary.")
-    notes.append(f"{fit.message[0].upper()}{fit.message[1:]} ({fit.n_iter} iterations).")
+    notes.append(f"After {fit.n_iter} iterations: {fit.message}.")
     return title, facts, tables, notes
 
 

@@ -326,3 +326,19 @@ def test_program_fits(data, plain, tmp_path):
 def test_program_refuses(tmp_path):
     done = program("fit", "nowhere.csv", *COLUMNS, folder=tmp_path)
     failed((done.returncode, done.stdout, done.stderr), 2, "there is no file 'nowhere.csv'")
+
+
+def test_a_full_disk_leaves_the_earlier_file(monkeypatch, tmp_path):
+    from jaxmed.store import write_atomically
+
+    target = tmp_path / "fit.json"
+    target.write_text("earlier", encoding="utf-8")
+
+    def fill(stream):
+        stream.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(jm.FitError, match=r"fit.json' could not be written: No space left on device"):
+        write_atomically(target, fill)
+    assert [path.name for path in tmp_path.iterdir()] == ["fit.json"]
+    assert target.read_text(encoding="utf-8") == "earlier"

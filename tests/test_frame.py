@@ -567,3 +567,33 @@ def test_values_without_a_finite_square_are_refused(engine, size):
     rows = make_rows()
     with pytest.raises(jm.DataError, match=r"column 'x' has values up to .* too large or too small to multiply"):
         read(ENGINES[engine](rows.assign(x=(rows["x"] - 50) * size)), SYSTEM)
+
+
+# Moments as data ------------------------------------------------------------------------------------------------------
+
+
+def test_moments_by_another_cluster_are_refused():
+    moments = read(make_rows(), SYSTEM)
+    other = jm.Mediation(x="x", m="m", y="y", cluster="school").system()
+    with pytest.raises(jm.DataError, match="these moments are by cluster 'id', not 'school'"):
+        moments.for_system(other)
+
+
+def test_moments_with_ids_of_other_types_do_not_add():
+    rows = make_rows()
+    with pytest.raises(jm.DataError, match="cluster ids of these moments are of different types"):
+        read(rows, SYSTEM) + read(rows.assign(id=rows["id"].astype(str)), SYSTEM)
+
+
+def test_ids_in_csv_that_differ_in_leading_zeros_stay_two(tmp_path):
+    rows = make_rows(clusters=4)
+    rows["id"] = rows["id"].map({0: "1", 1: "01", 2: "2", 3: "002"})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    assert read(tmp_path / "rows.csv", SYSTEM).clusters.tolist() == ["002", "01", "1", "2"]
+
+
+def test_ids_in_a_time_zone_are_refused():
+    rows = make_rows()
+    rows["id"] = pd.Timestamp("2020-01-01", tz="Europe/Berlin") + pd.to_timedelta(rows["id"], unit="D")
+    with pytest.raises(jm.DataError, match="holds times in a time zone"):
+        read(rows, SYSTEM)

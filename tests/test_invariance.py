@@ -199,3 +199,32 @@ def test_the_users_global_x64_flag_does_not_matter(base, flag):
     assert done.returncode == 0, done.stderr
     arrays = (base.values, base.joint, base.block, base.theta)
     assert done.stdout.strip() == hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
+# Hard and degenerate data ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sd", [50.0, 300.0])
+def test_clusters_far_apart_converge(sd):
+    """A certificate that depended on the damping failed half of these; intercept sds of 50 and 300 residual sds."""
+    data = jm.datasets.load_example()
+    for seed in range(3):
+        u = np.random.default_rng(seed).normal(0, sd, data["id"].nunique() + 1)
+        fit = jm.fit(data.assign(y=data["y"] + u[data["id"]]), x="x", m="m", y="y", cluster="id")
+        assert fit.converged
+        assert fit.decrement < 1e-10
+
+
+def test_standard_errors_at_a_singular_fit_do_not_depend_on_the_order_of_predictors():
+    """Cluster-mean centred data: the intercept variances are zero, first or last in the root of G."""
+    data = jm.datasets.load_example()
+    columns = ["x", "m", "y"]
+    data[columns] -= data.groupby("id")[columns].transform("mean")
+    tables = []
+    for order in (["1", "x"], ["x", "1"]):
+        equations = [jm.Equation("m", order, random=order), jm.Equation("y", ["1", "m", "x"], random=["1", "m"])]
+        fit = jm.fit(data, jm.System(equations, cluster="id"))
+        assert fit.singular
+        assert fit.reduced_rank
+        tables.append(fit.random_cov_se.loc[["m~1", "m~x", "y~1", "y~m"], ["m~1", "m~x", "y~1", "y~m"]])
+    np.testing.assert_allclose(tables[0], tables[1], rtol=1e-6, atol=1e-9)
