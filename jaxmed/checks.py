@@ -42,8 +42,8 @@ def _check_origin(system: System, moments: Moments) -> None:
         if abs(mean) > FAR * sd:
             raise DataError(
                 f"column {name!r} lies more than {FAR:g} standard deviations from zero, and this model depends on "
-                "where its zero is (no intercept, or a random slope that cannot covary with a random intercept); subtract "
-                "a constant from it first, or use an intercept and covariance='unstructured'"
+                "where its zero is (no intercept, or a random slope that cannot covary with a random intercept); "
+                "subtract a constant from it first, or use an intercept and covariance='unstructured'"
             )
 
 
