@@ -35,7 +35,7 @@ class Covariances(NamedTuple):
 
 
 def covariances(layout: Layout, theta: Array, evaluation: Evaluation) -> Covariances:
-    """Joint and block covariance of all parameters (DESIGN section 2).
+    """Joint and block covariance of all parameters (docs/method.md, Standard errors).
 
     With C = (X'V^-1X)^-1, V_theta the inverse exact Hessian of the profiled negative log likelihood in
     (vech G, sigma^2) and D = d beta / d theta: joint = [C + D V D', D V; V D', V], block = [C, 0; 0, V]. For ML the

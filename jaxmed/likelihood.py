@@ -6,7 +6,7 @@ cluster, ``A`` its random-by-random block and ``M = I + L'AL``,
     P = [X y]' V^-1 [X y] = W - W_z' L M^-1 L' W_z,      log|V| = sum_e n_e log sigma_e^2 + log|M|,
 
 and everything else follows from S = sum_j P_j and sum_j log|M_j|: the GLS estimate of the fixed effects, the
-generalised residual sum of squares and log|X'V^-1X|. The derivatives are those of DESIGN section 4, in the entries of
+generalised residual sum of squares and log|X'V^-1X|. The derivatives are those of docs/method.md, in the entries of
 G and in tau; ``jax.hessian`` of :func:`negative_loglik` is their definition and the tests' oracle.
 
 Clusters are taken in blocks, so that memory does not grow with their number. Clusters whose moments are zero (padding)
@@ -287,7 +287,7 @@ def _second_pass(
     *,
     curvature: bool,
 ) -> tuple[Array, ...]:
-    """Sums over clusters behind gradient and Hessian, at fixed Lambda = df/dS (DESIGN section 4).
+    """Sums over clusters behind gradient and Hessian, at fixed Lambda = df/dS (docs/method.md, Derivatives).
 
     Per cluster, with K = L M^-1 L', U = K W_z, B = I - E U, r = P_z v and Lambda = vv' (+ (X'V^-1X)^-1 for REML):
     sum_g = P_zz - P_z Lambda P_z'; trace_e = tr(K W_e,zz); sum_q = Q_e = B'W_eB = dP/dtau_e. For the curvature also

@@ -103,7 +103,7 @@ class Equation:
 
 @dataclass(frozen=True)
 class System:
-    """Mixed equations over the same clusters, their random effects jointly normal (DESIGN: y = X beta + Z u + e).
+    """Mixed equations over the same clusters, their random effects jointly normal: y = X beta + Z u + e.
 
     Parameters
     ----------
