@@ -108,7 +108,7 @@ def _read_parquet(path: Path, columns: list[str]) -> Any:
     from pyarrow import parquet
 
     check_names(parquet.read_schema(path).names, columns)
-    return parquet.read_table(path, columns=columns)
+    return parquet.read_table(path, columns=columns, partitioning=None)
 
 
 def _read_feather(path: Path, columns: list[str]) -> Any:

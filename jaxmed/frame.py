@@ -122,8 +122,9 @@ def prepare(frame: nw.LazyFrame[Any], system: System) -> nw.LazyFrame[Any]:
     if dtype.is_float():
         cluster = cluster.fill_nan(None)
     elif isinstance(dtype, (nw.String, nw.Categorical, nw.Enum)):
-        text = cluster.cast(nw.String)
-        cluster = nw.when(text != "").then(text)  # an empty text is no id
+        text = cluster if isinstance(dtype, nw.String) else cluster.cast(nw.String)
+        # An empty text is no id, nor is what a cast makes of a missing one.
+        cluster = nw.when(~nw.col(system.cluster).is_null(), text != "").then(text)
     values = (nw.col(name).cast(nw.Float64).fill_nan(None).alias(f"v{at}") for at, name in enumerate(system.columns))
     return frame.select(cluster.alias("cluster"), *values)
 

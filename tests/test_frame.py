@@ -597,3 +597,12 @@ def test_ids_in_a_time_zone_are_refused():
     rows["id"] = pd.Timestamp("2020-01-01", tz="Europe/Berlin") + pd.to_timedelta(rows["id"], unit="D")
     with pytest.raises(jm.DataError, match="holds times in a time zone"):
         read(rows, SYSTEM)
+
+
+def test_missing_text_ids_of_object_dtype():
+    """pandas before 3 keeps text as objects, and a cast makes the text 'None' of a missing one."""
+    rows = make_rows()
+    rows["id"] = ("c" + rows["id"].astype(str)).astype(object)
+    rows.loc[[3, 5], "id"] = None
+    assert read(rows, SYSTEM).intake.missing["id"] == 2
+    assert read(rows.astype({"id": "category"}), SYSTEM).intake.missing["id"] == 2
