@@ -122,25 +122,23 @@ def _solve(system: System, layout: Layout, moments: Moments, max_iter: int) -> t
     table = moments.table
     start = jnp.asarray(optimise.starting_values(system, layout, moments))
     if moments.n_clusters < MANY_CLUSTERS:
-        return _compiled(layout, likelihood.make_data(table, moments.intake.used), start, max_iter, True)
+        return _compiled(layout, likelihood.make_data(table, moments.intake.used), start, max_iter)
     part = slice(None, None, moments.n_clusters // SUBSAMPLE)
     counts = tuple(int(moments.row_counts(group)[part].sum()) for group in system.groups)
-    sample, _ = _compiled(layout, likelihood.make_data(table[:, part], counts), start, max_iter, True)
+    sample, _ = _compiled(layout, likelihood.make_data(table[:, part], counts), start, max_iter)
     if int(sample.status) == Status.CONVERGED:
         start = sample.theta
     data = jax.device_put(likelihood.make_data(table, moments.intake.used))
     with progress(f"fitting {moments.n_clusters} clusters") as say:
         solution = optimise.solve_in_steps(
-            layout, data, start, max_iter, lambda step, f, left: say(f"Newton step {step}, {left:.1e} left to gain")
+            layout, data, start, max_iter, lambda step, left: say(f"Newton step {step}, {left:.1e} left to gain")
         )
     return solution, _covariances(layout, solution.theta, solution.evaluation)
 
 
-@partial(jax.jit, static_argnums=(0, 4))
-def _compiled(
-    layout: Layout, data: Data, start: Array, max_iter: int, warm_up: bool
-) -> tuple[Solution, inference.Covariances]:
-    solution = optimise.solve(layout, data, start, max_iter, warm_up=warm_up)
+@partial(jax.jit, static_argnums=0)
+def _compiled(layout: Layout, data: Data, start: Array, max_iter: int) -> tuple[Solution, inference.Covariances]:
+    solution = optimise.solve(layout, data, start, max_iter)
     return solution, inference.covariances(layout, solution.theta, solution.evaluation)
 
 

@@ -21,8 +21,8 @@ class Intake:
     ----------
     rows : int
         Rows in the data.
-    used : dict
-        Outcome-defining column group (index) -> rows that count in that equation.
+    used : tuple of int
+        Rows that count in each equation.
     missing : dict
         Column -> rows in which it is missing.
     dropped : int

@@ -117,16 +117,16 @@ def solve(layout: Layout, data: Data, start: Array, max_iter: int | Array = 100,
 
 
 def solve_in_steps(
-    layout: Layout, data: Data, start: Array, max_iter: int, report: Callable[[int, float, float], None]
+    layout: Layout, data: Data, start: Array, max_iter: int, report: Callable[[int, float], None]
 ) -> Solution:
     """:func:`solve` without a warm-up, the loop in Python: for data so large that a step takes its time.
 
-    Every step ends in Python, where Ctrl-C is heard and ``report(step, f, decrement)`` is called. Not for ``vmap``.
+    Every step ends in Python, where Ctrl-C is heard and ``report(step, decrement)`` is called. Not for ``vmap``.
     """
     state = _first(layout, start)
     while newton.going(state, max_iter):
         state = _next(layout, data, state)
-        report(int(state.taken), float(state.point.evaluation.value), float(state.decrement))
+        report(int(state.taken), float(state.decrement))
     return _last(layout, state)
 
 
