@@ -17,8 +17,9 @@ import jax
 import numpy as np
 
 import jaxmed as jm
-from jaxmed import likelihood
-from jaxmed.params import make_layout, root_and_precision
+from jaxmed import derivatives, likelihood
+from jaxmed.design import make_design
+from jaxmed.params import count_rows, make_layout, root_and_precision
 
 
 def seconds(action: Callable[[], object], repeats: int) -> tuple[float, float]:
@@ -50,13 +51,14 @@ def main() -> None:
 
     # Maximum likelihood, whose optimum stays where it is when the clusters are repeated.
     fit = jm.fit(fit.moments, spec, reml=False)
-    layout = make_layout(fit.system, fit.moments, False)
+    design = make_design(fit.system, fit.moments)
+    layout = make_layout(design, False)
     for clusters in (100, 10_000, 100_000):
         copies = clusters // fit.n_clusters
-        counts = tuple(copies * used for used in fit.moments.intake.used)
-        tiled = likelihood.make_data(np.tile(fit.moments.table, copies), counts)
+        counts = tuple(copies * rows for rows in count_rows(layout, design))
+        tiled = likelihood.make_data(np.tile(design.table, copies), counts)
         with jax.enable_x64(True):
-            evaluate = jax.jit(functools.partial(likelihood.evaluate, layout))
+            evaluate = jax.jit(functools.partial(derivatives.evaluate, layout))
             root, tau = root_and_precision(layout, jax.numpy.asarray(fit.theta))
             _, run = seconds(lambda: jax.block_until_ready(evaluate(root, tau, tiled)), 9)  # noqa: B023
             worst = float(np.max(np.abs(evaluate(root, tau, tiled).gradient))) / clusters

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from jaxmed import datasets
 from jaxmed._version import __version__
+from jaxmed.compare import compare
 from jaxmed.describe import Description, describe, stack
-from jaxmed.errors import ConvergenceWarning, DataError, FitError, JaxmedError, SpecError, Status
+from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, JaxmedError, SpecError, Status
 from jaxmed.fit import Fit, fit, load
+from jaxmed.mediation import Mediation
 from jaxmed.simulate import simulate
-from jaxmed.spec import Equation, Mediation, System
+from jaxmed.spec import Equation, System
 
 __all__ = [
     "ConvergenceWarning",
     "DataError",
     "Description",
+    "DesignWarning",
     "Equation",
     "Fit",
     "FitError",
@@ -23,6 +26,7 @@ __all__ = [
     "Status",
     "System",
     "__version__",
+    "compare",
     "datasets",
     "describe",
     "fit",

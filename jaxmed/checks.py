@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import numpy as np
 
+from jaxmed.design import Design
 from jaxmed.errors import DataError
-from jaxmed.moments import Floats, Moments
-from jaxmed.spec import INTERCEPT, Equation, System
+from jaxmed.moments import CONSTANT, Floats
+from jaxmed.spec import Equation
+from jaxmed.terms import INTERCEPT
 
 COLLINEAR = 1e-10  # share of a column's sum of squares that the columns before it leave unexplained
 FAR = 1e3  # sds from zero, for columns whose origin matters to the model
-WITHIN = 1e-12  # share of a column's sum of squares that lies within clusters
 
 
-def check_identified(system: System, moments: Moments) -> None:
+def check_identified(design: Design) -> None:
     """Raise :class:`DataError`, naming columns and remedy, where the likelihood has no unique finite maximum."""
-    _check_origin(system, moments)
-    for e, equation in enumerate(system.equations):
-        names = (*equation.predictors, equation.outcome)
-        products = moments.cross_products(names)
+    for e, equation in enumerate(design.system.equations):
+        names = design.names(e)
+        products = design.cross_products(e)
         total = products.sum(axis=-1)
-        rows = moments.intake.used[e]
+        rows = design.used[e]
+        _check_origin(design, e)
         if rows <= len(equation.predictors):
             raise DataError(
                 f"only {rows} rows have all of {', '.join(map(repr, equation.columns))} observed, too few for the "
@@ -31,12 +32,12 @@ def check_identified(system: System, moments: Moments) -> None:
         _check_variances(equation, products, rows)
 
 
-def _check_origin(system: System, moments: Moments) -> None:
-    """A column whose origin matters to the model must not lie far from it."""
-    for name in system.columns:
-        if name in system.centred:
+def _check_origin(design: Design, e: int) -> None:
+    """A term whose origin matters to the model must not lie far from it."""
+    for name in design.names(e):
+        if name == INTERCEPT or name in design.system.centred:
             continue
-        total = moments.totals((INTERCEPT, name))
+        total = design.cross_products(e, (INTERCEPT, name)).sum(axis=-1)
         mean = total[0, 1] / total[0, 0]
         sd = np.sqrt(max(total[1, 1] / total[0, 0] - mean**2, 0.0))
         if abs(mean) > FAR * sd:
@@ -83,12 +84,12 @@ def _check_within(equation: Equation, products: Floats, total: Floats) -> None:
             continue
         within = np.sum(products[k, k, used] - products[at, k, used] ** 2 / rows[used])
         centred = total[k, k] - total[at, k] ** 2 / total[at, at]
-        if within > WITHIN * max(centred, np.finfo(float).tiny):
+        if within > CONSTANT * max(centred, np.finfo(float).tiny):
             continue
         if is_outcome:
             raise DataError(
                 f"{name!r} does not vary within any cluster, so its residual variance cannot be told from its random "
-                "intercept; a cluster-level outcome needs another model"
+                "intercept; give a cluster-level outcome an Equation with level=2, one row per cluster"
             )
         raise DataError(
             f"{name!r} does not vary within any cluster, so its slope in the equation of {equation.outcome!r} cannot "

@@ -6,23 +6,22 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import Annotated, Any
 
 import pandas as pd
 import typer
 
-from jaxmed import __version__, datasets
+from jaxmed import __version__, datasets, jobs
 from jaxmed._runtime import drop_loader_noise, use_compilation_cache
 from jaxmed.describe import describe as describe_data
 from jaxmed.describe import stack as stack_data
-from jaxmed.errors import ConvergenceWarning, DataError, FitError, JaxmedError, SpecError
+from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, JaxmedError, SpecError
 from jaxmed.fit import Fit
 from jaxmed.fit import fit as fit_model
-from jaxmed.spec import Mediation
 from jaxmed.store import write_atomically
 
 BAD_INPUT, NO_FIT, INTERRUPTED = 2, 1, 130
@@ -53,13 +52,68 @@ class Covariance(StrEnum):
     BLOCK = "block"
 
 
+class Missing(StrEnum):
+    """Choices of --missing."""
+
+    AVAILABLE = "available"
+    LISTWISE = "listwise"
+    RAISE = "raise"
+
+
+class Residuals(StrEnum):
+    """Choices of --residuals."""
+
+    CORRELATED = "correlated"
+    INDEPENDENT = "independent"
+
+
+class Center(StrEnum):
+    """Choices of --center."""
+
+    CLUSTER = "cluster"
+
+
 DataPath = Annotated[
-    Path, typer.Argument(metavar="DATA", help="A .csv, .parquet, .dta or .feather file, one row per observation.")
+    Path | None,
+    typer.Argument(metavar="DATA", help="A .csv, .parquet, .dta or .feather file, one row per observation."),
 ]
-X = Annotated[str, typer.Option("--x", help="Column of the predictor.")]
-M = Annotated[str, typer.Option("--m", help="Column of the mediator.")]
-Y = Annotated[str, typer.Option("--y", help="Column of the outcome.")]
-Cluster = Annotated[str, typer.Option("--cluster", help="Column that says which cluster a row belongs to.")]
+X = Annotated[str | None, typer.Option("--x", help="Column of the predictor.")]
+M = Annotated[list[str] | None, typer.Option("--m", help="Column of the mediator; again for each further mediator.")]
+Y = Annotated[str | None, typer.Option("--y", help="Column of the outcome.")]
+Cluster = Annotated[str | None, typer.Option("--cluster", help="Column that says which cluster a row belongs to.")]
+Serial = Annotated[
+    bool | None, typer.Option("--serial/--parallel", help="Mediators act on the later ones, or side by side (default).")
+]
+Covariates = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--covariate", help="Further predictors: AGE,SITE of every equation, or M=AGE of one, again per outcome."
+    ),
+]
+Moderators = Annotated[
+    list[str] | None,
+    typer.Option("--moderator", help="A column that paths depend on: W (all paths) or W=a,b; again per moderator."),
+]
+Centered = Annotated[
+    Center | None, typer.Option("--center", help="Split x and m into deviations from cluster means, and these means.")
+]
+Reference = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reference", help="A categorical column and the category to compare with: SITE=A; again per column."
+    ),
+]
+Formulas = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--formula",
+        help="Instead of --x, --m, --y: an equation such as 'y ~ m + x + (1 + m | id)'; again per equation.",
+    ),
+]
+Job = Annotated[
+    Path | None,
+    typer.Option("--job", metavar="TOML", help="A job file with the options of this command; options given here win."),
+]
 
 
 def _version(wanted: bool) -> None:
@@ -95,19 +149,16 @@ def demo() -> None:
 
 @app.command()
 def fit(
-    data: DataPath,
-    x: X,
-    m: M,
-    y: Y,
-    cluster: Cluster,
-    ml: Annotated[
-        bool, typer.Option("--ml", help="Maximum likelihood instead of restricted maximum likelihood (REML).")
-    ] = False,
-    se: Annotated[
-        StandardErrors,
-        typer.Option(help="joint: all parameters together (recommended). bauer: the formulas of Bauer et al. (2006)."),
-    ] = StandardErrors.JOINT,
-    level: Annotated[float, typer.Option(help="Confidence level of the intervals, between 0 and 1.")] = 0.95,
+    data: DataPath = None,
+    x: X = None,
+    m: M = None,
+    y: Y = None,
+    cluster: Cluster = None,
+    serial: Serial = None,
+    covariates: Covariates = None,
+    moderators: Moderators = None,
+    center: Centered = None,
+    reference: Reference = None,
     random: Annotated[
         list[str] | None,
         typer.Option(
@@ -119,9 +170,34 @@ def fit(
         ),
     ] = None,
     covariance: Annotated[
-        Covariance,
+        Covariance | None,
         typer.Option(help="Covariance of the random effects: free, variances only, or free within each equation."),
-    ] = Covariance.UNSTRUCTURED,
+    ] = None,
+    residuals: Annotated[
+        Residuals | None, typer.Option(help="Residuals of parallel mediators within rows (default: correlated).")
+    ] = None,
+    formulas: Formulas = None,
+    ml: Annotated[
+        bool | None, typer.Option("--ml/--reml", help="Maximum likelihood, or restricted (REML, the default).")
+    ] = None,
+    missing: Annotated[
+        Missing | None,
+        typer.Option(help="Rows with missing values: count where complete (default), only if complete, or refuse."),
+    ] = None,
+    se: Annotated[
+        StandardErrors | None,
+        typer.Option(help="joint: all parameters together (default). bauer: the formulas of Bauer et al. (2006)."),
+    ] = None,
+    level: Annotated[float | None, typer.Option(help="Confidence level of the intervals (default 0.95).")] = None,
+    at: Annotated[
+        list[str] | None, typer.Option("--at", help="Values of a moderator to show effects at: W=-1,0,1.")
+    ] = None,
+    difference: Annotated[
+        bool | None, typer.Option("--difference", help="Also print differences of effects between these values.")
+    ] = None,
+    heterogeneity: Annotated[
+        bool | None, typer.Option("--heterogeneity", help="Also print how effects vary between clusters.")
+    ] = None,
     json: Annotated[
         Path | None,
         typer.Option("--json", metavar="OUT", help="Write all results as JSON to this file (- for stdout)."),
@@ -129,29 +205,39 @@ def fit(
     save: Annotated[
         Path | None, typer.Option("--save", metavar="OUT", help="Save the fit, to go on with jaxmed.load in Python.")
     ] = None,
-    max_iter: Annotated[int, typer.Option(help="Newton iterations at the most.")] = 100,
-    verbose: Annotated[bool, typer.Option("--verbose", help="Print the iteration log to stderr.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Do not print the tables.")] = False,
+    max_iter: Annotated[int | None, typer.Option(help="Newton iterations at the most (default 100).")] = None,
+    verbose: Annotated[bool | None, typer.Option("--verbose", help="Print the iteration log to stderr.")] = None,
+    quiet: Annotated[bool | None, typer.Option("--quiet", help="Do not print the tables.")] = None,
+    job: Job = None,
 ) -> None:
-    """Fit the 1-1-1 mediation model to a file and print effects, coefficients and variances.
+    """Fit a mediation model to a file and print effects, coefficients and variances.
 
-    Rows with a missing y still inform the equation of m; rows with a missing x, m or cluster are left out, and how many
-    is printed. Exit code 0: fitted; 1: no convergence, or output could not be written; 2: bad input.
+    Rows with a missing y still inform the equation of m; how many rows count where, and how many are left out, is
+    printed. Exit code 0: fitted; 1: no convergence, or output could not be written; 2: bad input.
     """
-    if not 0 < level < 1:
+    given = _given(locals())
+    given["random"] = _random(random)
+    given["at"] = jobs.parse_values(at)
+    given["reml"] = None if ml is None else not ml
+    settings = _settings("fit", job, given, FIT_SETTINGS)
+    level, se = settings.get("level", 0.95), settings.get("se", "joint")
+    if isinstance(level, bool) or not isinstance(level, (int, float)) or not 0 < level < 1:
         raise SpecError(f"level={level!r} is not a confidence level; give a number between 0 and 1, such as 0.95")
-    spec = Mediation(x=x, m=m, y=y, cluster=cluster, random=_random(random), covariance=covariance.value)
+    options = {name: settings[name] for name in ("reml", "missing", "max_iter") if name in settings}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        fitted = fit_model(data, spec, reml=not ml, max_iter=max_iter)
-    if verbose:
+        warnings.simplefilter("ignore", DesignWarning)  # the summary says so too
+        fitted = fit_model(_data(settings), jobs.model_of(settings), **options)
+    tables = {name: settings[name] for name in ("at", "difference", "heterogeneity") if name in settings}
+    json, save = settings.get("json"), settings.get("save")
+    if settings.get("verbose"):
         _log(fitted)
-    if not quiet and json != Path("-"):
-        typer.echo(fitted.summary(se.value, level))
-    if json == Path("-"):
-        typer.echo(fitted.to_json())
+    if not settings.get("quiet") and str(json) != "-":
+        typer.echo(fitted.summary(se, level, **tables))
+    if str(json) == "-":
+        typer.echo(fitted.to_json(at=settings.get("at")))
     elif json is not None:
-        _write(json, fitted.to_json() + "\n")
+        _write(Path(json), fitted.to_json(at=settings.get("at")) + "\n")
     if save is not None:
         fitted.save(save)
     if not fitted.converged:
@@ -159,43 +245,108 @@ def fit(
 
 
 @app.command()
-def describe(data: DataPath, x: X, m: M, y: Y, cluster: Cluster) -> None:
+def describe(
+    data: DataPath = None,
+    x: X = None,
+    m: M = None,
+    y: Y = None,
+    cluster: Cluster = None,
+    serial: Serial = None,
+    covariates: Covariates = None,
+    moderators: Moderators = None,
+    center: Centered = None,
+    reference: Reference = None,
+    formulas: Formulas = None,
+    job: Job = None,
+) -> None:
     """Counts, missing values, means, ranges, intraclass correlations, correlations and cluster sizes."""
-    typer.echo(str(describe_data(data, Mediation(x=x, m=m, y=y, cluster=cluster))))
+    settings = _settings("describe", job, _given(locals()), ("data",))
+    typer.echo(str(describe_data(_data(settings), jobs.model_of(settings))))
 
 
 @app.command()
 def stack(
-    data: DataPath,
-    x: X,
-    m: M,
-    y: Y,
-    cluster: Cluster,
+    data: DataPath = None,
+    x: X = None,
+    m: M = None,
+    y: Y = None,
+    cluster: Cluster = None,
+    serial: Serial = None,
+    covariates: Covariates = None,
+    moderators: Moderators = None,
+    center: Centered = None,
+    reference: Reference = None,
+    formulas: Formulas = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="OUT", help="A .csv file; without it, stdout.")] = None,
+    job: Job = None,
 ) -> None:
     """Write the stacked long table (y on m, with indicators and products) as CSV, for teaching or another program."""
-    text = stack_data(data, Mediation(x=x, m=m, y=y, cluster=cluster)).to_csv(index=False)
-    if out is None:
+    settings = _settings("stack", job, _given(locals()), ("data", "out"))
+    text = stack_data(_data(settings), jobs.model_of(settings)).to_csv(index=False)
+    if settings.get("out") is None:
         typer.echo(text, nl=False)
     else:
-        _write(out, text)
+        _write(Path(settings["out"]), text)
 
 
-def _random(options: Sequence[str] | None) -> str | dict[str, list[str]]:
+FIT_SETTINGS = (
+    *("data", "reml", "missing", "max_iter", "se", "level", "at", "difference", "heterogeneity"),
+    *("json", "save", "verbose", "quiet"),
+)
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the command line as settings: enumerations as text, lists of names taken apart."""
+    found = {name: value.value if isinstance(value, StrEnum) else value for name, value in options.items()}
+    found["m"] = found["m"][0] if found.get("m") and len(found["m"]) == 1 else found.get("m") or None
+    found["covariates"] = jobs.parse_lists(found["covariates"], "--covariate", keys="OUTCOME")
+    found["formulas"] = found["formulas"] or None
+    found["moderators"] = _moderators(found["moderators"])
+    found["reference"] = _reference(found["reference"])
+    return found
+
+
+def _settings(command: str, job: Path | None, given: Mapping[str, Any], own: Sequence[str]) -> dict[str, Any]:
+    """Settings of a job file, and over them what was given on the command line."""
+    allowed = (*own, *jobs.MODEL)
+    settings = {} if job is None else jobs.read_job(job, command, allowed)
+    return settings | {name: value for name, value in given.items() if name in allowed and value is not None}
+
+
+def _data(settings: Mapping[str, Any]) -> Path:
+    if settings.get("data") is None:
+        raise SpecError("which data? Give the path of a .csv, .parquet, .dta or .feather file")
+    return Path(settings["data"])
+
+
+def _moderators(options: Sequence[str] | None) -> dict[str, list[str]] | list[str] | None:
+    """``["w=a,b", "v=c_prime"]`` or ``["w", "v"]``."""
+    named = [text for text in options or () if "=" in text]
+    if named and len(named) < len(options or ()):
+        bare = next(text for text in options or () if "=" not in text)
+        raise SpecError(f"--moderator {bare!r}: name its paths too, as with {named[0]!r}, e.g. {bare}=a,b,c_prime")
+    return jobs.parse_lists(options, "--moderator", keys="MODERATOR")
+
+
+def _reference(options: Sequence[str] | None) -> dict[str, str] | None:
+    """``["site=A"]`` -> ``{"site": "A"}``."""
+    pairs = [text.partition("=") for text in options or ()]
+    wrong = [name for name, sign, category in pairs if not (name and sign and category)]
+    if wrong:
+        raise SpecError(f"--reference {wrong[0]!r} is not understood; write --reference COLUMN=CATEGORY")
+    return {name: category for name, _, category in pairs} or None
+
+
+def _random(options: Sequence[str] | None) -> str | dict[str, list[str]] | None:
     """``["M=1,X", "Y=1,M"]`` -> ``{"M": ["1", "X"], "Y": ["1", "M"]}``; "all" and "none" as they are."""
-    if not options:
-        return "all"
-    if len(options) == 1 and options[0] in ("all", "none"):
+    if options and len(options) == 1 and options[0] in ("all", "none"):
         return options[0]
-    chosen: dict[str, list[str]] = {}
-    for option in options:
-        outcome, sign, names = option.rpartition("=")
-        if not sign or outcome in chosen:
-            raise SpecError(
-                f"--random {option!r} is not understood; write --random OUTCOME=1,COLUMN once per outcome, "
-                "or all, or none"
-            )
-        chosen[outcome] = [name.strip() for name in names.split(",") if name.strip()]
+    chosen = jobs.parse_lists(options, "--random", keys="OUTCOME")
+    if isinstance(chosen, list):
+        raise SpecError(
+            f"--random {(options or [''])[0]!r} is not understood; write --random OUTCOME=1,COLUMN once per outcome, "
+            "or all, or none"
+        )
     return chosen
 
 

@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from jaxmed.design import term_values
 from jaxmed.errors import SpecError
-from jaxmed.frame import open_frame, prepare, read, summarise, to_pandas
+from jaxmed.frame import prepare, read, summarise, survey, to_pandas
+from jaxmed.mediation import Spec, compiled
 from jaxmed.moments import Intake, Moments
-from jaxmed.spec import INTERCEPT, Equation, Spec, System, system_of
+from jaxmed.spec import Equation, System
+from jaxmed.terms import INTERCEPT
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +77,8 @@ def describe(data: Any, spec: Spec) -> Description:
     >>> int(found.clusters["n_clusters"])
     100
     """
-    system = system_of(spec)
-    frame = open_frame(data, (system.cluster, *system.columns))
+    frame, facts = survey(data, spec)
+    system = compiled(spec, facts)
     # Every column on its own, so that its intraclass correlation uses every row that has it.
     alone = System([Equation(name, [INTERCEPT]) for name in system.columns], system.cluster)
     summaries, rows, _ = summarise(prepare(frame, alone), alone)
@@ -140,7 +143,7 @@ def stack(data: Any, spec: Spec) -> pd.DataFrame:
     cluster, ``outcome`` (name), ``z`` (value of that outcome), an indicator ``s_<outcome>`` per equation, and
     ``s_<outcome>:<predictor>`` for the products: the columns of the stacked design matrix. Rows keep their order, and
     within a row the last equation comes first, as in the worked Stata example. Rows whose equation is incomplete are
-    left out, as in the fit.
+    left out, as in the fit. Every equation has a row per original row, also one that a fit gives one row per cluster.
 
     Parameters
     ----------
@@ -155,12 +158,15 @@ def stack(data: Any, spec: Spec) -> pd.DataFrame:
     >>> list(long.columns)
     ['row', 'id', 'outcome', 'z', 's_m', 's_m:x', 's_y', 's_y:m', 's_y:x']
     """
-    system = system_of(spec)
+    frame, facts = survey(data, spec)
+    system = compiled(spec, facts)
     reserved = {"row", "outcome", "z", *(f"s_{outcome}" for outcome in system.outcomes)}
     if system.cluster in reserved:
         raise SpecError(f"the stacked table has a column {system.cluster!r} of its own; rename the cluster column")
-    wide = to_pandas(prepare(open_frame(data, (system.cluster, *system.columns)), system))
+    wide = to_pandas(prepare(frame, system))
     wide.columns = pd.Index([system.cluster, *system.columns])
+    codes = pd.factorize(wide[system.cluster])[0].astype(np.int64)
+    values = {name: wide[name].to_numpy(dtype=float) for name in system.columns}
     parts = []
     for equation in reversed(system.equations):
         complete = wide[[system.cluster, *equation.columns]].notna().all(axis=1)
@@ -175,7 +181,6 @@ def stack(data: Any, spec: Spec) -> pd.DataFrame:
             own = other is equation
             for name in other.predictors:
                 head = f"s_{other.outcome}" if name == INTERCEPT else f"s_{other.outcome}:{name}"
-                value = np.ones(len(used)) if name == INTERCEPT else used[name].to_numpy(dtype=float)
-                part[head] = value if own else np.zeros(len(used))
+                part[head] = term_values(name, values, codes)[complete] if own else np.zeros(len(used))
         parts.append(pd.DataFrame(part))
     return pd.concat(parts).sort_values("row", kind="stable", ignore_index=True)

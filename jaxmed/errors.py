@@ -21,6 +21,10 @@ class FitError(JaxmedError, RuntimeError):
     """The computation asked for is not available from this fit."""
 
 
+class DesignWarning(UserWarning):
+    """The data cannot show all that the model has: some coefficients were fixed, and the fit went on."""
+
+
 class ConvergenceWarning(UserWarning):
     """The optimiser stopped without its certificate; the numbers are the best point found."""
 

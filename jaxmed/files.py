@@ -47,14 +47,24 @@ def read_file(path: Path, columns: Sequence[str]) -> Any:
         raise DataError(f"{str(path)!r} cannot be read as {path.suffix} ({type(error).__name__}): {error}") from error
 
 
-def check_names(present: Sequence[Any], wanted: Sequence[str]) -> None:
-    """Every wanted column is there exactly once."""
+def indicator(name: str) -> tuple[str, str]:
+    """Column and category of an indicator, ``"g[B]"`` -> ``("g", "B")``; the category is empty otherwise."""
+    column, bracket, category = name.partition("[")
+    return (column, category[:-1]) if column and bracket and name.endswith("]") else (name, "")
+
+
+def resolve_names(present: Sequence[Any], wanted: Sequence[str]) -> list[str]:
+    """The columns to read, each there exactly once: for an indicator ``"g[B]"``, unless it is a column itself, g."""
+    found = []
     for name in wanted:
-        count = list(present).count(name)
+        source = name if name in present else indicator(name)[0]
+        count = list(present).count(source)
         if count == 0:
-            raise DataError(f"there is no column {name!r} in the data; {_hint(present, name)}")
+            raise DataError(f"there is no column {source!r} in the data; {_hint(present, source)}")
         if count > 1:
-            raise DataError(f"the data has {count} columns named {name!r}; rename them so that each name is unique")
+            raise DataError(f"the data has {count} columns named {source!r}; rename them so that each name is unique")
+        found.append(source)
+    return list(dict.fromkeys(found))
 
 
 def _hint(present: Sequence[Any], name: str) -> str:
@@ -73,7 +83,7 @@ def _read_csv(path: Path, columns: list[str]) -> Any:
     from pyarrow import ArrowInvalid, csv
 
     try:
-        check_names(csv.open_csv(path).schema.names, columns)
+        columns = resolve_names(csv.open_csv(path).schema.names, columns)
         convert = csv.ConvertOptions(
             include_columns=columns,
             null_values=MISSING_TEXT,
@@ -107,7 +117,7 @@ def _ids(text: Any) -> Any:
 def _read_parquet(path: Path, columns: list[str]) -> Any:
     from pyarrow import parquet
 
-    check_names(parquet.read_schema(path).names, columns)
+    columns = resolve_names(parquet.read_schema(path).names, columns)
     return parquet.read_table(path, columns=columns, partitioning=None)
 
 
@@ -115,8 +125,7 @@ def _read_feather(path: Path, columns: list[str]) -> Any:
     from pyarrow import feather
 
     table = feather.read_table(path)
-    check_names(table.column_names, columns)
-    return table.select(columns)
+    return table.select(resolve_names(table.column_names, columns))
 
 
 def _read_stata(path: Path, columns: list[str]) -> Any:

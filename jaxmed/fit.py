@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,22 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
-from jaxmed import effects as effects_
 from jaxmed import inference, likelihood, optimise, store, summary
 from jaxmed._runtime import float64, progress
 from jaxmed.checks import check_identified
-from jaxmed.errors import ConvergenceWarning, DataError, FitError, SpecError, Status
-from jaxmed.frame import read
-from jaxmed.intervals import check_level, critical_value, normal_table
+from jaxmed.design import Design, make_design
+from jaxmed.effect_tables import effect_table, heterogeneity_table
+from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, SpecError, Status
+from jaxmed.frame import check_complete, equation_groups, read, survey
+from jaxmed.intervals import check_level
 from jaxmed.likelihood import Data
+from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
 from jaxmed.moments import Floats, Moments
 from jaxmed.optimise import Solution
-from jaxmed.params import Layout, make_layout, make_scale, root_and_precision
+from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_precision
 from jaxmed.predict import predict_clusters
 from jaxmed.result import Estimates, fields_from_dict, plain_data
-from jaxmed.spec import Mediation, Spec, System, system_of
+from jaxmed.terms import INTERCEPT
 
 MANY_CLUSTERS = 100_000  # from here on a fit starts at the optimum of a subsample
 SUBSAMPLE = 2_000  # clusters in it, at least
@@ -43,6 +46,7 @@ def fit(
     y: str | None = None,
     cluster: str | None = None,
     reml: bool = True,
+    missing: str = "available",
     max_iter: int = 100,
 ) -> Fit:
     """Fit a multilevel mediation model, or any system of mixed equations, by its exact marginal likelihood.
@@ -51,14 +55,16 @@ def fit(
     ----------
     data : frame, path or Moments
         pandas, polars (eager or lazy), pyarrow, DuckDB or PySpark frame, or a path to .csv, .parquet, .dta, .feather.
-        One row per observation. Rows with a missing outcome still count in the other equation. ``fit.moments`` of an
-        earlier fit stands for its data and saves reading it again.
+        One row per observation. ``fit.moments`` of an earlier fit stands for its data and saves reading it again.
     spec : Mediation or System, optional
         The model. Without it, the 1-1-1 model of ``x``, ``m``, ``y`` and ``cluster`` with all coefficients random.
     x, m, y, cluster : str, optional
         Columns of predictor, mediator, outcome and cluster id, instead of ``spec``.
     reml : bool
         Restricted maximum likelihood (default) or maximum likelihood.
+    missing : {"available", "listwise", "raise"}
+        A row counts in every equation whose columns it has; or only rows that have every column of the model count;
+        or missing values are refused. Rows are taken to be missing at random given what is observed in the equation.
     max_iter : int
         Newton iterations at the most.
 
@@ -77,6 +83,8 @@ def fit(
     -----
     ConvergenceWarning
         The optimiser ended without its certificate; ``fit.status`` and ``fit.message`` say why.
+    DesignWarning
+        Coefficients were fixed because the data cannot show that they vary; see ``fit.notes``.
 
     Examples
     --------
@@ -92,12 +100,38 @@ def fit(
         raise SpecError(f"max_iter={max_iter!r} must be a whole number of at least 1")
     if not isinstance(reml, (bool, np.bool_)):
         raise SpecError(f"reml={reml!r} must be True (REML) or False (maximum likelihood)")
-    system = system_of(spec)
-    moments = data.for_system(system) if isinstance(data, Moments) else read(data, system)
-    check_identified(system, moments)
-    layout = make_layout(system, moments, bool(reml))
-    solution, covariances = _solve(system, layout, moments, int(max_iter))
-    return _assemble(spec, system, layout, moments, solution, covariances)
+    facts, moments = _facts_and_moments(data, spec, missing)
+    system = compiled(spec, facts)
+    design = make_design(system, moments)
+    check_identified(design)
+    layout = make_layout(design, bool(reml))
+    solution, covariances = _solve(layout, design, int(max_iter))
+    return _assemble(spec, facts, layout, design, moments, solution, covariances)
+
+
+def _facts_and_moments(data: Any, spec: Spec, missing: str) -> tuple[Facts, Moments]:
+    """Read the data of a model, and what they say about it."""
+    if isinstance(data, Moments):
+        facts = Facts(_known_categories(spec, data))
+        system = compiled(spec, facts)
+        groups, averaged = equation_groups(system, missing)
+        check_complete(data.intake.missing, missing)
+        moments = data.for_columns(spec.cluster, system.columns, groups, averaged)
+    else:
+        frame, facts = survey(data, spec)
+        moments = read(frame, compiled(spec, facts), missing, facts).lean()
+    if isinstance(spec, Mediation):
+        facts = Facts(facts.categories, moments.cluster_level)
+    return facts, moments
+
+
+def _known_categories(spec: Spec, moments: Moments) -> dict[str, tuple[str, ...]]:
+    """Categories of a model's categorical columns, as they were when the moments were read."""
+    names = spec.categorical if isinstance(spec, Mediation) else ()
+    absent = [name for name in names if name not in moments.categories]
+    if absent:
+        raise DataError(f"these moments were read without the categories of {absent[0]!r}; fit from the data instead")
+    return {name: moments.categories[name] for name in names}
 
 
 def _spec(spec: Spec | None, x: str | None, m: str | None, y: str | None, cluster: str | None) -> Spec:
@@ -106,7 +140,7 @@ def _spec(spec: Spec | None, x: str | None, m: str | None, y: str | None, cluste
         given = [role for role, name in roles.items() if name is not None]
         if given:
             raise SpecError(f"give either a model or its columns, not both (got a model and {given})")
-        system_of(spec)
+        check_spec(spec)
         return spec
     absent = [role for role, name in roles.items() if name is None]
     if absent:
@@ -117,21 +151,25 @@ def _spec(spec: Spec | None, x: str | None, m: str | None, y: str | None, cluste
 
 
 @float64
-def _solve(system: System, layout: Layout, moments: Moments, max_iter: int) -> tuple[Solution, inference.Covariances]:
+def _solve(layout: Layout, design: Design, max_iter: int) -> tuple[Solution, inference.Covariances]:
     """Optimise and infer. Very many clusters start from the optimum of some thousand of them, evenly picked."""
-    table = moments.table
-    start = jnp.asarray(optimise.starting_values(system, layout, moments))
-    if moments.n_clusters < MANY_CLUSTERS:
-        return _compiled(layout, likelihood.make_data(table, moments.intake.used), start, max_iter)
-    part = slice(None, None, moments.n_clusters // SUBSAMPLE)
-    counts = tuple(int(moments.row_counts(group)[part].sum()) for group in system.groups)
+    table, n_clusters = design.table, design.n_clusters
+    start = jnp.asarray(optimise.starting_values(layout, design))
+    data = likelihood.make_data(table, count_rows(layout, design))
+    if n_clusters < MANY_CLUSTERS:
+        return _compiled(layout, data, start, max_iter)
+    part = slice(None, None, n_clusters // SUBSAMPLE)
+    counts = count_rows(layout, design.part(part))
     sample, _ = _compiled(layout, likelihood.make_data(table[:, part], counts), start, max_iter)
     if int(sample.status) == Status.CONVERGED:
         start = sample.theta
-    data = jax.device_put(likelihood.make_data(table, moments.intake.used))
-    with progress(f"fitting {moments.n_clusters} clusters") as say:
+    with progress(f"fitting {n_clusters} clusters") as say:
         solution = optimise.solve_in_steps(
-            layout, data, start, max_iter, lambda step, left: say(f"Newton step {step}, {left:.1e} left to gain")
+            layout,
+            jax.device_put(data),
+            start,
+            max_iter,
+            lambda step, left: say(f"Newton step {step}, {left:.1e} left to gain"),
         )
     return solution, _covariances(layout, solution.theta, solution.evaluation)
 
@@ -146,15 +184,21 @@ _covariances = jax.jit(inference.covariances, static_argnums=0)
 
 
 def _assemble(
-    spec: Spec, system: System, layout: Layout, moments: Moments, solution: Solution, found: inference.Covariances
+    spec: Spec,
+    facts: Facts,
+    layout: Layout,
+    design: Design,
+    moments: Moments,
+    solution: Solution,
+    found: inference.Covariances,
 ) -> Fit:
     """Estimates on the user's scale, with everything a reader asks of them."""
     theta = np.asarray(solution.theta)
-    counts = [moments.row_counts(group) for group in system.groups]
+    counts = [design.row_counts(e) for e in range(layout.n_equations)]
     mean_square = np.array(
         [
-            moments.totals((name,))[0, 0] / counts[e].sum()
-            for e, equation in enumerate(system.equations)
+            design.cross_products(e, (name,)).sum() / counts[e].sum()
+            for e, equation in enumerate(design.system.equations)
             for name in equation.random
         ]
     )
@@ -162,13 +206,15 @@ def _assemble(
     reduced_rank = singular and not np.all(np.isfinite(found.joint))
     if reduced_rank:
         found = inference.rank_constrained(layout, theta, solution.evaluation)
-    scale = make_scale(system, layout, moments)
+    scale = make_scale(design, layout)
     offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])
     sizes = np.sum(counts, axis=0)
-    null, null_pooled = inference.null_models(system, moments, layout.reml)
+    null, null_pooled = inference.null_models(design, layout.reml)
     made = int(np.sum(np.isfinite(solution.trace[:, 1])))
     fit = Fit(
         spec=spec,
+        facts=facts,
+        moderator_values=_moderator_values(spec, facts, moments),
         reml=layout.reml,
         values=scale.matrix @ found.values + offset,
         joint=scale.matrix @ found.joint @ scale.matrix.T,
@@ -177,7 +223,7 @@ def _assemble(
         loglik=float(scale.loglik - solution.evaluation.value),
         null=null,
         null_pooled=null_pooled,
-        intake=moments.intake,
+        intake=replace(moments.intake, used=design.used),
         cluster_sizes=(int(sizes.min()), float(sizes.mean()), int(sizes.max())),
         n_clusters=moments.n_clusters,
         status=int(solution.status),
@@ -192,7 +238,35 @@ def _assemble(
     )
     if not fit.converged:
         warnings.warn(fit.message, ConvergenceWarning, stacklevel=3)
+    for note in fit.notes:
+        warnings.warn(note, DesignWarning, stacklevel=3)
     return fit
+
+
+def _moderator_values(spec: Spec, facts: Facts, moments: Moments) -> dict[str, tuple[float | str, ...]]:
+    """Values at which to show effects: mean and mean -+ sd, the two values of a binary column, or all categories.
+
+    Of a column of the clusters, mean and sd (divisor n - 1) are those over clusters.
+    """
+    found: dict[str, tuple[float | str, ...]] = {}
+    for name, _ in spec.moderators if isinstance(spec, Mediation) else ():
+        if name in facts.categories:
+            found[name] = facts.categories[name]
+            continue
+        low, high = moments.intake.ranges[name]
+        rows = moments.cross_products((INTERCEPT, name))[0, 0]
+        mean, variance, _ = moments.spread(name)
+        if abs(variance + (mean - low) * (mean - high)) <= 1e-9 * (high - low) ** 2:
+            found[name] = (low, high)
+            continue
+        count = rows.sum()
+        if name in facts.cluster_level:
+            shift, scale = moments.unit(name)
+            values = shift + scale * moments.cluster_means(name)[rows > 0]
+            mean, variance, count = float(np.mean(values)), float(np.var(values)), len(values)
+        sd = float(np.sqrt(variance * count / (count - 1)))
+        found[name] = (mean - sd, mean, mean + sd)
+    return found
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -210,53 +284,70 @@ class Fit(Estimates):
     theta: Floats = field(repr=False)
     moments: Moments = field(repr=False)
 
-    def effects(self, se: str = "joint", level: float = 0.95, at: Any = None) -> pd.DataFrame:
-        """Paths, cov(a_j, b_j), average indirect and total effect with standard errors and intervals.
+    def effects(
+        self,
+        se: str = "joint",
+        level: float = 0.95,
+        at: Mapping[str, Any] | None = None,
+        difference: bool = False,
+    ) -> pd.DataFrame:
+        """Paths, covariances of paths, indirect and total effects with standard errors and intervals.
 
         Parameters
         ----------
         se : {"joint", "bauer"}
             First-order delta method on the joint covariance of all parameters, or the formulas of Bauer, Preacher &
-            Gil (2006) on the block covariance, as in the worked Stata example. For ``"bauer"`` at level .95 the
-            limits of indirect and total use that example's 1.96; all others use the exact normal quantile.
+            Gil (2006) on the block covariance, as in the worked Stata example (one mediator, no moderators). For
+            ``"bauer"`` at level .95 the limits of indirect and total use that example's 1.96; all others use the exact
+            normal quantile.
         level : float
             Confidence level.
-        at : None
-            Values of moderators; this model has none.
+        at : dict, optional
+            Values of the moderators, ``{"w": [-1, 0, 1]}``; of those not named, and by default, the mean and the mean
+            -+ one sd (over clusters for a column of the clusters), both values of a binary column, all categories.
+        difference : bool
+            Differences between these values instead of the effects at each, for all pairs that differ in one
+            moderator; ``"1 vs -1"`` is the effect at 1 minus that at -1.
 
         Returns
         -------
         DataFrame
-            Index ``a, b, c_prime, cov_ab, indirect, total``; columns ``estimate, se, z, p, ci_lower, ci_upper``.
+            Columns ``estimate, se, z, p, ci_lower, ci_upper``. Index, with one mediator: ``a, b, c_prime, cov_ab,
+            indirect, total``. Several mediators: ``a_m1``, ``b_m1``, ``cov_ab_m1``, ``indirect_m1``, ... for each,
+            ``indirect`` for all of them, and differences of specific indirect effects; serial: also ``d_m1_m2`` and
+            ``indirect_m1_m2``. With ``center="cluster"``: ``indirect_within``, ``indirect_between`` and so on for every
+            effect, and ``contextual_...``, between minus within. With moderators the index is a MultiIndex of effect
+            and moderators, with ``index_<w>``, the index of moderated mediation (the slope of the indirect effect in
+            w; Hayes 2015), where the effect is linear in w.
 
         Raises
         ------
         FitError
             The model is not a :class:`Mediation`.
+        SpecError
+            Moderators or values that the model does not have.
         """
-        if at is not None:
-            raise SpecError(f"at={at!r}: this model has no moderators, so effects do not depend on values of any")
-        critical: float | Floats = critical_value(level)
-        if se not in ("joint", "bauer"):
-            raise SpecError(f"se={se!r} is not known; choose 'joint' or 'bauer'")
-        paths = self._paths()
-        if se == "joint":
-            estimate, error = effects_.delta(paths, self.values, self.joint)
-        else:
-            estimate, error = effects_.bauer(paths, self.values, self.block)
-            if level == 0.95:
-                critical = np.where(np.isin(effects_.NAMES, ("indirect", "total")), 1.96, critical)
-        return normal_table(effects_.NAMES, estimate, error, critical)
+        return effect_table(self, se, level, at, difference)
 
-    def _paths(self) -> effects_.Paths:
-        if not isinstance(self.spec, Mediation):
-            raise FitError(
-                "effects are defined for a jaxmed.Mediation; this fit is of a System, whose coefficients are in params"
-            )
-        labels = list(self.labels)
-        at = {name: labels.index(label) for name, label in self.spec.paths.items()}
-        pair = f"{self.spec.paths['a']}~~{self.spec.paths['b']}"
-        return effects_.Paths(**at, cov_ab=labels.index(pair) if pair in labels else None)
+    def heterogeneity(self, level: float = 0.95, at: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """How much indirect and total effects vary between clusters, in the population.
+
+        ``sd_indirect`` and ``sd_total`` are the standard deviations of a_j b_j and a_j b_j + c'_j over clusters (Bauer,
+        Preacher & Gil 2006, equation 6), ``share_indirect_positive`` is the share of clusters whose a_j b_j is
+        positive. Standard errors by the delta method on the joint covariance, limits on the log and logit scale.
+
+        Parameters
+        ----------
+        level : float
+        at : dict, optional
+            Values of moderators, as in :meth:`effects`.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``estimate, se, ci_lower, ci_upper``; for several mediators a row per specific effect too.
+        """
+        return heterogeneity_table(self, level, at)
 
     def intervals(self, method: str = "delta", level: float = 0.95, seed: int | None = None) -> pd.DataFrame:
         """Intervals for the effects; ``"delta"`` is that of ``effects(se="joint")`` and needs no seed."""
@@ -283,33 +374,57 @@ class Fit(Estimates):
         """
         return predict_clusters(self, self.theta, self.moments)
 
-    def summary(self, se: str = "joint", level: float = 0.95) -> str:
+    def summary(
+        self,
+        se: str = "joint",
+        level: float = 0.95,
+        at: Mapping[str, Any] | None = None,
+        difference: bool = False,
+        heterogeneity: bool = False,
+    ) -> str:
         """Tables for a terminal.
 
         ``se="bauer"`` prints the numbers of the worked Stata example: block standard errors, its effect formulas, and
-        the variance of its extra random effect.
+        the variance of its extra random effect. ``at`` are values of moderators; with ``difference`` and
+        ``heterogeneity`` the tables of :meth:`effects` of differences and of :meth:`heterogeneity` are added.
         """
-        return summary.text(self, self._effects_or_none(se, level), se, check_level(level))
+        tables = self._effect_tables(se, level, at)
+        if difference:
+            tables["Differences of effects"] = self.effects(se, level, at, difference=True)
+        if heterogeneity:
+            tables["Effects over clusters (population)"] = self.heterogeneity(level, at)
+        return summary.text(self, tables, se, check_level(level))
 
-    def _effects_or_none(self, se: str, level: float) -> pd.DataFrame | None:
-        return self.effects(se, level) if isinstance(self.spec, Mediation) else None
+    def _effect_tables(
+        self, se: str = "joint", level: float = 0.95, at: Mapping[str, Any] | None = None
+    ) -> dict[str, pd.DataFrame]:
+        return {"Effects": self.effects(se, level, at)} if isinstance(self.spec, Mediation) else {}
 
     def __str__(self) -> str:
         return self.summary()
 
     def _repr_html_(self) -> str:
-        return summary.html(self, self._effects_or_none("joint", 0.95), "joint", 0.95)
+        return summary.html(self, self._effect_tables(), "joint", 0.95)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data under the public names; see also :meth:`to_json` and :meth:`save`."""
+    def to_dict(self, at: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Plain data under the public names; see also :meth:`to_json` and :meth:`save`.
+
+        Of a model with moderators, ``effects`` holds a list of rows, with the moderators as further columns; ``at`` are
+        their values as in :meth:`effects`.
+        """
         plain = super().to_dict() | {"theta": self.theta.tolist()}
-        if isinstance(self.spec, Mediation):
-            plain["effects"] = {se: plain_data(self.effects(se).to_dict(orient="index")) for se in ("joint", "bauer")}
+        if not isinstance(self.spec, Mediation):
+            return plain
+        plain["effects"] = {}
+        for se in ("joint", "bauer") if self.spec.simple else ("joint",):
+            table = self.effects(se, at=at)
+            rows = table.reset_index().to_dict("records") if self.spec.moderators else table.to_dict(orient="index")
+            plain["effects"][se] = plain_data(rows)
         return plain
 
-    def to_json(self, indent: int | None = 1) -> str:
+    def to_json(self, indent: int | None = 1, at: Mapping[str, Any] | None = None) -> str:
         """JSON text of :meth:`to_dict`; numbers keep all their digits, NaN is null."""
-        return json.dumps(self.to_dict(), indent=indent, allow_nan=False, ensure_ascii=False)
+        return json.dumps(self.to_dict(at), indent=indent, allow_nan=False, ensure_ascii=False)
 
     def save(self, path: str | Path) -> None:
         """Write the fit and its moments to one file (a zip of JSON and NumPy arrays, no pickle), all or nothing.
@@ -351,9 +466,10 @@ def load(path: str | Path, verify: bool = False) -> Fit:
 
 def _loglik(fit: Fit) -> float:
     """Log likelihood at the fit's estimates, evaluated from its moments."""
-    layout = make_layout(fit.system, fit.moments, fit.reml)
-    data = likelihood.make_data(fit.moments.table, fit.moments.intake.used)
-    return make_scale(fit.system, layout, fit.moments).loglik - float(_value(layout, fit.theta, data))
+    design = make_design(fit.system, fit.moments)
+    layout = make_layout(design, fit.reml)
+    data = likelihood.make_data(design.table, count_rows(layout, design))
+    return make_scale(design, layout).loglik - float(_value(layout, fit.theta, data))
 
 
 @float64

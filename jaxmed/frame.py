@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
-from operator import and_
+from operator import and_, mul
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from jaxmed.errors import DataError
-from jaxmed.files import check_names, read_file
-from jaxmed.moments import Floats, Intake, Moments, Pattern
+from jaxmed.errors import DataError, SpecError
+from jaxmed.files import indicator, read_file, resolve_names
+from jaxmed.mediation import Facts, Mediation, Spec, check_spec
+from jaxmed.moments import Floats, Intake, Moments, Monomial, Pattern, packed_rows
 from jaxmed.spec import System
+from jaxmed.terms import category_text
 
 LARGEST = 1e150  # values beyond it, or spreads below its inverse, have no finite square
+CATEGORIES = 100  # of one column, at the most
+MISSING = ("available", "listwise", "raise")
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,43 @@ class Column:
     maximum: float
 
 
-def read(data: Any, system: System) -> Moments:
+def survey(data: Any, spec: Spec) -> tuple[nw.LazyFrame[Any], Facts]:
+    """Open the data of a model and look up the categories of its categorical columns."""
+    check_spec(spec)
+    columns, categorical = spec.columns, spec.categorical if isinstance(spec, Mediation) else ()
+    frame = open_frame(data, (spec.cluster, *columns))
+    return frame, Facts({name: categories(frame, name) for name in categorical})
+
+
+def categories(frame: nw.LazyFrame[Any], name: str) -> tuple[str, ...]:
+    """Categories of a column as text, sorted; whole numbers without a decimal point."""
+    values = _collect(frame.select(nw.col(name)).filter(~nw.col(name).is_null()).unique())[name].to_list()
+    present = [value for value in values if value == value]  # NaN is missing
+    if len(present) > CATEGORIES:
+        raise DataError(
+            f"the categorical column {name!r} has {len(present)} categories, more than {CATEGORIES}; merge some, or "
+            "take it out of reference to use it as a number"
+        )
+    if not present:
+        raise DataError(f"column {name!r} has no values: it is missing in every row")
+    return tuple(category_text(value) for value in sorted(present))
+
+
+def equation_groups(system: System, missing: str) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+    """Columns that a row must have observed, per equation, and columns of which every value counts in a mean."""
+    if missing not in MISSING:
+        raise SpecError(f"missing={missing!r} is not known; choose one of {list(MISSING)}")
+    if missing == "listwise":
+        return (system.columns,) * len(system.equations), ()
+    return system.groups, system.averaged
+
+
+def read(data: Any, system: System, missing: str = "available", facts: Facts | None = None) -> Moments:
     """Read what a system needs from data, as moments.
 
     Two passes in the data's own engine: summaries (for checks, and to choose shift and scale), then one group-by-sum
-    of the products of the working columns. A row counts in every equation whose columns it has observed; a row
-    without a cluster id counts nowhere.
+    of the products of the working columns. A row counts in every equation whose columns it has observed (or, with
+    ``missing="listwise"``, in all or none); a row without a cluster id counts nowhere.
 
     Parameters
     ----------
@@ -49,6 +84,9 @@ def read(data: Any, system: System) -> Moments:
         pandas, polars (eager or lazy), pyarrow, DuckDB, PySpark, Dask or Ibis; or a path to .csv, .parquet, .dta or
         .feather.
     system : System
+    missing : {"available", "listwise", "raise"}
+    facts : Facts, optional
+        Categories of the columns that the system has indicators of.
 
     Raises
     ------
@@ -56,11 +94,45 @@ def read(data: Any, system: System) -> Moments:
         With the column, the value seen, what is allowed and the remedy.
     """
     frame = open_frame(data, (system.cluster, *system.columns))
+    groups, averaged = equation_groups(system, missing)
     prepared = prepare(frame, system)
     summaries, rows, missing_cluster = summarise(prepared, system)
-    shift, scale = _working_scale(summaries, system)
-    collected = _group(prepared, system, shift, scale)
-    return _to_moments(collected, system, shift, scale, summaries, rows, missing_cluster)
+    counts = {name: column.missing for name, column in summaries.items()} | {system.cluster: missing_cluster}
+    check_complete(counts, missing)
+    shift, scale = _working_scale(summaries)
+    plan = _Plan(system, groups, averaged, shift, scale, (facts or Facts()).categories)
+    return _to_moments(_group(prepared, plan), plan, summaries, rows, counts)
+
+
+def check_complete(counts: dict[str, int], missing: str) -> None:
+    """Refuse missing values where the caller asked for that."""
+    present = {name: count for name, count in counts.items() if count}
+    if missing == "raise" and present:
+        raise DataError(
+            f"missing values (column: rows) {present}, and missing='raise' allows none; fill them in, or use "
+            "missing='available' (a row counts in every equation it is complete for) or 'listwise' (complete rows only)"
+        )
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What the second pass has to do."""
+
+    system: System
+    groups: tuple[tuple[str, ...], ...]
+    averaged: tuple[str, ...]
+    shift: Floats
+    scale: Floats
+    categories: Mapping[str, tuple[str, ...]]
+
+    @property
+    def bits(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of columns whose completeness tells patterns apart: the equations', then the averaged columns."""
+        return (*self.groups, *((name,) for name in self.averaged if (name,) not in self.groups))
+
+    @property
+    def monomials(self) -> list[Monomial]:
+        return [(), *((name,) for name in self.system.columns), *self.system.row_products]
 
 
 # Opening -------------------------------------------------------------------------------------------------------------
@@ -71,8 +143,7 @@ def open_frame(data: Any, columns: Sequence[str]) -> nw.LazyFrame[Any]:
     columns = list(dict.fromkeys(columns))
     native = read_file(Path(data), columns) if isinstance(data, (str, Path)) else data
     if isinstance(native, pd.DataFrame):
-        check_names(list(native.columns), columns)
-        native = native[columns]
+        native = native[resolve_names(list(native.columns), columns)]
         cluster = native[columns[0]]
         if isinstance(cluster.dtype, pd.CategoricalDtype) and pd.api.types.is_integer_dtype(cluster.cat.categories):
             native = native.assign(**{columns[0]: cluster.astype("Int64")})
@@ -85,8 +156,7 @@ def open_frame(data: Any, columns: Sequence[str]) -> nw.LazyFrame[Any]:
         ) from error
     with _own_words():
         names = frame.collect_schema().names()
-    check_names(names, columns)
-    return frame.select(*columns)
+    return frame.select(*resolve_names(names, columns))
 
 
 @contextmanager
@@ -108,8 +178,7 @@ def prepare(frame: nw.LazyFrame[Any], system: System) -> nw.LazyFrame[Any]:
     """The cluster id as ``cluster`` and the columns of the system as ``v0, v1, ...``, float64 with NaN as missing."""
     with _own_words():
         schema = frame.collect_schema()
-    for name in system.columns:
-        _check_numeric(frame, name, schema[name])
+    values = [_value(frame, schema, name).alias(f"v{at}") for at, name in enumerate(system.columns)]
     dtype = schema[system.cluster]
     cluster = nw.col(system.cluster)
     if dtype.is_nested():
@@ -125,8 +194,32 @@ def prepare(frame: nw.LazyFrame[Any], system: System) -> nw.LazyFrame[Any]:
         text = cluster if isinstance(dtype, nw.String) else cluster.cast(nw.String)
         # An empty text is no id, nor is what a cast makes of a missing one.
         cluster = nw.when(~nw.col(system.cluster).is_null(), text != "").then(text)
-    values = (nw.col(name).cast(nw.Float64).fill_nan(None).alias(f"v{at}") for at, name in enumerate(system.columns))
     return frame.select(cluster.alias("cluster"), *values)
+
+
+def _value(frame: nw.LazyFrame[Any], schema: nw.Schema, name: str) -> nw.Expr:
+    """A column as float64 with nulls; ``"g[B]"``, unless there is such a column, as the indicator of g being B."""
+    if name in schema:
+        _check_numeric(frame, name, schema[name])
+        return nw.col(name).cast(nw.Float64).fill_nan(None)
+    column, category = indicator(name)
+    dtype = schema[column]
+    present = ~nw.col(column).is_null()
+    if dtype.is_numeric():
+        present = ~nw.col(column).cast(nw.Float64).fill_nan(None).is_null()
+        same = nw.col(column) == _to_number(category)
+    elif isinstance(dtype, nw.Boolean):
+        same = nw.col(column) == (category == "True")
+    else:
+        same = nw.col(column).cast(nw.String) == category
+    return nw.when(present).then(same.cast(nw.Float64))
+
+
+def _to_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def summarise(prepared: nw.LazyFrame[Any], system: System) -> tuple[dict[str, Column], int, int]:
@@ -175,7 +268,8 @@ def _check_numeric(frame: nw.LazyFrame[Any], name: str, dtype: nw.dtypes.DType) 
     raise DataError(
         f"column {name!r} must be numeric, but it has type {dtype} with values such as {example!r}; "
         f"convert it first, e.g. data[{name!r}] = pandas.to_numeric(data[{name!r}], errors='coerce'), "
-        "or code its categories as 0 and 1"
+        "or code its categories as 0 and 1 (a categorical covariate or moderator: name the category to compare with in "
+        f"reference={{{name!r}: ...}})"
     )
 
 
@@ -219,61 +313,52 @@ def _collect(lazy: nw.LazyFrame[Any]) -> nw.DataFrame[Any]:
 # Second pass: products -----------------------------------------------------------------------------------------------
 
 
-def _working_scale(summaries: dict[str, Column], system: System) -> tuple[Floats, Floats]:
+def _working_scale(summaries: dict[str, Column]) -> tuple[Floats, Floats]:
     """Shift and scale per column: a power of two near the sd, and the mean to a sixteenth of that.
 
     Coarse on purpose: scaling by a power of two is exact, and engines that differ in the last digit of a mean still
     give the same working columns.
     """
-    shift = np.zeros(len(system.columns))
-    scale = np.ones(len(system.columns))
-    for at, name in enumerate(system.columns):
-        column = summaries[name]
-        centred = name in system.centred
-        sd = column.sd if math.isfinite(column.sd) else abs(column.mean)
-        size = sd if centred else math.hypot(sd, column.mean)
+    shift, scale = np.zeros(len(summaries)), np.ones(len(summaries))
+    for at, column in enumerate(summaries.values()):
+        size = column.sd if math.isfinite(column.sd) else abs(column.mean)
         scale[at] = 2.0 ** round(math.log2(size)) if size > 0 else 1.0
-        if centred:
-            shift[at] = round(column.mean / scale[at] * 16) / 16 * scale[at]
+        shift[at] = round(column.mean / scale[at] * 16) / 16 * scale[at]
     return shift, scale
 
 
-def _group(prepared: nw.LazyFrame[Any], system: System, shift: Floats, scale: Floats) -> nw.DataFrame[Any]:
+def _group(prepared: nw.LazyFrame[Any], plan: _Plan) -> nw.DataFrame[Any]:
     """One group-by-sum over (cluster, pattern): columns cluster, pattern, p0 (rows), p1, ... (packed products)."""
-    columns = system.columns
-    working = (((nw.col(f"v{at}") - float(shift[at])) / float(scale[at])).alias(f"v{at}") for at in range(len(columns)))
-    usable = [reduce(and_, (~nw.col(f"v{columns.index(name)}").is_null() for name in group)) for group in system.groups]
+    columns, monomials = plan.system.columns, plan.monomials
+    at = {name: k for k, name in enumerate(columns)}
+    working = (
+        ((nw.col(f"v{k}") - float(plan.shift[k])) / float(plan.scale[k])).alias(f"v{k}") for k in range(len(columns))
+    )
+    usable = [reduce(and_, (~nw.col(f"v{at[name]}").is_null() for name in group)) for group in plan.bits]
     pattern = sum((flag.cast(nw.Int64) * 2**e for e, flag in enumerate(usable)), nw.lit(0))
-    pairs = [(i, j) for i in range(len(columns) + 1) for j in range(i, len(columns) + 1)]
-    products = [_product(i, j).alias(f"p{at}") for at, (i, j) in enumerate(pairs) if at > 0]
+    row, col = np.triu_indices(len(monomials))
+    products = [
+        reduce(mul, (nw.col(f"v{at[name]}") for name in (*monomials[i], *monomials[j]))).alias(f"p{k}")
+        for k, (i, j) in enumerate(zip(row, col, strict=True))
+        if k > 0
+    ]
     with _own_words():
         return (
             prepared.select("cluster", pattern.alias("pattern"), *working)
             .filter(~nw.col("cluster").is_null(), nw.col("pattern") > 0)
             .select("cluster", "pattern", *products)
             .group_by("cluster", "pattern")
-            .agg(nw.len().alias("p0"), *(nw.col(f"p{at}").sum() for at in range(1, len(pairs))))
+            .agg(nw.len().alias("p0"), *(nw.col(f"p{k}").sum() for k in range(1, len(row))))
             .collect()
         )
 
 
-def _product(i: int, j: int) -> nw.Expr:
-    if i == 0:
-        return nw.col(f"v{j - 1}")
-    return nw.col(f"v{i - 1}") * nw.col(f"v{j - 1}")
-
-
 def _to_moments(
-    collected: nw.DataFrame[Any],
-    system: System,
-    shift: Floats,
-    scale: Floats,
-    summaries: dict[str, Column],
-    rows: int,
-    missing_cluster: int,
+    collected: nw.DataFrame[Any], plan: _Plan, summaries: dict[str, Column], rows: int, missing: dict[str, int]
 ) -> Moments:
-    columns = system.columns
-    if len(collected) == 0:
+    system, monomials = plan.system, plan.monomials
+    code = collected["pattern"].to_numpy().astype(np.int64)
+    if not np.any(code & (2 ** len(plan.groups) - 1)):
         counts = ", ".join(f"{name!r}: {column.missing}" for name, column in summaries.items())
         raise DataError(f"no row has all the columns of any equation observed (missing values: {counts})")
     labels = _labels(collected["cluster"], system.cluster)
@@ -283,33 +368,39 @@ def _to_moments(
             f"the cluster column {system.cluster!r} has one cluster ({clusters[0]}); a multilevel model needs at "
             "least two, and some tens to estimate how effects vary"
         )
-    code = collected["pattern"].to_numpy().astype(np.int64)
-    products = np.stack([collected[f"p{at}"].to_numpy().astype(np.float64) for at in range(_n_pairs(len(columns)))])
+    n_products = len(monomials) * (len(monomials) + 1) // 2
+    products = np.stack([collected[f"p{at}"].to_numpy().astype(np.float64) for at in range(n_products)])
     patterns = []
+    used = np.zeros(len(plan.groups))
+    dropped = rows
     for bits in np.unique(code):
-        groups = [group for e, group in enumerate(system.groups) if bits >> e & 1]
-        observed = tuple(name for name in columns if any(name in group for group in groups))
-        packed = _packed_rows(len(columns) + 1, [0, *(1 + columns.index(name) for name in observed)])
+        complete = [e for e in range(len(plan.bits)) if bits >> e & 1]
+        observed = tuple(name for name in system.columns if any(name in plan.bits[e] for e in complete))
+        packed = packed_rows(len(monomials), [k for k, found in enumerate(monomials) if set(found) <= set(observed)])
         table = np.zeros((len(packed), len(clusters)))
         chosen = code == bits
         np.add.at(table.T, cluster_at[chosen], products[np.ix_(packed, chosen)].T)  # engines may split -0.0 from 0.0
         patterns.append(Pattern(observed, table))
-    used = [sum(p.products[0].sum() for p in patterns if set(group) <= set(p.observed)) for group in system.groups]
-    missing = {name: column.missing for name, column in summaries.items()} | {system.cluster: missing_cluster}
-    used_rows = int(sum(pattern.products[0].sum() for pattern in patterns))
-    intake = Intake(rows=rows, used=tuple(int(count) for count in used), missing=missing, dropped=rows - used_rows)
+        own = [e for e in complete if e < len(used)]
+        used[own] += table[0].sum()
+        dropped -= int(table[0].sum()) if own else 0
     patterns.sort(key=lambda pattern: pattern.observed)
-    return Moments(system.cluster, columns, shift, scale, clusters, tuple(patterns), system.groups, intake)
-
-
-def _n_pairs(columns: int) -> int:
-    return (columns + 1) * (columns + 2) // 2
-
-
-def _packed_rows(size: int, keep: list[int]) -> NDArray[np.int64]:
-    """Rows of the packed triangle of ``size`` that hold the packed triangle of the kept indices."""
-    row, col = np.triu_indices(size)
-    return np.flatnonzero(np.isin(row, keep) & np.isin(col, keep))
+    by_pattern = {", ".join(pattern.observed): int(pattern.products[0].sum()) for pattern in patterns}
+    ranges = {name: (column.minimum, column.maximum) for name, column in summaries.items()}
+    intake = Intake(rows, tuple(int(count) for count in used), missing, dropped, by_pattern, ranges)
+    return Moments(
+        system.cluster,
+        system.columns,
+        system.row_products,
+        plan.shift,
+        plan.scale,
+        clusters,
+        tuple(patterns),
+        plan.groups,
+        plan.averaged,
+        dict(plan.categories),
+        intake,
+    )
 
 
 def _labels(series: nw.Series[Any], name: str) -> NDArray[np.generic]:

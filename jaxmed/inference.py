@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from jaxmed import linalg
 from jaxmed._runtime import float64
-from jaxmed.likelihood import Evaluation
-from jaxmed.moments import Floats, Moments
-from jaxmed.params import Layout, free_entries, root_and_precision, root_chain, triangular
-from jaxmed.spec import System
+from jaxmed.derivatives import Evaluation
+from jaxmed.design import Design
+from jaxmed.moments import Floats
+from jaxmed.params import (
+    Layout,
+    block_diagonal,
+    chain,
+    free_entries,
+    lower,
+    root_chain,
+    spread_to_variances,
+    triangular,
+    variances_to_precisions,
+)
 
 SINGULAR_EIGENVALUE = 1e-6  # of the correlation matrix of the random effects
 SINGULAR_VARIANCE = 1e-9  # of a random effect's share, relative to the residual variance
@@ -21,7 +32,7 @@ FLAT = 1e-9  # relative curvature below which a direction of the root is flat
 
 
 class Covariances(NamedTuple):
-    """Estimates and their covariances on the working scale, for (beta, free entries of G, residual variances).
+    """Estimates and their covariances on the working scale, for (beta, free entries of G, residual (co)variances).
 
     Attributes
     ----------
@@ -42,15 +53,20 @@ def covariances(layout: Layout, theta: Array, evaluation: Evaluation) -> Covaria
     joint covariance is the inverse of the Hessian of the full likelihood in (beta, G, sigma^2). Where that Hessian is
     not positive definite everything that involves V is NaN; see :func:`rank_constrained`.
     """
-    root, tau = root_and_precision(layout, theta)
     n_free = len(layout.free)
-    # From tau to residual variances s = 1 / tau: dtau/ds = -tau^2, d2tau/ds2 = 2 tau^3.
-    slope = jnp.concatenate([jnp.ones(n_free), -(tau**2)])
-    bend = jnp.concatenate([jnp.zeros(n_free), 2 * tau**3 * evaluation.gradient[n_free:]])
-    hessian = evaluation.hessian * slope[:, None] * slope + jnp.diag(bend)
+    variances = spread_to_variances(layout, theta[n_free:])
+    slope, bend = _in_variances(layout, variances, evaluation)
+    hessian = slope.T @ evaluation.hessian @ slope + bend
     unit = 1 / jnp.sqrt(jnp.abs(jnp.diagonal(hessian)))
     inner = linalg.inverse(hessian * unit[:, None] * unit) * unit[:, None] * unit
-    return _assembled(layout, root, tau, evaluation, inner)
+    return _assembled(layout, lower(layout, theta[:n_free]), variances, evaluation, inner, slope)
+
+
+def _in_variances(layout: Layout, variances: Array, evaluation: Evaluation) -> tuple[Array, Array]:
+    """Jacobian of (G, tau) in (G, residual (co)variances), and what its bend adds to the Hessian."""
+    n_free = len(layout.free)
+    jacobian, bend = chain(lambda at: variances_to_precisions(layout, at), variances, evaluation.gradient[n_free:])
+    return block_diagonal(jnp.eye(n_free), jacobian), block_diagonal(jnp.zeros((n_free, n_free)), bend)
 
 
 @float64
@@ -63,27 +79,30 @@ def rank_constrained(layout: Layout, theta: Floats, evaluation: Evaluation) -> C
     a regular G it equals the inverse Hessian in (G, sigma^2).
     """
     n_free = len(layout.free)
-    root, tau = root_and_precision(layout, jnp.asarray(theta))
+    spread = jnp.asarray(theta[n_free:])
     # Pivoted: with a zero variance before others, a triangle of fixed order has no direction for some matrices.
-    root, order = triangular(layout, root, pivot=True)
-    jacobian, curvature = root_chain(layout, root, order, tau, jnp.asarray(evaluation.gradient))
+    root, order = triangular(layout, lower(layout, jnp.asarray(theta[:n_free])), pivot=True)
+    jacobian, curvature = root_chain(layout, root, order, spread, jnp.asarray(evaluation.gradient))
     hessian = np.asarray(jacobian.T @ evaluation.hessian @ jacobian + curvature)
     diagonal = np.abs(np.diag(hessian))
     unit = 1 / np.sqrt(np.maximum(diagonal, 1e-12 * diagonal.max()))
     inverse = np.linalg.pinv(hessian * unit[:, None] * unit, rcond=FLAT, hermitian=True) * unit[:, None] * unit
-    to_variance = jnp.concatenate([jnp.ones(n_free), -1 / tau**2])
-    in_variances = to_variance[:, None] * jacobian
-    return _assembled(layout, root, tau, evaluation, in_variances @ inverse @ in_variances.T)
+    variances, in_spread = spread_to_variances(layout, spread), jax.jacfwd(lambda at: spread_to_variances(layout, at))
+    in_variances = block_diagonal(jacobian[:n_free, :n_free], in_spread(spread))
+    slope, _ = _in_variances(layout, variances, evaluation)
+    return _assembled(layout, root, variances, evaluation, in_variances @ inverse @ in_variances.T, slope)
 
 
-def _assembled(layout: Layout, root: Array, tau: Array, evaluation: Evaluation, inner: Array) -> Covariances:
-    """Estimates, joint and block covariance from V_theta (``inner``)."""
-    slope = evaluation.beta_jacobian * jnp.concatenate([jnp.ones(len(layout.free)), -(tau**2)])
+def _assembled(
+    layout: Layout, root: Array, variances: Array, evaluation: Evaluation, inner: Array, in_core: Array
+) -> Covariances:
+    """Estimates, joint and block covariance from V_theta (``inner``) and the Jacobian of (G, tau) in theta."""
+    slope = evaluation.beta_jacobian @ in_core
     cross = slope @ inner
     zero = jnp.zeros_like(cross)
     joint = jnp.block([[evaluation.beta_cov + cross @ slope.T, cross], [cross.T, inner]])
     block = jnp.block([[evaluation.beta_cov, zero], [zero.T, inner]])
-    values = jnp.concatenate([evaluation.beta, free_entries(layout, root @ root.T), 1 / tau])
+    values = jnp.concatenate([evaluation.beta, free_entries(layout, root @ root.T), variances])
     return Covariances(values, joint, block)
 
 
@@ -100,26 +119,27 @@ def is_singular(layout: Layout, theta: Floats, mean_square: Floats) -> bool:
     root[row, col] = theta[: len(layout.free)]
     matrix = root @ root.T
     variance = np.diag(matrix)
-    residual = np.exp(2 * theta[len(layout.free) :])
+    residual = np.exp(2 * theta[len(layout.free) : len(layout.free) + layout.n_equations])
     if np.any(variance * mean_square < SINGULAR_VARIANCE * residual[list(layout.owners)]):
         return True
     unit = 1 / np.sqrt(variance)
     return bool(np.linalg.eigvalsh(matrix * unit[:, None] * unit)[0] < SINGULAR_EIGENVALUE)
 
 
-def null_models(system: System, moments: Moments, reml: bool) -> tuple[tuple[float, int], tuple[float, int]]:
+def null_models(design: Design, reml: bool) -> tuple[tuple[float, int], tuple[float, int]]:
     """(log likelihood, number of residual variances) of the system without random effects.
 
     First with one residual variance per outcome, then with one for all outcomes together: the "linear regression" that
     a stacked model is tested against in Stata. Closed form, ordinary least squares from the summed cross-products.
+    Residuals are independent in both.
     """
-    scale = dict(zip(moments.columns, moments.scale, strict=True))
+    scale = design.scale
     rss, rows, fixed, logdet = [], [], [], []
-    for e, equation in enumerate(system.equations):
-        total = moments.totals((*equation.predictors, equation.outcome))
+    for e, equation in enumerate(design.system.equations):
+        total = design.cross_products(e).sum(axis=-1)
         x_x, x_y = total[:-1, :-1], total[:-1, -1]
         rss.append((total[-1, -1] - x_y @ np.linalg.solve(x_x, x_y)) * scale[equation.outcome] ** 2)
-        rows.append(moments.intake.used[e])
+        rows.append(design.used[e])
         fixed.append(len(equation.predictors))
         units = sum(np.log(scale.get(name, 1.0)) for name in equation.predictors)
         logdet.append(np.linalg.slogdet(x_x)[1] + 2 * units)

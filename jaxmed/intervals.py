@@ -47,3 +47,16 @@ def variance_limits(estimate: Floats, se: Floats, critical: float) -> tuple[Floa
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         width = critical * se / estimate
         return estimate * np.exp(-width), estimate * np.exp(width)
+
+
+def limits_on_scale(estimate: Floats, se: Floats, level: float, scale: str) -> tuple[Floats, Floats]:
+    """Limits that are symmetric on the log or logit scale; without uncertainty (se 0) the estimate itself."""
+    critical = critical_value(level)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        if scale == "log":
+            width = critical * se / estimate
+            lower, upper = estimate * np.exp(-width), estimate * np.exp(width)
+        else:
+            centre, width = np.log(estimate / (1 - estimate)), critical * se / (estimate * (1 - estimate))
+            lower, upper = 1 / (1 + np.exp(width - centre)), 1 / (1 + np.exp(-width - centre))
+    return np.where(se == 0, estimate, lower), np.where(se == 0, estimate, upper)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxmed.errors import DataError
-from jaxmed.spec import System
+from jaxmed.terms import INTERCEPT
 
 Floats = NDArray[np.float64]
+Monomial: TypeAlias = tuple[str, ...]  # sorted columns of a product; () is the constant 1
+Polynomial: TypeAlias = Mapping[Monomial, "float | Floats"]  # coefficients, possibly one per cluster
+
+CONSTANT = 1e-12  # share of a column's sum of squares within clusters that counts as none
 
 
 @dataclass(frozen=True)
@@ -27,20 +34,41 @@ class Intake:
         Column -> rows in which it is missing.
     dropped : int
         Rows that count in no equation.
+    patterns : dict
+        Observed columns, as text -> rows with this pattern of missing values, of those that count.
+    ranges : dict
+        Column -> smallest and largest value.
     """
 
     rows: int
     used: tuple[int, ...]
     missing: dict[str, int]
     dropped: int
+    patterns: dict[str, int] = field(default_factory=dict)
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def __add__(self, other: Intake) -> Intake:
+        patterns = dict(self.patterns)
+        for name, count in other.patterns.items():
+            patterns[name] = patterns.get(name, 0) + count
         return Intake(
             rows=self.rows + other.rows,
             used=tuple(a + b for a, b in zip(self.used, other.used, strict=True)),
             missing={name: count + other.missing[name] for name, count in self.missing.items()},
             dropped=self.dropped + other.dropped,
+            patterns=patterns,
+            ranges={
+                name: (min(low, other.ranges[name][0]), max(high, other.ranges[name][1]))
+                for name, (low, high) in self.ranges.items()
+            },
         )
+
+
+def intake_from_dict(plain: Mapping[str, Any]) -> Intake:
+    """Inverse of ``dataclasses.asdict``, lists allowed for tuples."""
+    ranges = {name: (float(low), float(high)) for name, (low, high) in plain["ranges"].items()}
+    used, missing, patterns = tuple(plain["used"]), dict(plain["missing"]), dict(plain["patterns"])
+    return Intake(int(plain["rows"]), used, missing, int(plain["dropped"]), patterns, ranges)
 
 
 @dataclass(frozen=True)
@@ -52,7 +80,8 @@ class Pattern:
     observed : tuple of str
         Columns with a value in these rows.
     products : ndarray, shape (k (k + 1) / 2, n_clusters)
-        Upper triangle, row by row, of the cross-products of ``(1, *observed)``; the first row counts the rows.
+        Upper triangle, row by row, of the cross-products of 1, the observed columns and the row products among them
+        (:meth:`Moments.monomials`); the first row counts the rows.
     """
 
     observed: tuple[str, ...]
@@ -70,6 +99,8 @@ class Moments:
     cluster : str
         Name of the cluster column.
     columns : tuple of str
+    row_products : tuple of tuple of str
+        Products of working columns, row by row, that count as columns of their own.
     shift, scale : ndarray, shape (n_columns,)
         Working column = (user column - shift) / scale.
     clusters : ndarray, shape (n_clusters,)
@@ -77,16 +108,23 @@ class Moments:
     patterns : tuple of Pattern
     groups : tuple of tuple of str
         The columns that a row had to have observed, per equation of the system the moments were read for.
+    averaged : tuple of str
+        Columns of which every observed value is in, whatever else the row lacks.
+    categories : dict
+        Categorical column -> its categories, of which ``columns`` has indicators.
     intake : Intake
     """
 
     cluster: str
     columns: tuple[str, ...]
+    row_products: tuple[Monomial, ...]
     shift: Floats
     scale: Floats
     clusters: NDArray[np.generic]
     patterns: tuple[Pattern, ...]
     groups: tuple[tuple[str, ...], ...]
+    averaged: tuple[str, ...]
+    categories: dict[str, tuple[str, ...]]
     intake: Intake = field(repr=False)
 
     @property
@@ -94,44 +132,84 @@ class Moments:
         """Number of clusters."""
         return len(self.clusters)
 
+    def monomials(self, observed: Iterable[str]) -> list[Monomial]:
+        """What the products of a pattern are of: 1, the observed columns, and the row products among them."""
+        observed = tuple(observed)
+        among = [product for product in self.row_products if set(product) <= set(observed)]
+        return [(), *((name,) for name in observed), *among]
+
+    def unit(self, column: str) -> tuple[float, float]:
+        """Shift and scale of one column."""
+        at = self.columns.index(column)
+        return float(self.shift[at]), float(self.scale[at])
+
     @property
     def table(self) -> Floats:
         """All products, pattern under pattern: shape (rows, n_clusters)."""
-        if len(self.patterns) == 1:
-            return self.patterns[0].products
         return np.concatenate([pattern.products for pattern in self.patterns])
 
-    def rows_of(self, columns: tuple[str, ...]) -> NDArray[np.int64]:
-        """Rows of :attr:`table` that hold the cross-products of ``columns`` (``"1"`` allowed).
-
-        Shape (terms, len(columns), len(columns)): one term per pattern in which all of them are observed; the
-        cross-product matrix is the sum over terms.
-        """
-        terms = []
-        offset = 0
-        for pattern in self.patterns:
-            names = ("1", *pattern.observed)
-            if all(name in names for name in columns):
-                at = np.array([names.index(name) for name in columns])
-                terms.append(offset + _packed_index(len(names))[np.ix_(at, at)])
-            offset += len(pattern.products)
-        return np.array(terms, dtype=np.int64).reshape(-1, len(columns), len(columns))
-
     def cross_products(self, columns: tuple[str, ...]) -> Floats:
-        """Cross-product matrices of working columns, shape (len(columns), len(columns), n_clusters)."""
-        table = self.table
-        size = len(columns)
-        return sum((table[term] for term in self.rows_of(columns)), np.zeros((size, size, self.n_clusters)))
+        """Cross-products of working columns (``"1"`` allowed) over the rows that have them all, (k, k, n_clusters)."""
+        wanted = [() if name == INTERCEPT else (name,) for name in columns]
+        total = np.zeros((len(wanted), len(wanted), self.n_clusters))
+        for pattern in self.patterns:
+            monomials = self.monomials(pattern.observed)
+            if all(monomial in monomials for monomial in wanted):
+                at = [monomials.index(monomial) for monomial in wanted]
+                total += pattern.products[packed_index(len(monomials))[np.ix_(at, at)]]
+        return total
 
-    def row_counts(self, columns: tuple[str, ...]) -> Floats:
-        """Rows per cluster in which all of ``columns`` are observed, shape (n_clusters,)."""
-        return self.table[self.rows_of(("1", *columns))[:, 0, 0]].sum(axis=0)
+    def _sums(self, column: str) -> tuple[Floats, Floats, Floats]:
+        """Rows, sum and sum of squares of a working column by cluster, over all rows in which it is observed."""
+        found = np.zeros((3, self.n_clusters))
+        for pattern in self.patterns:
+            if column in pattern.observed:
+                index = packed_index(len(self.monomials(pattern.observed)))
+                at = 1 + pattern.observed.index(column)
+                found += pattern.products[[0, index[0, at], index[at, at]]]
+        return found[0], found[1], found[2]
 
-    def totals(self, columns: tuple[str, ...]) -> Floats:
-        """Cross-product matrix over all clusters, shape (len(columns), len(columns))."""
-        return self.table.sum(axis=1)[self.rows_of(columns)].sum(axis=0)
+    def cluster_means(self, column: str) -> Floats:
+        """Mean of a working column by cluster, over all rows in which it is observed; 0 where it never is."""
+        rows, total, _ = self._sums(column)
+        return np.divide(total, rows, out=np.zeros_like(total), where=rows > 0)
 
-    def for_system(self, system: System) -> Moments:
+    def spread(self, column: str) -> tuple[float, float, float]:
+        """Mean of a column, and its mean squares around that mean: in all, and within clusters (user's scale)."""
+        rows, total, square = self._sums(column)
+        shift, scale = self.unit(column)
+        mean = total.sum() / rows.sum()
+        around = square.sum() - total.sum() * mean
+        within = (square - np.divide(total**2, rows, out=np.zeros_like(total), where=rows > 0)).sum()
+        return shift + scale * mean, around / rows.sum() * scale**2, within / rows.sum() * scale**2
+
+    @cached_property
+    def cluster_level(self) -> frozenset[str]:
+        """Columns that do not vary within any cluster, of those that some cluster has twice."""
+        found = []
+        for column in self.columns:
+            if not np.any(self._sums(column)[0] > 1):
+                continue
+            _, around, within = self.spread(column)
+            if within <= CONSTANT * max(around, np.finfo(float).tiny):
+                found.append(column)
+        return frozenset(found)
+
+    def lean(self) -> Moments:
+        """These moments without row products that follow from the others: those with a column of the clusters."""
+        kept = tuple(product for product in self.row_products if not set(product) & self.cluster_level)
+        if kept == self.row_products:
+            return self
+        patterns = []
+        for pattern in self.patterns:
+            monomials = self.monomials(pattern.observed)
+            keep = [at for at, monomial in enumerate(monomials) if len(monomial) < 2 or monomial in kept]
+            patterns.append(replace(pattern, products=pattern.products[packed_rows(len(monomials), keep)]))
+        return replace(self, row_products=kept, patterns=tuple(patterns))
+
+    def for_columns(
+        self, cluster: str, columns: tuple[str, ...], groups: tuple[tuple[str, ...], ...], averaged: tuple[str, ...]
+    ) -> Moments:
         """These moments as the data of another system over the same columns.
 
         Raises
@@ -140,47 +218,63 @@ class Moments:
             A column is not among them; or there were missing values and the systems differ in what a row must have, so
             that rows may have been left out that the other system would use.
         """
-        if system.cluster != self.cluster:
-            raise DataError(
-                f"these moments are by cluster {self.cluster!r}, not {system.cluster!r}; read the data again"
-            )
-        absent = [name for name in system.columns if name not in self.columns]
+        if cluster != self.cluster:
+            raise DataError(f"these moments are by cluster {self.cluster!r}, not {cluster!r}; read the data again")
+        absent = [name for name in columns if name not in self.columns]
         if absent:
             raise DataError(
                 f"these moments have no column {absent[0]!r}, only {list(self.columns)}; read the data again"
             )
-        if system.groups != self.groups and any(self.intake.missing.values()):
+        known = [{name for old in self.groups if set(old) <= set(group) for name in old} for group in groups]
+        inside = all(set(group) == found for group, found in zip(groups, known, strict=True))
+        if not (inside and set(averaged) <= set(self.averaged)) and any(self.intake.missing.values()):
             raise DataError(
                 "these moments were read for another model and the data has missing values, so rows may be absent that "
                 "this model would use; fit from the data instead"
             )
-        moved = np.array(
-            [0.0 if name not in system.centred else at for name, at in zip(self.columns, self.shift, strict=True)]
+        counted = [(set(p.observed), int(p.products[0].sum())) for p in self.patterns]
+        used = tuple(sum(rows for observed, rows in counted if set(group) <= observed) for group in groups)
+        in_any = sum(rows for observed, rows in counted if any(set(group) <= observed for group in groups))
+        kept = tuple(
+            pattern
+            for pattern in self.patterns
+            if set(averaged) & set(pattern.observed) or any(set(group) <= set(pattern.observed) for group in groups)
         )
-        intake = replace(self.intake, used=tuple(int(self.row_counts(group).sum()) for group in system.groups))
-        return replace(self.rescaled(moved, self.scale), groups=system.groups, intake=intake)
+        patterns = {", ".join(pattern.observed): int(pattern.products[0].sum()) for pattern in kept}
+        intake = replace(self.intake, used=used, dropped=self.intake.rows - in_any, patterns=patterns)
+        return replace(self, groups=groups, averaged=averaged, patterns=kept, intake=intake)
 
     def rescaled(self, shift: Floats, scale: Floats) -> Moments:
         """The same moments with other working columns, by a linear map per cross-product matrix (no data needed)."""
         if np.array_equal(shift, self.shift) and np.array_equal(scale, self.scale):
             return self
+        unit = {
+            name: {(name,): self.scale[at] / scale[at], (): (self.shift[at] - shift[at]) / scale[at]}
+            for at, name in enumerate(self.columns)
+        }
         patterns = []
         for pattern in self.patterns:
-            at = [self.columns.index(name) for name in pattern.observed]
-            size = len(at) + 1
-            linear = np.eye(size)
-            linear[1:, 0] = (self.shift[at] - shift[at]) / scale[at]
-            linear[np.arange(1, size), np.arange(1, size)] = self.scale[at] / scale[at]
-            full = pattern.products[_packed_index(size)]
-            mapped = np.einsum("ab,bcj,dc->adj", linear, full, linear, optimize=True)
-            patterns.append(replace(pattern, products=mapped[np.triu_indices(size)]))
+            monomials = self.monomials(pattern.observed)
+            targets = [multiply(unit[name] for name in monomial) for monomial in monomials]
+            patterns.append(replace(pattern, products=transform(pattern.products, monomials, targets)))
         return replace(self, shift=shift, scale=scale, patterns=tuple(patterns))
 
     def __add__(self, other: Moments) -> Moments:
         mine, others = ([frozenset(group) for group in moments.groups] for moments in (self, other))
-        if sorted(map(sorted, mine)) != sorted(map(sorted, others)) or self.cluster != other.cluster:
+        same = sorted(map(sorted, mine)) == sorted(map(sorted, others)) and self.cluster == other.cluster
+        if not same or set(self.averaged) != set(other.averaged):
             raise DataError(
                 f"moments of {self.groups} and {other.groups} cannot be added: they are of different models"
+            )
+        if self.categories != other.categories:
+            raise DataError(
+                f"moments with the categories {self.categories} and {other.categories} cannot be added; read the data "
+                "in one go"
+            )
+        if self.row_products != other.row_products:
+            raise DataError(
+                f"moments with the row products {self.row_products} and {other.row_products} cannot be added: a "
+                "moderator varies within clusters in one part of the data only; read the data in one go"
             )
         order = [other.columns.index(name) for name in self.columns]
         if not (np.array_equal(self.shift, other.shift[order]) and np.array_equal(self.scale, other.scale[order])):
@@ -194,17 +288,87 @@ class Moments:
         for part in (self, other):
             at = np.searchsorted(clusters, part.clusters)
             for pattern in part.patterns:
-                empty = np.zeros((len(pattern.products), len(clusters)))
-                summed.setdefault(pattern.observed, empty)[:, at] += pattern.products
+                observed = tuple(name for name in self.columns if name in pattern.observed)
+                products = pattern.products
+                if observed != pattern.observed:
+                    old = self.monomials(pattern.observed)
+                    keep = [old.index(name) for name in self.monomials(observed)]
+                    products = products[packed_rows(len(old), keep)]
+                empty = np.zeros((len(products), len(clusters)))
+                summed.setdefault(observed, empty)[:, at] += products
         patterns = tuple(Pattern(observed, products) for observed, products in sorted(summed.items()))
         used = tuple(other.intake.used[others.index(group)] for group in mine)
         intake = self.intake + replace(other.intake, used=used)
         return replace(self, clusters=clusters, patterns=patterns, intake=intake)
 
 
-def _packed_index(size: int) -> NDArray[np.int64]:
+# Polynomials in columns ----------------------------------------------------------------------------------------------
+
+
+def multiply(polynomials: Iterable[Polynomial]) -> dict[Monomial, float | Floats]:
+    """Product of polynomials; zero coefficients are left out."""
+    result: dict[Monomial, float | Floats] = {(): 1.0}
+    for polynomial in polynomials:
+        following: dict[Monomial, float | Floats] = {}
+        for one, left in result.items():
+            for other, right in polynomial.items():
+                monomial = tuple(sorted(one + other))
+                following[monomial] = following.get(monomial, 0.0) + left * right
+        result = following
+    return {monomial: value for monomial, value in result.items() if np.any(value != 0.0)}
+
+
+def transform(products: Floats, monomials: Sequence[Monomial], targets: Sequence[Polynomial]) -> Floats:
+    """Packed cross-products of polynomials from those of monomials, cluster by cluster: T_j C_j T_j'.
+
+    Parameters
+    ----------
+    products : ndarray, shape (k (k + 1) / 2, n_clusters)
+        Packed cross-products of ``monomials``.
+    monomials : sequence
+    targets : sequence of polynomial
+        With monomials among ``monomials`` only.
+
+    Returns
+    -------
+    ndarray, shape (t (t + 1) / 2, n_clusters)
+    """
+    index = packed_index(len(monomials))
+    at = {monomial: k for k, monomial in enumerate(monomials)}
+    single = [next(iter(target)) if [*target.values()] == [1.0] else None for target in map(_scalars, targets)]
+    if single == list(monomials):
+        return products
+    if None not in single:  # a selection
+        return products[packed_rows(len(monomials), [at[monomial] for monomial in single if monomial is not None])]
+    result = np.empty((len(targets) * (len(targets) + 1) // 2, products.shape[1]))
+    row = 0
+    for k, target in enumerate(targets):
+        left = np.zeros((len(monomials), products.shape[1]))
+        for monomial, value in target.items():
+            left += value * products[index[at[monomial]]]
+        for other in targets[k:]:
+            terms = [value * left[at[monomial]] for monomial, value in other.items()]
+            result[row] = sum(terms[1:], terms[0]) if terms else 0.0
+            row += 1
+    return result
+
+
+def _scalars(polynomial: Polynomial) -> dict[Monomial, float]:
+    """Its coefficients as scalars; NaN where they differ between clusters."""
+    return {monomial: float(value) if np.ndim(value) == 0 else np.nan for monomial, value in polynomial.items()}
+
+
+def packed_index(size: int) -> NDArray[np.int64]:
     """Position of entry (i, j) in a packed upper triangle, as a symmetric (size, size) table."""
     index = np.zeros((size, size), dtype=np.int64)
     row, col = np.triu_indices(size)
     index[row, col] = index[col, row] = np.arange(len(row))
     return index
+
+
+def packed_rows(size: int, keep: list[int]) -> NDArray[np.int64]:
+    """Rows of the packed triangle of ``size`` that hold the packed triangle of the kept indices, in their order."""
+    index = packed_index(size)
+    row, col = np.triu_indices(len(keep))
+    kept = np.array(keep)
+    return index[kept[row], kept[col]]

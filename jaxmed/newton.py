@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from jaxmed import likelihood, linalg
+from jaxmed import derivatives, linalg
+from jaxmed.derivatives import Evaluation
 from jaxmed.errors import Status
-from jaxmed.likelihood import Data, Evaluation
-from jaxmed.params import Layout, lower, root_and_precision, root_chain, triangular
+from jaxmed.likelihood import Data
+from jaxmed.params import Layout, lower, precisions, root_chain, triangular
 
 CERTIFICATE = 1e-10  # Newton decrement that counts as converged
 TARGET = 1e-18  # Newton decrement at which iteration stops: nothing is left to gain
@@ -28,11 +29,12 @@ class Point(NamedTuple):
     The root R of G = RR' is kept as a pivoted lower-triangular matrix: ordered by ``order`` its rows are triangular,
     the largest remaining variance first. The directions in which G is nearly singular then lie in the last columns,
     where the likelihood is a plain quadratic; with a fixed order they can hide in the middle and bend the way.
+    ``spread`` holds the residual coordinates.
     """
 
     root: Array
     order: Array
-    log_sd: Array
+    spread: Array
     evaluation: Evaluation
     gradient: Array
     hessian: Array
@@ -59,8 +61,8 @@ def start(layout: Layout, theta: Array, row: Array, trace: Array) -> State:
     It is a point of infinite value, from which the first step goes nowhere and is accepted, so that the evaluation is
     compiled once, in the step.
     """
-    root, tau = root_and_precision(layout, theta)
-    nowhere = _nowhere(layout, root, -jnp.log(tau) / 2)
+    n_free = len(layout.free)
+    nowhere = _nowhere(layout, lower(layout, theta[:n_free]), theta[n_free:])
     return State(nowhere, jnp.asarray(RIDGE), jnp.asarray(jnp.inf), jnp.asarray(GOING), jnp.asarray(-1), row, trace)
 
 
@@ -79,7 +81,7 @@ def step(layout: Layout, data: Data, state: State) -> State:
     decrement = jnp.where(definite, gradient @ linalg.solve_cholesky(plain, gradient) / 2, jnp.inf)
     root, ridge = _factor(hessian, state.ridge)
     direction = -linalg.solve_cholesky(root, gradient)
-    candidate = _evaluate(layout, data, *_moved(layout, point.root, point.order, point.log_sd, direction * unit))
+    candidate = _evaluate(layout, data, *_moved(layout, point.root, point.order, point.spread, direction * unit))
     predicted = -(gradient @ direction + direction @ hessian @ direction / 2)
     f = point.evaluation.value
     gained = f - candidate.evaluation.value
@@ -119,33 +121,39 @@ def _factor(hessian: Array, ridge: Array) -> tuple[Array, Array]:
     return lax.while_loop(failed, again, (linalg.cholesky(hessian + ridge * identity), ridge))
 
 
-def _evaluate(layout: Layout, data: Data, root: Array, log_sd: Array) -> Point:
+def _evaluate(layout: Layout, data: Data, root: Array, spread: Array) -> Point:
     """Evaluate at a root of G, pivot it, and carry the derivatives over by the chain rule."""
     root, order = triangular(layout, root, pivot=True)
-    tau = jnp.exp(-2 * log_sd)
-    evaluation = likelihood.evaluate(layout, root, tau, data)
-    jacobian, curvature = root_chain(layout, root, order, tau, evaluation.gradient)
+    evaluation = derivatives.evaluate(layout, root, precisions(layout, spread), data)
+    jacobian, curvature = root_chain(layout, root, order, spread, evaluation.gradient)
     gradient = evaluation.gradient @ jacobian
     hessian = jacobian.T @ evaluation.hessian @ jacobian + curvature
-    return Point(root, order, log_sd, evaluation, gradient, hessian)
+    return Point(root, order, spread, evaluation, gradient, hessian)
 
 
-def _moved(layout: Layout, root: Array, order: Array, log_sd: Array, local: Array) -> tuple[Array, Array]:
-    """Root and log sd at local coordinates: free entries of a triangle added to the pivoted rows, and shifts."""
+def _moved(layout: Layout, root: Array, order: Array, spread: Array, local: Array) -> tuple[Array, Array]:
+    """Root and spread at local coordinates: free entries of a triangle added to the pivoted rows, and shifts."""
     n_free = len(layout.free)
     step = lower(layout, local[:n_free])
-    return root + jnp.zeros_like(root).at[order].set(step), log_sd + local[n_free:]
+    return root + jnp.zeros_like(root).at[order].set(step), spread + local[n_free:]
 
 
-def _nowhere(layout: Layout, root: Array, log_sd: Array) -> Point:
+def _nowhere(layout: Layout, root: Array, spread: Array) -> Point:
     """A point that anything finite improves on, from which the Newton step is zero."""
     n, p = layout.n_theta, layout.n_fixed
+    core = len(layout.free) + len(layout.pieces)
     flat, identity = jnp.zeros(n), jnp.eye(n)
     infinite = jnp.asarray(jnp.inf)
     evaluation = Evaluation(
-        infinite, flat, identity, jnp.zeros(p), jnp.zeros((p, p)), jnp.zeros((p, n)), magnitude=infinite
+        infinite,
+        jnp.zeros(core),
+        jnp.eye(core),
+        jnp.zeros(p),
+        jnp.zeros((p, p)),
+        jnp.zeros((p, core)),
+        magnitude=infinite,
     )
-    return Point(root, jnp.arange(layout.n_random), log_sd, evaluation, flat, identity)
+    return Point(root, jnp.arange(layout.n_random), spread, evaluation, flat, identity)
 
 
 def scaled(point: Point) -> tuple[Array, Array, Array]:

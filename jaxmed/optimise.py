@@ -12,12 +12,14 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from jaxmed import likelihood, newton
+from jaxmed import derivatives, likelihood, newton
+from jaxmed.derivatives import Evaluation
+from jaxmed.design import Design
 from jaxmed.errors import Status
-from jaxmed.likelihood import Data, Evaluation
-from jaxmed.moments import Floats, Moments
-from jaxmed.params import Layout, free_entries, root_and_precision, root_chain, triangular
-from jaxmed.spec import INTERCEPT, System
+from jaxmed.likelihood import Data
+from jaxmed.moments import Floats
+from jaxmed.params import Layout, free_entries, lower, root_and_precision, root_chain, triangular
+from jaxmed.terms import INTERCEPT
 
 WARM_UP = 30  # L-BFGS iterations at the most
 LOGGED = 130  # iterations that the trace has room for
@@ -54,7 +56,7 @@ class Solution(NamedTuple):
     trace: Array
 
 
-def starting_values(system: System, layout: Layout, moments: Moments) -> Floats:
+def starting_values(layout: Layout, design: Design) -> Floats:
     """Rough theta from moments within and between clusters; no covariances. The optimum does not depend on it.
 
     Per equation the residual variance of least squares within clusters is shared out: 60% stays residual, and 30% is
@@ -62,18 +64,20 @@ def starting_values(system: System, layout: Layout, moments: Moments) -> Floats:
     """
     theta = np.zeros(layout.n_theta)
     diagonal = {row: k for k, (row, col) in enumerate(layout.free) if row == col}
-    for e, equation in enumerate(system.equations):
-        names = (INTERCEPT, *equation.columns)
-        products = moments.cross_products(names)
+    for e, equation in enumerate(design.system.equations):
+        names = (INTERCEPT, *(name for name in design.names(e) if name != INTERCEPT))
+        products = design.cross_products(e, names)
         rows, sums = products[0, 0], products[0]
         total = products.sum(axis=-1)
         within = total - np.einsum("aj,bj->ab", sums / np.maximum(rows, 1), sums)
         n, degrees = total[0, 0], max(total[0, 0] - np.count_nonzero(rows), 1)
+        if not layout.random_of(e):  # nothing to share with; of an equation of level 2 there is nothing within
+            within, degrees = total, n
         fixed = [names.index(name) for name in equation.predictors]
         left = _residual(total, fixed) / n
         inner = _residual(within, [at for at in fixed if within[at, at] > 1e-10 * total[at, at]]) / degrees
         inner = min(max(inner, 1e-8 * left), left)
-        theta[len(layout.free) + e] = np.log(0.6 * inner) / 2
+        theta[len(layout.free) + e] = np.log((0.6 if layout.random_of(e) else 1.0) * inner) / 2
         for k in layout.random_of(e):
             name = equation.predictors[layout.random[k] - layout.starts[e]]
             at = names.index(name)
@@ -147,7 +151,7 @@ def _solution(layout: Layout, state: newton.State) -> Solution:
     """The record of an iteration that has ended."""
     status = jnp.where(state.status == newton.GOING, Status.MAX_ITERATIONS, state.status)
     root, _ = triangular(layout, state.point.root, pivot=False)
-    theta = jnp.concatenate([free_entries(layout, root), state.point.log_sd])
+    theta = jnp.concatenate([free_entries(layout, root), state.point.spread])
     grad_norm = jnp.max(jnp.abs(newton.scaled(state.point)[0]))
     return Solution(theta, state.point.evaluation, status, state.row, grad_norm, state.decrement, state.trace)
 
@@ -155,8 +159,7 @@ def _solution(layout: Layout, state: newton.State) -> Solution:
 def _lifted(layout: Layout, theta: Array) -> Array:
     """A start away from singular G: there a column of the root is zero, a saddle that no gradient leads away from."""
     n_free = len(layout.free)
-    root, _ = root_and_precision(layout, theta)
-    root, order = triangular(layout, root, pivot=True)
+    root, order = triangular(layout, lower(layout, theta[:n_free]), pivot=True)
     least = LIFT * jnp.exp(theta[n_free:])[np.array(layout.owners, dtype=int)][order]
     at = jnp.arange(layout.n_random)
     pivots = root[order, at]
@@ -174,8 +177,8 @@ def _lbfgs(layout: Layout, data: Data, start: Array, trace: Array) -> tuple[Arra
 
     def objective_and_gradient(theta: Array) -> tuple[Array, Array]:
         root, tau = root_and_precision(layout, theta)
-        value, gradient = likelihood.gradient(layout, root, tau, data)
-        jacobian, _ = root_chain(layout, root, jnp.arange(layout.n_random), tau, gradient)
+        value, gradient = derivatives.gradient(layout, root, tau, data)
+        jacobian, _ = root_chain(layout, root, jnp.arange(layout.n_random), theta[len(layout.free) :], gradient)
         return value / total, gradient @ jacobian / total
 
     search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=20)

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxmed.moments import Floats, Moments
-from jaxmed.spec import INTERCEPT, System
+from jaxmed import linalg
+from jaxmed.design import Design
+from jaxmed.moments import Floats
+from jaxmed.terms import INTERCEPT
+
+Nested = tuple[tuple[tuple[int, ...], ...], ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One entry of the residual precision and the cross-products that it weighs.
+
+    Attributes
+    ----------
+    seen : int
+        Index of the set of equations that are observed in these rows, in :attr:`Layout.seen`.
+    first, second : int
+        Equations e <= f.
+    rows : nested tuples of int, (term, d_e, d_f)
+        Rows of the table whose sum over terms is the cross-product of ``[X_e y_e]`` and ``[X_f y_f]``.
+    """
+
+    seen: int
+    first: int
+    second: int
+    rows: Nested
 
 
 @dataclass(frozen=True)
@@ -17,6 +43,9 @@ class Layout:
     """Where everything sits in the arrays of one system; hashable, so that compiled programs are shared by it.
 
     Fixed effects are stacked equation by equation: p in all, of which q vary between clusters, in E equations.
+    Residuals of a row are independent between equations except for some pairs. Rows are sorted by which of the
+    equations that share residuals they are observed in: a set S of equations has the residual covariance Sigma_SS, and
+    its precision Sigma_SS^-1 weighs the cross-products over these rows, entry by entry.
 
     Attributes
     ----------
@@ -26,9 +55,12 @@ class Layout:
         For each random effect, the position of its column among the p fixed effects (ascending).
     free : tuple of (int, int)
         The free entries (row >= column) of G, row by row.
-    rows : nested tuples of int, (equation, term, d, d)
-        Rows of the table of moments whose sum over terms is the cross-product of columns i and j of ``[X_e y_e]``; a
-        term is a missingness pattern in which the equation is observed.
+    pairs : tuple of (int, int)
+        Pairs of equations (e > f) with correlated residuals.
+    seen : tuple of tuple of int
+        The sets S; with no pairs these are the single equations in their order.
+    pieces : tuple of Piece
+        Entries of the precisions of all sets, tau in what follows; with no pairs one per equation, 1 / sigma_e^2.
     reml : bool
         Restricted likelihood.
     """
@@ -36,7 +68,9 @@ class Layout:
     sizes: tuple[int, ...]
     random: tuple[int, ...]
     free: tuple[tuple[int, int], ...]
-    rows: tuple[tuple[tuple[tuple[int, ...], ...], ...], ...]
+    pairs: tuple[tuple[int, int], ...]
+    seen: tuple[tuple[int, ...], ...]
+    pieces: tuple[Piece, ...]
     reml: bool
 
     @property
@@ -56,8 +90,13 @@ class Layout:
 
     @property
     def n_theta(self) -> int:
-        """Number of variance parameters: free entries of G and residual variances."""
-        return len(self.free) + self.n_equations
+        """Number of variance parameters: free entries of G, residual variances and covariances."""
+        return len(self.free) + self.n_residual
+
+    @property
+    def n_residual(self) -> int:
+        """Number of residual variances and covariances."""
+        return self.n_equations + len(self.pairs)
 
     @property
     def starts(self) -> tuple[int, ...]:
@@ -66,7 +105,7 @@ class Layout:
 
     @property
     def blocks(self) -> tuple[tuple[int, ...], ...]:
-        """Consecutive random effects that may covary: G is zero outside these blocks."""
+        """Random effects that may covary: G is zero outside these blocks."""
         first = [min(col for row, col in self.free if row == k) for k in range(self.n_random)]
         return tuple(tuple(k for k in range(self.n_random) if first[k] == at) for at in sorted(set(first)))
 
@@ -80,20 +119,101 @@ class Layout:
         return [k for k, owner in enumerate(self.owners) if owner == equation]
 
 
-def make_layout(system: System, moments: Moments, reml: bool) -> Layout:
-    """Layout of a system over moments that were read for it."""
+def make_layout(design: Design, reml: bool) -> Layout:
+    """Layout of a system over its data."""
+    system = design.system
     labels = system.labels
     random = tuple(labels.index(label) for label in system.random_labels)
-    owner = [e for e, equation in enumerate(system.equations) for _ in equation.random]
-    pairs = [(a, b) for a in range(len(random)) for b in range(a + 1)]
-    if system.covariance == "diagonal":
-        pairs = [(a, b) for a, b in pairs if a == b]
-    elif system.covariance == "block":
-        pairs = [(a, b) for a, b in pairs if owner[a] == owner[b]]
-    rows = tuple(moments.rows_of((*equation.predictors, equation.outcome)) for equation in system.equations)
-    nested = tuple(tuple(tuple(tuple(int(at) for at in row) for row in term) for term in terms) for terms in rows)
+    groups = system.residual_groups
+    seen: list[tuple[int, ...]] = []
+    pieces: list[Piece] = []
+    for group in groups:
+        found = {tuple(e for e in group if e in block.equations) for block in design.blocks}
+        for equations in sorted(found - {()}):
+            for e in equations:
+                for f in equations[equations.index(e) :]:
+                    rows = design.rows(e, f, frozenset(group), frozenset(equations))
+                    nested = tuple(tuple(tuple(int(at) for at in row) for row in term) for term in rows)
+                    pieces.append(Piece(len(seen), e, f, nested))
+            seen.append(equations)
     sizes = tuple(len(equation.predictors) for equation in system.equations)
-    return Layout(sizes, random, tuple(pairs), nested, reml)
+    return Layout(sizes, random, system.random_pairs, system.residual_pairs, tuple(seen), tuple(pieces), reml)
+
+
+def count_rows(layout: Layout, design: Design) -> tuple[int, ...]:
+    """Rows of each set of equations in ``layout.seen``."""
+    groups = design.system.residual_groups
+    counts = []
+    for equations in layout.seen:
+        group = next(group for group in groups if set(equations) <= set(group))
+        inside = [b for b in design.blocks if set(group) & set(b.equations) == set(equations)]
+        counts.append(round(sum(float(block.products[0].sum()) for block in inside)))
+    return tuple(counts)
+
+
+# Residual covariance -------------------------------------------------------------------------------------------------
+
+
+def spread_to_variances(layout: Layout, spread: Array) -> Array:
+    """The optimiser's residual coordinates -> residual variances by equation, and then covariances by pair.
+
+    The coordinates are log standard deviations by equation and, by pair, entries t of the rows (t_1, ..., t_k, 1) that,
+    made unit vectors, are a root of the residual correlations: any numbers will do.
+    """
+    n = layout.n_equations
+    deviations = jnp.exp(spread[:n])
+    if not layout.pairs:
+        return deviations**2
+    row, col = np.array(layout.pairs, dtype=int).T
+    root = jnp.eye(n, dtype=spread.dtype).at[row, col].set(spread[n:])
+    root = root / jnp.sqrt(jnp.sum(root**2, axis=1))[:, None] * deviations[:, None]
+    covariance = root @ root.T
+    return jnp.concatenate([jnp.diagonal(covariance), covariance[row, col]])
+
+
+def variances_to_precisions(layout: Layout, variances: Array) -> Array:
+    """Residual variances and covariances -> tau, the entries of the precisions of all sets, shape (n_pieces,)."""
+    n = layout.n_equations
+    if not layout.pairs:
+        return 1 / variances
+    row, col = np.array(layout.pairs, dtype=int).T
+    covariance = jnp.diag(variances[:n]).at[row, col].set(variances[n:]).at[col, row].set(variances[n:])
+    parts = []
+    for equations in layout.seen:
+        at = np.array(equations)
+        half, _ = linalg.half_solve(covariance[np.ix_(at, at)], jnp.eye(len(at), dtype=variances.dtype))
+        precision = half.T @ half
+        parts += [precision[k, m] for k in range(len(at)) for m in range(k, len(at))]
+    return jnp.stack(parts)
+
+
+def precisions(layout: Layout, spread: Array) -> Array:
+    """The optimiser's residual coordinates -> tau."""
+    return variances_to_precisions(layout, spread_to_variances(layout, spread))
+
+
+def log_precision(layout: Layout, tau: Array, n_rows: Array) -> Array:
+    """sum_S n_S log|Sigma_SS^-1|, from the entries of the precisions."""
+    if not layout.pairs:
+        return jnp.sum(n_rows * jnp.log(tau))
+    total, at = jnp.zeros((), tau.dtype), 0
+    for s, equations in enumerate(layout.seen):
+        k = len(equations)
+        row, col = np.triu_indices(k)
+        entries = tau[at : at + len(row)]
+        matrix = jnp.zeros((k, k), tau.dtype).at[row, col].set(entries).at[col, row].set(entries)
+        total = total + n_rows[s] * linalg.half_solve(matrix, jnp.zeros((k, 0), tau.dtype))[1]
+        at += len(row)
+    return total
+
+
+def chain(function: Callable[[Array], Array], at: Array, gradient: Array) -> tuple[Array, Array]:
+    """Jacobian of a small map, and sum_c gradient_c times the Hessian of its entry c."""
+    jacobian = jax.jacfwd(function)
+    return jacobian(at), jax.jacfwd(lambda point: gradient @ jacobian(point))(at)
+
+
+# Covariance of the random effects ------------------------------------------------------------------------------------
 
 
 def lower(layout: Layout, entries: Array) -> Array:
@@ -110,31 +230,31 @@ def free_entries(layout: Layout, matrix: Array) -> Array:
 
 
 def root_and_precision(layout: Layout, theta: Array) -> tuple[Array, Array]:
-    """Optimiser's parameters -> root L of G = LL', ``(q, q)``, and residual precisions tau, ``(E,)``.
+    """Optimiser's parameters -> root L of G = LL', ``(q, q)``, and residual precisions tau, ``(n_pieces,)``.
 
-    theta holds the free entries of L and then the logarithms of the residual standard deviations. L is free, so a
+    theta holds the free entries of L and then the residual coordinates (:func:`spread_to_variances`). L is free, so a
     singular G is an interior point.
     """
     n_free = len(layout.free)
-    return lower(layout, theta[:n_free]), jnp.exp(-2 * theta[n_free:])
+    return lower(layout, theta[:n_free]), precisions(layout, theta[n_free:])
 
 
-def root_chain(layout: Layout, root: Array, order: Array, tau: Array, gradient: Array) -> tuple[Array, Array]:
-    """Derivatives of the core parameters (free entries of G = RR', tau) in the root and the log residual sds.
+def root_chain(layout: Layout, root: Array, order: Array, spread: Array, gradient: Array) -> tuple[Array, Array]:
+    """Derivatives of the core parameters (free entries of G = RR', tau) in the root and the residual coordinates.
 
     Parameters
     ----------
     root : Array, shape (q, q)
     order : Array, shape (q,)
         The free entry (i, k) of a step is added to entry (order[i], k) of the root.
-    tau : Array, shape (E,)
-    gradient : Array, shape (n,)
+    spread : Array, shape (n_residual,)
+    gradient : Array, shape (n_core,)
         Of some function f in the core parameters.
 
     Returns
     -------
-    jacobian : Array, shape (n, n)
-        Core parameters by coordinates: dG = e_i R_k' + R_k e_i' for entry (i, k), dtau = -2 tau.
+    jacobian : Array, shape (n_core, n)
+        Core parameters by coordinates: dG = e_i R_k' + R_k e_i' for entry (i, k), dtau by :func:`precisions`.
     curvature : Array, shape (n, n)
         sum_c (df/dcore_c) d2core_c: the part of the Hessian that is due to the map.
     """
@@ -145,10 +265,14 @@ def root_chain(layout: Layout, root: Array, order: Array, tau: Array, gradient: 
     weight = lower(layout, gradient[:n_free])
     weight = weight + weight.T
     in_g = weight[order[row][:, None], order[row]] * (col[:, None] == col)
-    corner = jnp.zeros((n_free, layout.n_equations))
-    jacobian = jnp.block([[moved[:, row, col].T, corner], [corner.T, jnp.diag(-2 * tau)]])
-    curvature = jnp.block([[in_g, corner], [corner.T, jnp.diag(4 * tau * gradient[n_free:])]])
-    return jacobian, curvature
+    in_tau, bend = chain(lambda at: precisions(layout, at), spread, gradient[n_free:])
+    return block_diagonal(moved[:, row, col].T, in_tau), block_diagonal(in_g, bend)
+
+
+def block_diagonal(one: Array, other: Array) -> Array:
+    """Two matrices along the diagonal of a larger one."""
+    corners = jnp.zeros((one.shape[0], other.shape[1])), jnp.zeros((other.shape[0], one.shape[1]))
+    return jnp.block([[one, corners[0]], [corners[1], other]])
 
 
 def triangular(layout: Layout, root: Array, *, pivot: bool) -> tuple[Array, Array]:
@@ -175,17 +299,17 @@ def triangular(layout: Layout, root: Array, *, pivot: bool) -> tuple[Array, Arra
             columns.append(column)
             chosen.append(row)
         result = result.at[np.ix_(at, at)].set(jnp.stack(columns, axis=1))
-        order = order.at[at].set(at[0] + jnp.stack(chosen))
+        order = order.at[at].set(jnp.asarray(at)[jnp.stack(chosen)])
     return result, order
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The affine map from estimates on working columns to the user's scale.
+    """The affine map from estimates on working terms to the user's scale.
 
-    Working columns are ``(value - shift) / scale``. With u = value: beta = ``linear`` beta* + ``offset``,
-    G = A G* A' for the random part A of ``linear``, sigma_e^2 = s_e^2 sigma_e*^2. Written for the vector
-    (beta, free entries of G, residual variances): user = ``matrix`` working + (offset, 0).
+    Working terms are ``(value - shift) / scale``. With u = value: beta = ``linear`` beta* + ``offset``,
+    G = A G* A' for the random part A of ``linear``, sigma_ef = s_e s_f sigma_ef*. Written for the vector
+    (beta, free entries of G, residual variances and covariances): user = ``matrix`` working + (offset, 0).
 
     Attributes
     ----------
@@ -202,10 +326,9 @@ class Scale:
     loglik: float
 
 
-def make_scale(system: System, layout: Layout, moments: Moments) -> Scale:
-    """Scale of a system's estimates over moments; exact, also for REML (whose constant depends on X)."""
-    shift = dict(zip(moments.columns, moments.shift, strict=True))
-    scale = dict(zip(moments.columns, moments.scale, strict=True))
+def make_scale(design: Design, layout: Layout) -> Scale:
+    """Scale of a system's estimates over its data; exact, also for REML (whose constant depends on X)."""
+    system, shift, scale = design.system, design.shift, design.scale
     p, n_free = layout.n_fixed, len(layout.free)
     linear, offset = np.zeros((p, p)), np.zeros(p)
     loglik = 0.0
@@ -219,7 +342,7 @@ def make_scale(system: System, layout: Layout, moments: Moments) -> Scale:
                 linear[at[INTERCEPT], k] = -linear[k, k] * shift[name]
         if shift[equation.outcome] != 0:
             offset[at[INTERCEPT]] = shift[equation.outcome]
-        loglik -= moments.intake.used[e] * np.log(unit)
+        loglik -= design.used[e] * np.log(unit)
     if layout.reml:
         loglik += np.sum(np.log(np.diagonal(linear)))
     block = linear[np.ix_(layout.random, layout.random)]
@@ -230,6 +353,7 @@ def make_scale(system: System, layout: Layout, moments: Moments) -> Scale:
         basis[row, col] = basis[col, row] = 1.0
         moved = block @ basis @ block.T
         matrix[p : p + n_free, p + k] = [moved[i, j] for i, j in layout.free]
-    for e, equation in enumerate(system.equations):
-        matrix[p + n_free + e, p + n_free + e] = scale[equation.outcome] ** 2
+    units = [scale[outcome] for outcome in system.outcomes]
+    products = [*(unit**2 for unit in units), *(units[e] * units[f] for e, f in layout.pairs)]
+    matrix[p + n_free :, p + n_free :] = np.diag(products)
     return Scale(linear, offset, matrix, float(loglik))

@@ -6,22 +6,59 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jax import Array
+from jax import Array, lax
 
-from jaxmed import likelihood
+from jaxmed import likelihood, linalg
 from jaxmed._runtime import float64
+from jaxmed.design import make_design
+from jaxmed.effects import expected_product, product_covariance
 from jaxmed.errors import FitError
-from jaxmed.likelihood import Data, Predictions
+from jaxmed.likelihood import Data
+from jaxmed.mediation import Estimands, Mediation
 from jaxmed.moments import Floats, Moments
-from jaxmed.params import Layout, make_layout, make_scale, root_and_precision
+from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_precision
 from jaxmed.result import Estimates
-from jaxmed.spec import Mediation
+
+
+class Predictions(NamedTuple):
+    """Conditional distribution of the random effects of every cluster, at given parameters.
+
+    Attributes
+    ----------
+    effects : Array, shape (q, clusters)
+        Empirical Bayes means E[u_j | data].
+    covariance : Array, shape (q, q, clusters)
+        Var(u_j | data) at known fixed effects, K_j = L M_j^-1 L'.
+    sensitivity : Array, shape (q, p, clusters)
+        -d u_j / d beta, the random rows of G Z'V^-1 X.
+    """
+
+    effects: Array
+    covariance: Array
+    sensitivity: Array
+
+
+def posterior(layout: Layout, root: Array, tau: Array, beta: Array, data: Data) -> Predictions:
+    """Predictions for every cluster of the padded table, block by block."""
+    p = layout.n_fixed
+    contrast = jnp.append(-beta, 1.0)
+
+    def body(index: Array) -> Predictions:
+        block = lax.dynamic_slice_in_dim(data.table, index * likelihood.BLOCK, likelihood.BLOCK, axis=1)
+        half, half_root, _ = likelihood.eliminate(layout, root, likelihood.weighted_products(layout, tau, block))
+        u = linalg.matmul(half_root.swapaxes(0, 1), half)
+        covariance = linalg.matmul(half_root.swapaxes(0, 1), half_root)
+        return Predictions(jnp.sum(u * contrast[:, None], axis=1), covariance, u[:, :p])
+
+    blocks = lax.map(body, jnp.arange(data.table.shape[1] // likelihood.BLOCK))
+    return jax.tree.map(lambda part: jnp.moveaxis(part, 0, -2).reshape(*part.shape[1:-1], -1), blocks)
 
 
 class ClusterPredictions(NamedTuple):
-    """:class:`jaxmed.likelihood.Predictions` on the user's scale, padding cut off."""
+    """:class:`Predictions` on the user's scale, padding cut off."""
 
     effects: Floats
     covariance: Floats
@@ -31,7 +68,7 @@ class ClusterPredictions(NamedTuple):
 @float64
 @partial(jax.jit, static_argnums=0)
 def _predict(layout: Layout, theta: Array, beta: Array, data: Data) -> Predictions:
-    return likelihood.predict(layout, *root_and_precision(layout, theta), beta, data)
+    return posterior(layout, *root_and_precision(layout, theta), beta, data)
 
 
 def predict_clusters(found: Estimates, theta: Floats, moments: Moments) -> pd.DataFrame:
@@ -48,17 +85,20 @@ def predict_clusters(found: Estimates, theta: Floats, moments: Moments) -> pd.Da
         columns[label] = predicted.effects[k]
         columns[f"{label}_se"] = np.sqrt(variance)
     if isinstance(found.spec, Mediation):
-        columns |= _paths(found, found.spec, predicted, beta_cov)
+        columns |= _paths(found, found.spec.estimands(found.facts), predicted, beta_cov, moments)
     return pd.DataFrame(columns, index=pd.Index(moments.clusters, name=found.system.cluster))
 
 
 def _on_user_scale(found: Estimates, theta: Floats, moments: Moments) -> ClusterPredictions:
     """Conditional means, covariances and sensitivities to the user's fixed effects."""
-    layout = make_layout(found.system, moments, found.reml)
-    scale = make_scale(found.system, layout, moments)
+    design = make_design(found.system, moments)
+    layout = make_layout(design, found.reml)
+    scale = make_scale(design, layout)
     beta = np.linalg.solve(scale.linear, found.values[: layout.n_fixed] - scale.offset)
-    working = _predict(layout, theta, beta, likelihood.make_data(moments.table, moments.intake.used))
-    effects, covariance, sensitivity = (np.asarray(part)[..., : moments.n_clusters] for part in working)
+    data = likelihood.make_data(design.table, count_rows(layout, design))
+    effects, covariance, sensitivity = (
+        np.asarray(part)[..., : design.n_clusters] for part in _predict(layout, theta, beta, data)
+    )
     unit = scale.linear[np.ix_(layout.random, layout.random)]
     return ClusterPredictions(
         unit @ effects,
@@ -67,40 +107,61 @@ def _on_user_scale(found: Estimates, theta: Floats, moments: Moments) -> Cluster
     )
 
 
-def _paths(found: Estimates, spec: Mediation, predicted: ClusterPredictions, beta_cov: Floats) -> dict[str, Floats]:
-    """a_j, b_j and E[a_j b_j | data].
+def _paths(
+    found: Estimates, estimands: Estimands, predicted: ClusterPredictions, beta_cov: Floats, moments: Moments
+) -> dict[str, Floats]:
+    """Slopes of every cluster along the routes from x to y, and the expected products along each.
 
-    An error d of the fixed effects enters a_j as (unit vector - sensitivity) d. The product of two normals has mean
-    ab + Cab and variance a^2 Vb + b^2 Va + 2ab Cab + Va Vb + Cab^2.
+    An error d of the fixed effects enters a_j as (unit vector - sensitivity) d. Given the data slopes are jointly
+    normal, from which follow mean and variance of their products.
     """
     labels, random = list(found.system.labels), list(found.system.random_labels)
-    value: dict[str, Floats] = {}
-    slope: dict[str, Floats] = {}
-    for name in ("a", "b"):
-        label = spec.paths[name]
-        direction = np.zeros_like(predicted.sensitivity[0])
-        direction[labels.index(label)] = 1.0
-        deviation: Floats | float = 0.0
-        if label in random:
-            deviation = predicted.effects[random.index(label)]
-            direction = direction - predicted.sensitivity[random.index(label)]
-        value[name] = np.full(direction.shape[1], found.params[label]) + deviation
-        slope[name] = direction
+    # Slopes that do not vary within clusters at all (between) and c' are not along a route to predict.
+    names = [name for name in estimands.paths if not name.startswith("c_prime") and not name.endswith("_between")]
+    means, slopes, loads = [], [], []
+    for name in names:
+        value, load = np.zeros(moments.n_clusters), np.zeros((len(random), moments.n_clusters))
+        direction = np.zeros((len(labels), moments.n_clusters))
+        for label, by in estimands.paths[name].pieces:
+            weight = np.prod([_moderator(moments, column) for column in by], axis=0) * np.ones(moments.n_clusters)
+            value += weight * found.params[label]
+            direction[labels.index(label)] += weight
+            if label in random:
+                k = random.index(label)
+                value += weight * predicted.effects[k]
+                direction -= weight * predicted.sensitivity[k]
+                load[k] += weight
+        means.append(value)
+        slopes.append(direction)
+        loads.append(load)
+    if not names:
+        return {}
+    mean, slope, load = np.stack(means), np.stack(slopes), np.stack(loads)
+    covariance = np.einsum("apj,pr,brj->abj", slope, beta_cov, slope, optimize=True)
+    covariance += np.einsum("akj,klj,blj->abj", load, predicted.covariance, load, optimize=True)
+    columns: dict[str, Floats] = {}
+    for k, name in enumerate(names):
+        columns[name], columns[f"{name}_se"] = mean[k], np.sqrt(covariance[k, k])
+    for row in estimands.rows:
+        along = row.terms[0][1]
+        if len(row.terms) == 1 and len(along) > 1 and not row.covariance and set(along) <= set(names):
+            route = tuple(names.index(path) for path in along)
+            product, variance = _product(route, mean, covariance)
+            name = "ab" + row.name.removeprefix("indirect")
+            columns[name], columns[f"{name}_se"] = product, np.sqrt(variance)
+    return columns
 
-    def covariance(one: str, other: str) -> Floats:
-        between: Floats = np.einsum("pj,pr,rj->j", slope[one], beta_cov, slope[other])
-        if spec.paths[one] in random and spec.paths[other] in random:
-            between = between + predicted.covariance[random.index(spec.paths[one]), random.index(spec.paths[other])]
-        return between
 
-    a, b = value["a"], value["b"]
-    var_a, var_b, cov = covariance("a", "a"), covariance("b", "b"), covariance("a", "b")
-    product = a**2 * var_b + b**2 * var_a + 2 * a * b * cov + var_a * var_b + cov**2
-    return {
-        "a": a,
-        "a_se": np.sqrt(var_a),
-        "b": b,
-        "b_se": np.sqrt(var_b),
-        "ab": a * b + cov,
-        "ab_se": np.sqrt(product),
-    }
+def _moderator(moments: Moments, column: str) -> Floats:
+    """A moderator by cluster: its value where it belongs to the cluster, else its mean over all rows."""
+    shift, scale = moments.unit(column)
+    if column in moments.cluster_level:
+        return shift + scale * moments.cluster_means(column)
+    return np.full(moments.n_clusters, moments.spread(column)[0])
+
+
+@float64
+def _product(route: tuple[int, ...], mean: Floats, covariance: Floats) -> tuple[Floats, Floats]:
+    """Mean and variance of the product of normal slopes along a route, by cluster."""
+    at, around = jnp.asarray(mean), jnp.asarray(covariance)
+    return expected_product(at, around, route), product_covariance(at, around, route, route)  # type: ignore[return-value]

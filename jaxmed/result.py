@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import pandas as pd
 from scipy.special import chdtrc
 
 from jaxmed.errors import SpecError, Status
-from jaxmed.moments import Floats, Intake
-from jaxmed.spec import INTERCEPT, Spec, System, from_dict, system_of
+from jaxmed.mediation import Facts, Mediation, Spec, compiled, from_dict
+from jaxmed.moments import Floats, Intake, intake_from_dict
+from jaxmed.spec import System
+from jaxmed.terms import INTERCEPT
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,13 @@ class Estimates:
     Attributes
     ----------
     spec : Mediation or System
+    facts : Facts
+        What the data said about the model: categories, and columns that do not vary within clusters.
+    moderator_values : dict
+        Moderator -> the values at which effects are shown unless others are asked for.
     reml : bool
     values : ndarray, shape (p + n,)
-        (fixed effects, free entries of G row by row, residual variances).
+        (fixed effects, free entries of G row by row, residual variances, residual covariances).
     joint, block : ndarray, shape (p + n, p + n)
         Covariances of ``values``.
     free : tuple of (int, int)
@@ -79,6 +86,8 @@ class Estimates:
     """
 
     spec: Spec
+    facts: Facts
+    moderator_values: dict[str, tuple[float | str, ...]]
     reml: bool
     values: Floats
     joint: Floats
@@ -107,17 +116,26 @@ class Estimates:
 
     # Names -----------------------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def system(self) -> System:
-        """The system of equations behind ``spec``."""
-        return system_of(self.spec)
+        """The system of equations behind ``spec``, as these data could answer it."""
+        return compiled(self.spec, self.facts)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the data changed about the model: coefficients that cannot vary, equations with a row per cluster."""
+        return self.spec.notes(self.facts) if isinstance(self.spec, Mediation) else ()
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Labels of all entries of ``values``; covariances as ``"m~x~~y~m"``, residual variances as ``"m~~m"``."""
-        random = self.system.random_labels
-        pairs = tuple(f"{random[col]}~~{random[row]}" for row, col in self.free)
-        return (*self.system.labels, *pairs, *(f"{outcome}~~{outcome}" for outcome in self.system.outcomes))
+        random, outcomes = self.system.random_labels, self.system.outcomes
+        return (
+            *self.system.labels,
+            *(f"{random[col]}~~{random[row]}" for row, col in self.free),
+            *(f"{outcome}~~{outcome}" for outcome in outcomes),
+            *(f"{outcomes[col]}~~{outcomes[row]}" for row, col in self.system.residual_pairs),
+        )
 
     @property
     def _n_fixed(self) -> int:
@@ -181,25 +199,47 @@ class Estimates:
         return table.mask(held)
 
     @property
+    def _in_residual(self) -> slice:
+        return slice(self._in_g.stop, self._in_g.stop + len(self.system.outcomes))
+
+    @property
     def residual_var(self) -> pd.Series:
         """Residual variances by outcome."""
-        return pd.Series(self.values[self._in_g.stop :], index=self.system.outcomes, name="estimate")
+        return pd.Series(self.values[self._in_residual], index=self.system.outcomes, name="estimate")
 
     @property
     def residual_var_se(self) -> pd.Series:
         """Standard errors of the residual variances."""
-        return pd.Series(_root(np.diag(self.joint))[self._in_g.stop :], index=self.system.outcomes, name="se")
+        return pd.Series(_root(np.diag(self.joint))[self._in_residual], index=self.system.outcomes, name="se")
+
+    @property
+    def residual_cov(self) -> pd.DataFrame:
+        """Covariance of the residuals of one row, by outcome; zero where they are independent."""
+        return self._residual_table(self.values, 0.0)
+
+    @property
+    def residual_cov_se(self) -> pd.DataFrame:
+        """Standard errors of :attr:`residual_cov`; NaN for entries held at zero."""
+        return self._residual_table(_root(np.diag(self.joint)), np.nan)
+
+    def _residual_table(self, of: Floats, elsewhere: float) -> pd.DataFrame:
+        outcomes = self.system.outcomes
+        matrix = np.full((len(outcomes), len(outcomes)), elsewhere)
+        np.fill_diagonal(matrix, of[self._in_residual])
+        for value, (row, col) in zip(of[self._in_residual.stop :], self.system.residual_pairs, strict=True):
+            matrix[row, col] = matrix[col, row] = value
+        return pd.DataFrame(matrix, index=outcomes, columns=outcomes)
 
     # Fit statistics --------------------------------------------------------------------------------------------------
 
     @property
     def nobs(self) -> int:
-        """Stacked rows: the rows of every equation together."""
+        """Stacked rows: the rows of every equation together; of an equation of level 2, clusters."""
         return sum(self.intake.used)
 
     @property
     def n_params(self) -> int:
-        """Fixed effects, free entries of G and residual variances."""
+        """Fixed effects, free entries of G, residual variances and covariances."""
         return len(self.values)
 
     @property
@@ -254,8 +294,10 @@ class Estimates:
         if null not in ("separate", "pooled"):
             raise SpecError(f"null={null!r} is not known; choose 'separate' or 'pooled'")
         loglik, n_variances = self.null if null == "separate" else self.null_pooled
-        df = len(self.free) + len(self.system.outcomes) - n_variances
+        df = len(self.free) + len(self.system.outcomes) + len(self.system.residual_pairs) - n_variances
         what = "one residual variance per outcome" if null == "separate" else "a single residual variance"
+        if self.system.residual_pairs:
+            what += ", independent residuals"
         return chi_squared(2 * (self.loglik - loglik), df, f"no random effects ({what})")
 
     def wald(self, terms: str | tuple[str, ...] | list[str] | None = None, kind: str = "joint") -> TestResult:
@@ -292,6 +334,10 @@ class Estimates:
         plain = {
             "format": FORMAT,
             "model": self.spec.to_dict(),
+            "categories": {name: list(found) for name, found in self.facts.categories.items()},
+            "cluster_level": sorted(self.facts.cluster_level),
+            "moderator_values": {name: list(found) for name, found in self.moderator_values.items()},
+            "notes": list(self.notes),
             "reml": self.reml,
             "loglik": self.loglik,
             "aic": self.aic,
@@ -306,6 +352,8 @@ class Estimates:
             "random_cov_se": _frame(self.random_cov_se),
             "residual_var": self.residual_var.to_dict(),
             "residual_var_se": self.residual_var_se.to_dict(),
+            "residual_cov": _frame(self.residual_cov),
+            "residual_cov_se": _frame(self.residual_cov_se),
             "labels": list(self.labels),
             "values": self.values.tolist(),
             "cov_joint": self.joint.tolist(),
@@ -334,6 +382,10 @@ def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
     rows = plain["rows"]
     return {
         "spec": from_dict(plain["model"]),
+        "facts": Facts(
+            {name: tuple(found) for name, found in plain["categories"].items()}, frozenset(plain["cluster_level"])
+        ),
+        "moderator_values": {name: tuple(found) for name, found in plain["moderator_values"].items()},
         "reml": bool(plain["reml"]),
         "values": np.array(plain["values"], dtype=float),
         "joint": np.array(plain["cov_joint"], dtype=float),
@@ -342,7 +394,7 @@ def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
         "loglik": float(plain["loglik"]),
         "null": (float(plain["null"][0]), int(plain["null"][1])),
         "null_pooled": (float(plain["null_pooled"][0]), int(plain["null_pooled"][1])),
-        "intake": Intake(rows["rows"], tuple(rows["used"]), dict(rows["missing"]), rows["dropped"]),
+        "intake": intake_from_dict(rows),
         "cluster_sizes": tuple(plain["cluster_sizes"]),
         "n_clusters": int(plain["n_clusters"]),
         "status": int(plain["status"]),

@@ -11,9 +11,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from jaxmed._runtime import float64
+from jaxmed.design import term_values
 from jaxmed.errors import SpecError
+from jaxmed.mediation import Mediation
 from jaxmed.moments import Floats
-from jaxmed.spec import INTERCEPT, Mediation, System
+from jaxmed.spec import System
 
 
 @float64
@@ -28,7 +30,7 @@ def rows(
     system: System,
     params: Mapping[str, float],
     random_cov: Floats,
-    residual_var: Mapping[str, float],
+    residual_cov: Floats,
     exogenous: Mapping[str, Floats],
     cluster: NDArray[np.int64],
     seed: int,
@@ -43,8 +45,8 @@ def rows(
         Fixed effects by label.
     random_cov : ndarray, shape (q, q)
         G, in the order of ``system.random_labels``; may be singular.
-    residual_var : mapping
-        Residual variance by outcome.
+    residual_cov : ndarray, shape (E, E)
+        Covariance of the residuals of a row, in the order of the equations.
     exogenous : mapping
         Columns that no equation draws, shape (n_rows,).
     cluster : ndarray of int, shape (n_rows,)
@@ -60,16 +62,19 @@ def rows(
     value, vector = np.linalg.eigh(np.asarray(random_cov, dtype=float))
     root = vector * np.sqrt(np.maximum(value, 0))
     deviation = dict(zip(system.random_labels, root @ _normal(seed, 0, (len(root), n_clusters)), strict=True))
-    columns: dict[str, Floats] = {**exogenous, INTERCEPT: np.ones(len(cluster))}
-    drawn = {}
-    for stream, equation in enumerate(system.equations, start=1):
+    columns: dict[str, Floats] = dict(exogenous)
+    noise = [
+        _normal(seed, stream, (n_clusters,))[cluster] if e.level == 2 else _normal(seed, stream, (len(cluster),))
+        for stream, e in enumerate(system.equations, start=1)
+    ]
+    residual = np.linalg.cholesky(np.asarray(residual_cov, dtype=float)) @ np.stack(noise)
+    for equation, error in zip(system.equations, residual, strict=True):
         mean = np.zeros(len(cluster))
         for name, label in zip(equation.predictors, equation.labels, strict=True):
             slope = params[label] + (deviation[label][cluster] if label in deviation else 0.0)
-            mean = mean + slope * columns[name]
-        noise = _normal(seed, stream, (len(cluster),))
-        drawn[equation.outcome] = columns[equation.outcome] = mean + np.sqrt(residual_var[equation.outcome]) * noise
-    return drawn
+            mean = mean + slope * term_values(name, columns, cluster)
+        columns[equation.outcome] = mean + error
+    return {outcome: columns[outcome] for outcome in system.outcomes}
 
 
 def simulate(*, clusters: int = 100, size: int = 8, seed: int) -> pd.DataFrame:
@@ -107,5 +112,5 @@ def simulate(*, clusters: int = 100, size: int = 8, seed: int) -> pd.DataFrame:
     cluster = np.repeat(np.arange(clusters), size)
     x = _normal(seed, 1001, (clusters,))[cluster] + _normal(seed, 1002, (clusters * size,))
     fixed = {"m~1": 0.0, "m~x": 0.6, "y~1": 0.0, "y~m": 0.6, "y~x": 0.2}
-    drawn = rows(system, fixed, g, {"m": 0.65, "y": 0.45}, {"x": x}, cluster, int(seed))
+    drawn = rows(system, fixed, g, np.diag([0.65, 0.45]), {"x": x}, cluster, int(seed))
     return pd.DataFrame({"id": cluster + 1, "x": x, **drawn})

@@ -1,39 +1,18 @@
-"""What model is meant: equations, systems and mediation models, as names only (no data, no numbers)."""
+"""What model is meant: equations and systems of equations, as names only (no data, no numbers)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
+from jaxmed import terms
 from jaxmed.errors import SpecError
+from jaxmed.formulas import common_cluster, parse
+from jaxmed.terms import INTERCEPT, check_name, check_terms
 
-INTERCEPT = "1"
 COVARIANCES = ("unstructured", "diagonal", "block")
-
-
-def _names(value: Any, what: str) -> tuple[str, ...]:
-    """Check that ``value`` is a sequence of distinct column names and return it as a tuple."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise SpecError(f"{what} must be a list of column names such as ['1', 'x']; got {value!r}")
-    names = tuple(value)
-    for name in names:
-        _name(name, f"every entry of {what}")
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated:
-        raise SpecError(f"{what} names {repeated[0]!r} more than once; list each column once")
-    return names
-
-
-def _name(value: Any, what: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise SpecError(
-            f"{what} must be a column name (text); got {value!r} of type {type(value).__name__}. "
-            "If the columns of your frame have other names, rename them first: data.columns = data.columns.astype(str)"
-        )
-    if value == "*" or (value.startswith("^") and value.endswith("$")):
-        raise SpecError(f"{what} is {value!r}, which data frames read as a pattern; rename the column")
-    return value
 
 
 @dataclass(frozen=True)
@@ -45,9 +24,12 @@ class Equation:
     outcome : str
         Column of the response.
     predictors : list of str
-        Columns with a fixed effect; ``"1"`` is the intercept.
+        Terms with a fixed effect: ``"1"`` is the intercept, ``"x"`` a column, ``"x:w"`` a product, ``"within(x)"`` the
+        deviation from the cluster's mean and ``"between(x)"`` that mean, ``"g[B]"`` the indicator of category B of g.
     random : list of str, optional
         The predictors whose coefficient varies between clusters; none by default.
+    level : {1, 2}
+        2: the outcome belongs to the cluster, and the equation has one row per cluster.
 
     Raises
     ------
@@ -64,16 +46,19 @@ class Equation:
     outcome: str
     predictors: tuple[str, ...]
     random: tuple[str, ...] = ()
+    level: int = 1
 
-    def __init__(self, outcome: str, predictors: Iterable[str], random: Iterable[str] = ()) -> None:
-        _name(outcome, "the outcome of an equation")
-        fixed = _names(predictors, f"the predictors of {outcome!r}")
-        varying = _names(random, f"the random effects of {outcome!r}")
+    def __init__(self, outcome: str, predictors: Iterable[str], random: Iterable[str] = (), level: int = 1) -> None:
+        check_name(outcome, "the outcome of an equation")
+        fixed = check_terms(predictors, f"the predictors of {outcome!r}")
+        varying = check_terms(random, f"the random effects of {outcome!r}")
         if outcome == INTERCEPT:
             raise SpecError("'1' stands for the intercept and cannot be an outcome; rename the column")
+        if terms.factors(outcome) != (terms.Factor(outcome),):
+            raise SpecError(f"the outcome {outcome!r} is a term of several columns; make it a column of the data first")
         if not fixed:
             raise SpecError(f"the equation of {outcome!r} has no predictors; write ['1'] for an intercept alone")
-        if outcome in fixed:
+        if any(outcome in terms.columns(name) for name in fixed):
             raise SpecError(f"{outcome!r} is both the outcome and a predictor of the same equation; remove one")
         extra = [name for name in varying if name not in fixed]
         if extra:
@@ -81,9 +66,17 @@ class Equation:
                 f"{extra[0]!r} is random in the equation of {outcome!r} but not among its predictors {list(fixed)}; "
                 "add it there: a random effect varies around a fixed one"
             )
+        if isinstance(level, bool) or level not in (1, 2):
+            raise SpecError(f"level={level!r} of {outcome!r} is not known; 1 is the row, 2 the cluster")
+        if level == 2 and varying:
+            raise SpecError(
+                f"{outcome!r} belongs to the cluster (level=2): with one row per cluster its effects cannot vary "
+                "between clusters; leave out random"
+            )
         object.__setattr__(self, "outcome", outcome)
         object.__setattr__(self, "predictors", fixed)
         object.__setattr__(self, "random", tuple(name for name in fixed if name in varying))
+        object.__setattr__(self, "level", int(level))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -98,7 +91,8 @@ class Equation:
     @property
     def columns(self) -> tuple[str, ...]:
         """Data columns that a row must have observed to count in this equation."""
-        return (*(name for name in self.predictors if name != INTERCEPT), self.outcome)
+        used = (column for name in self.predictors for column in terms.columns(name))
+        return (*dict.fromkeys(used), self.outcome)
 
 
 @dataclass(frozen=True)
@@ -112,13 +106,16 @@ class System:
         densities is then the joint likelihood.
     cluster : str
         Column of the cluster id.
-    covariance : {"unstructured", "diagonal", "block"}
-        Covariance of the random effects: free, no covariances, or free within each equation and none between.
+    covariance : {"unstructured", "diagonal", "block"} or list of lists of str
+        Covariance of the random effects: free, no covariances, free within each equation and none between, or free
+        within each of the groups of labels listed, ``[["m~1"], ["y~1"], ["m~x", "y~m"]]``.
+    residuals : list of lists of str, optional
+        Groups of outcomes whose residuals are correlated within rows; none by default.
 
     Raises
     ------
     SpecError
-        Repeated outcomes, a circle among equations, an unknown covariance.
+        Repeated outcomes, a circle among equations, an unknown covariance, outcomes that cannot share residuals.
 
     Examples
     --------
@@ -130,17 +127,23 @@ class System:
 
     equations: tuple[Equation, ...]
     cluster: str
-    covariance: str = "unstructured"
+    covariance: str | tuple[tuple[str, ...], ...] = "unstructured"
+    residuals: tuple[tuple[str, ...], ...] = ()
 
-    def __init__(self, equations: Iterable[Equation], cluster: str, covariance: str = "unstructured") -> None:
+    def __init__(
+        self,
+        equations: Iterable[Equation],
+        cluster: str,
+        covariance: str | Iterable[Iterable[str]] = "unstructured",
+        residuals: Iterable[Iterable[str]] = (),
+    ) -> None:
         if isinstance(equations, Equation):
             equations = (equations,)
         equations = tuple(equations) if isinstance(equations, Iterable) else ()
         if not equations or not all(isinstance(equation, Equation) for equation in equations):
             raise SpecError("a System needs a list with at least one Equation")
-        _name(cluster, "cluster")
-        if covariance not in COVARIANCES:
-            raise SpecError(f"covariance={covariance!r} is not known; choose one of {list(COVARIANCES)}")
+        check_name(cluster, "cluster")
+        covariance = check_covariance(covariance)
         outcomes = [equation.outcome for equation in equations]
         for outcome in outcomes:
             if outcomes.count(outcome) > 1:
@@ -156,9 +159,52 @@ class System:
                     f"{cluster!r} is the cluster id and also a variable in the equation of {equation.outcome!r}; "
                     "use different columns"
                 )
+        groups = _residual_groups(residuals, equations)
         object.__setattr__(self, "equations", equations)
         object.__setattr__(self, "cluster", cluster)
         object.__setattr__(self, "covariance", covariance)
+        object.__setattr__(self, "residuals", groups)
+        if not isinstance(covariance, str):
+            _check_partition(covariance, self.random_labels)
+
+    @classmethod
+    def from_formulas(
+        cls,
+        formulas: Iterable[str],
+        cluster: str | None = None,
+        covariance: str | Iterable[Iterable[str]] = "unstructured",
+        residuals: Iterable[Iterable[str]] = (),
+    ) -> System:
+        """A system from formulas in the convention of lme4 and brms.
+
+        Columns, their products (``x:w``, ``x*w``), ``within(x)`` and ``between(x)``; nothing is evaluated. Random
+        effects of all formulas covary unless ``covariance`` says otherwise.
+
+        Parameters
+        ----------
+        formulas : list of str
+        cluster : str, optional
+            Column of the cluster id; by default the one that the formulas name.
+        covariance, residuals
+            As for :class:`System`.
+
+        Raises
+        ------
+        SpecError
+            A formula that cannot be read, functions of columns, several clusters.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> system = jm.System.from_formulas(["m ~ x + (1 + x | id)", "y ~ m + x + (1 + m + x | id)"])
+        >>> system == jm.Mediation(x="x", m="m", y="y", cluster="id").system()
+        True
+        """
+        formulas = [formulas] if isinstance(formulas, str) else list(formulas)
+        parsed = [parse(formula) for formula in formulas]
+        named = [found[3] for found in parsed] + [cluster]
+        equations = [Equation(outcome, predictors, random) for outcome, predictors, random, _ in parsed]
+        return cls(equations, common_cluster(formulas, named), covariance, residuals)
 
     @property
     def outcomes(self) -> tuple[str, ...]:
@@ -186,20 +232,70 @@ class System:
         return tuple(equation.columns for equation in self.equations)
 
     @property
+    def terms(self) -> tuple[str, ...]:
+        """Distinct terms and outcomes of the equations, without the intercept."""
+        every = (name for equation in self.equations for name in (*equation.predictors, equation.outcome))
+        return tuple(name for name in dict.fromkeys(every) if name != INTERCEPT)
+
+    @property
+    def random_pairs(self) -> tuple[tuple[int, int], ...]:
+        """Free entries (row >= column) of the covariance of the random effects, row by row."""
+        labels = self.random_labels
+        owner = [e for e, equation in enumerate(self.equations) for _ in equation.random]
+        group: dict[str, list[Any]] = {
+            "unstructured": [0] * len(labels),
+            "diagonal": list(range(len(labels))),
+            "block": owner,
+        }
+        if isinstance(self.covariance, str):
+            of = group[self.covariance]
+        else:
+            of = [next(k for k, names in enumerate(self.covariance) if label in names) for label in labels]
+        return tuple((a, b) for a in range(len(labels)) for b in range(a + 1) if of[a] == of[b])
+
+    @property
+    def residual_groups(self) -> tuple[tuple[int, ...], ...]:
+        """Equations by shared residuals, every equation once."""
+        at = {name: e for e, name in enumerate(self.outcomes)}
+        groups = [tuple(at[name] for name in group) for group in self.residuals]
+        shared = {e for group in groups for e in group}
+        return tuple(sorted([*groups, *((e,) for e in at.values() if e not in shared)]))
+
+    @property
+    def residual_pairs(self) -> tuple[tuple[int, int], ...]:
+        """Pairs of equations (e > f) with correlated residuals."""
+        return tuple((f, e) for group in self.residual_groups for e, f in combinations(group, 2))
+
+    @property
+    def averaged(self) -> tuple[str, ...]:
+        """Columns whose cluster mean is taken, over all rows in which they are observed."""
+        found = (factor.column for name in self.terms for factor in terms.factors(name) if factor.part)
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def row_products(self) -> tuple[tuple[str, ...], ...]:
+        """Products of columns, row by row, that the terms may need."""
+        return tuple(sorted({found for name in self.terms for found in terms.row_products(name)}))
+
+    @property
     def centred(self) -> frozenset[str]:
-        """Columns from which a constant may be subtracted without changing the model.
+        """Terms from which a constant may be subtracted without changing the model.
 
         A shift of a predictor moves into the intercept, so the equation must have one; where the slope is random the
         intercept must be random too and free to covary with it. A shift of an outcome needs an intercept.
         """
-        allowed = set(self.columns)
+        allowed = set(self.terms)
+        free = {frozenset((self.random_labels[a], self.random_labels[b])) for a, b in self.random_pairs}
         for equation in self.equations:
-            for name in equation.columns:
-                intercept = INTERCEPT in equation.predictors
-                absorbed = name not in equation.random or (
-                    INTERCEPT in equation.random and self.covariance != "diagonal"
-                )
-                if not (intercept and absorbed):
+            at = f"{equation.outcome}~{INTERCEPT}"
+            for name in (*equation.predictors, equation.outcome):
+                if name == INTERCEPT:
+                    continue
+                label = f"{equation.outcome}~{name}"
+                # What covaries with the slope must be free to covary with the intercept that takes up the shift.
+                beside = {other for pair in free if label in pair for other in pair}
+                absorbed = name not in equation.random or all(frozenset((at, other)) in free for other in beside)
+                if not (INTERCEPT in equation.predictors and absorbed):
                     allowed.discard(name)
         return frozenset(allowed)
 
@@ -208,11 +304,12 @@ class System:
         return {
             "kind": "system",
             "equations": [
-                {"outcome": e.outcome, "predictors": list(e.predictors), "random": list(e.random)}
+                {"outcome": e.outcome, "predictors": list(e.predictors), "random": list(e.random), "level": e.level}
                 for e in self.equations
             ],
             "cluster": self.cluster,
-            "covariance": self.covariance,
+            "covariance": plain_covariance(self.covariance),
+            "residuals": [list(group) for group in self.residuals],
         }
 
 
@@ -229,154 +326,64 @@ def _check_triangular(equations: tuple[Equation, ...]) -> None:
             del waiting[outcome]
 
 
-@dataclass(frozen=True)
-class Mediation:
-    """The 1-1-1 multilevel mediation model of Bauer, Preacher & Gil (2006): ``m ~ 1 + x`` and ``y ~ 1 + m + x``.
-
-    Parameters
-    ----------
-    x, m, y, cluster : str
-        Columns of predictor, mediator, outcome and cluster id.
-    random : "all", "none" or dict
-        Coefficients that vary between clusters: ``{"m": ["1", "x"], "y": ["1", "m"]}`` with the names of your mediator
-        and outcome columns as keys; an equation left out has none.
-    covariance : {"unstructured", "diagonal", "block"}
-        Covariance of the random effects, see :class:`System`.
-    covariates, moderators, center : None
-        Not available yet; anything but None is refused.
-
-    Raises
-    ------
-    SpecError
-        Two roles share a column, or an option is not known.
-
-    Examples
-    --------
-    >>> import jaxmed as jm
-    >>> jm.Mediation(x="x", m="m", y="y", cluster="id").system().labels
-    ('m~1', 'm~x', 'y~1', 'y~m', 'y~x')
-    """
-
-    x: str
-    m: str
-    y: str
-    cluster: str
-    random: str | tuple[tuple[str, tuple[str, ...]], ...] = "all"
-    covariance: str = "unstructured"
-
-    def __init__(
-        self,
-        x: str,
-        m: str,
-        y: str,
-        cluster: str,
-        random: str | Mapping[str, Iterable[str]] = "all",
-        covariance: str = "unstructured",
-        covariates: None = None,
-        moderators: None = None,
-        center: None = None,
-    ) -> None:
-        for option, value in {"covariates": covariates, "moderators": moderators, "center": center}.items():
-            if value is not None:
-                raise SpecError(f"{option}={value!r}: this version of jaxmed has no {option} yet; leave it out")
-        roles = {"x": x, "m": m, "y": y, "cluster": cluster}
-        for role, name in roles.items():
-            _name(name, role)
-            others = [other for other, column in roles.items() if column == name and other != role]
-            if others:
-                raise SpecError(
-                    f"{role} and {others[0]} are the same column {name!r}; x, m, y and cluster must be four columns"
-                )
-        for role, name in roles.items():
-            object.__setattr__(self, role, name)
-        object.__setattr__(self, "covariance", covariance)
-        object.__setattr__(self, "random", self._random(random))
-        self.system()
-
-    def _random(self, random: str | Mapping[str, Iterable[str]]) -> str | tuple[tuple[str, tuple[str, ...]], ...]:
-        if isinstance(random, str):
-            if random not in ("all", "none"):
-                raise SpecError(
-                    f"random={random!r} is not known; use 'all', 'none' or a dict such as "
-                    f"{{{self.m!r}: ['1', {self.x!r}], {self.y!r}: ['1', {self.m!r}]}}"
-                )
-            return random
-        if not isinstance(random, Mapping):
-            raise SpecError(f"random must be 'all', 'none' or a dict from outcome to columns; got {random!r}")
-        unknown = [key for key in random if key not in (self.m, self.y)]
+def _residual_groups(groups: Iterable[Iterable[str]], equations: tuple[Equation, ...]) -> tuple[tuple[str, ...], ...]:
+    """Check groups of outcomes with correlated residuals, and put their outcomes in the order of the equations."""
+    if isinstance(groups, str) or not isinstance(groups, Iterable):
+        raise SpecError(f"residuals must be a list of groups of outcomes such as [['m1', 'm2']]; got {groups!r}")
+    of = {equation.outcome: equation for equation in equations}
+    result: list[tuple[str, ...]] = []
+    seen: set[str] = set()
+    for group in groups:
+        names = check_terms(group, "a group of residuals")
+        unknown = [name for name in names if name not in of]
         if unknown:
-            raise SpecError(f"random has the key {unknown[0]!r}; the outcomes of this model are {[self.m, self.y]}")
-        chosen = []
-        for outcome, predictors in self._predictors.items():
-            names = _names(random.get(outcome, ()), f"random[{outcome!r}]")
-            extra = [name for name in names if name not in predictors]
-            if extra:
+            raise SpecError(f"residuals names {unknown[0]!r}; the outcomes of this system are {list(of)}")
+        if seen & set(names):
+            raise SpecError(f"residuals names {sorted(seen & set(names))[0]!r} in two groups; give each outcome once")
+        if len({of[name].level for name in names}) > 1:
+            raise SpecError(f"residuals of {list(names)} cannot be correlated within rows: their levels differ")
+        for name in names:
+            ahead = [other for other in names if other in of[name].columns[:-1]]
+            if ahead:
                 raise SpecError(
-                    f"random[{outcome!r}] has {extra[0]!r}, which is not a predictor of {outcome!r}; choose from "
-                    f"{list(predictors)}"
+                    f"residuals of {name!r} and {ahead[0]!r} cannot be correlated: {ahead[0]!r} is a predictor of "
+                    f"{name!r}, and the two paths could not be told apart"
                 )
-            chosen.append((outcome, tuple(name for name in predictors if name in names)))
-        if tuple(chosen) == tuple(self._predictors.items()):
-            return "all"
-        return tuple(chosen) if any(names for _, names in chosen) else "none"
-
-    @property
-    def _predictors(self) -> dict[str, tuple[str, ...]]:
-        return {self.m: (INTERCEPT, self.x), self.y: (INTERCEPT, self.m, self.x)}
-
-    def system(self) -> System:
-        """The two equations of this model."""
-        predictors = self._predictors
-        if self.random == "all":
-            varying: Mapping[str, tuple[str, ...]] = predictors
-        elif isinstance(self.random, str):
-            varying = {}
-        else:
-            varying = dict(self.random)
-        equations = [Equation(outcome, names, varying.get(outcome, ())) for outcome, names in predictors.items()]
-        return System(equations, cluster=self.cluster, covariance=self.covariance)
-
-    @property
-    def paths(self) -> dict[str, str]:
-        """Label of the fixed effect behind each path."""
-        return {"a": f"{self.m}~{self.x}", "b": f"{self.y}~{self.m}", "c_prime": f"{self.y}~{self.x}"}
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data, from which :func:`from_dict` makes an equal model."""
-        random = self.random if isinstance(self.random, str) else {key: list(names) for key, names in self.random}
-        return {
-            "kind": "mediation",
-            "x": self.x,
-            "m": self.m,
-            "y": self.y,
-            "cluster": self.cluster,
-            "random": random,
-            "covariance": self.covariance,
-        }
+        seen |= set(names)
+        if len(names) > 1:
+            result.append(tuple(name for name in of if name in names))
+    return tuple(result)
 
 
-Spec = System | Mediation
+def check_covariance(value: Any) -> str | tuple[tuple[str, ...], ...]:
+    """A known structure, or groups of labels of random effects."""
+    if isinstance(value, str) or not isinstance(value, Iterable):
+        if value not in COVARIANCES:
+            raise SpecError(
+                f"covariance={value!r} is not known; choose one of {list(COVARIANCES)} or list groups of labels of "
+                "random effects that may covary, such as [['m~1'], ['y~1'], ['m~x', 'y~m']]"
+            )
+        return str(value)
+    groups = tuple(tuple(group) if isinstance(group, (list, tuple)) else (group,) for group in value)
+    names = [name for group in groups for name in group]
+    for name in names:
+        if not isinstance(name, str):
+            raise SpecError(f"covariance has {name!r}; list labels of random effects such as 'm~x'")
+        if names.count(name) > 1:
+            raise SpecError(f"covariance lists {name!r} twice; each random effect belongs to one group")
+    return groups
 
 
-def system_of(spec: Spec) -> System:
-    """The system behind any specification."""
-    if isinstance(spec, System):
-        return spec
-    if isinstance(spec, Mediation):
-        return spec.system()
-    raise SpecError(f"the model must be a jaxmed.Mediation or jaxmed.System; got {type(spec).__name__}")
+def plain_covariance(value: str | tuple[tuple[str, ...], ...]) -> str | list[list[str]]:
+    """For ``to_dict``."""
+    return value if isinstance(value, str) else [list(group) for group in value]
 
 
-def from_dict(plain: Mapping[str, Any]) -> Spec:
-    """Inverse of ``to_dict`` of either kind."""
-    fields = dict(plain)
-    kind = fields.pop("kind", None)
-    try:
-        if kind == "mediation":
-            return Mediation(**fields)
-        if kind == "system":
-            equations = [Equation(**equation) for equation in fields.pop("equations")]
-            return System(equations, **fields)
-    except (TypeError, KeyError) as error:
-        raise SpecError(f"this saved {kind} is not complete ({error})") from error
-    raise SpecError(f"a saved model of kind {kind!r} is not known to this version of jaxmed")
+def _check_partition(groups: tuple[tuple[str, ...], ...], labels: tuple[str, ...]) -> None:
+    named = [name for group in groups for name in group]
+    wrong = [name for name in named if name not in labels] or [name for name in labels if name not in named]
+    if wrong:
+        raise SpecError(
+            f"covariance must list each random effect once; {wrong[0]!r} is "
+            f"{'not one of' if wrong[0] in named else 'missing from its list of'} {list(labels)}"
+        )

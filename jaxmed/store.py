@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxmed.errors import DataError, FitError
-from jaxmed.moments import Intake, Moments, Pattern
+from jaxmed.moments import Moments, Pattern, intake_from_dict
 
 
 def write(path: str | Path, plain: dict[str, Any], moments: Moments) -> None:
@@ -22,7 +22,10 @@ def write(path: str | Path, plain: dict[str, Any], moments: Moments) -> None:
     header = {
         "cluster": moments.cluster,
         "columns": moments.columns,
+        "row_products": moments.row_products,
         "groups": moments.groups,
+        "averaged": moments.averaged,
+        "categories": moments.categories,
         "observed": [pattern.observed for pattern in moments.patterns],
         "intake": asdict(moments.intake),
     }
@@ -76,8 +79,18 @@ def _text(plain: Any) -> NDArray[np.uint8]:
 def _moments(stored: Any) -> Moments:
     header = json.loads(stored["moments"].tobytes())
     patterns = tuple(Pattern(tuple(observed), stored[f"products{k}"]) for k, observed in enumerate(header["observed"]))
-    intake = Intake(**(header["intake"] | {"used": tuple(header["intake"]["used"])}))
-    groups = tuple(tuple(group) for group in header["groups"])
-    columns = tuple(header["columns"])
+    groups, row_products = (tuple(tuple(part) for part in header[name]) for name in ("groups", "row_products"))
     shift, scale, clusters = (stored[name] for name in ("shift", "scale", "clusters"))
-    return Moments(header["cluster"], columns, shift, scale, clusters, patterns, groups, intake)
+    return Moments(
+        header["cluster"],
+        tuple(header["columns"]),
+        row_products,
+        shift,
+        scale,
+        clusters,
+        patterns,
+        groups,
+        tuple(header["averaged"]),
+        {name: tuple(found) for name, found in header["categories"].items()},
+        intake_from_dict(header["intake"]),
+    )

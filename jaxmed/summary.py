@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import html as html_
 import textwrap
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from jaxmed.errors import SpecError
 from jaxmed.intervals import critical_value, normal_table, variance_limits
+from jaxmed.mediation import Mediation
 from jaxmed.moments import Floats
 from jaxmed.result import Estimates, TestResult
-from jaxmed.spec import Mediation, Spec
+from jaxmed.terms import INTERCEPT
 
 SE_NOTES = {
     "joint": "Standard errors: joint (fixed effects, covariances and residual variances estimated together).",
@@ -43,21 +44,21 @@ def fixed(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if np.isfinite(value) else "."
 
 
-def text(fit: Estimates, effects: pd.DataFrame | None, se: str, level: float) -> str:
+def text(fit: Estimates, tables: dict[str, pd.DataFrame], se: str, level: float) -> str:
     """The whole summary as plain text."""
-    title, facts, tables, notes = _content(fit, effects, se, level)
+    title, facts, shown, notes = _content(fit, tables, se, level)
     parts = [f"{title}\n{'=' * len(title)}", _columns(facts)]
-    parts += ["\n".join(filter(None, [table.title, _align(table.cells), table.note])) for table in tables]
+    parts += ["\n".join(filter(None, [table.title, _align(table.cells), table.note])) for table in shown]
     wrapped = [textwrap.fill(note, 100) for note in notes]
     return "\n\n".join([*parts, "\n".join(wrapped)]) + "\n"
 
 
-def html(fit: Estimates, effects: pd.DataFrame | None, se: str, level: float) -> str:
+def html(fit: Estimates, tables: dict[str, pd.DataFrame], se: str, level: float) -> str:
     """The whole summary as an HTML fragment; every name is escaped."""
-    title, facts, tables, notes = _content(fit, effects, se, level)
+    title, facts, shown, notes = _content(fit, tables, se, level)
     rows = "".join(f"<tr><th>{html_.escape(k)}</th><td>{html_.escape(v)}</td></tr>" for k, v in facts)
     parts = [f"<h3>{html_.escape(title)}</h3>", f"<table>{rows}</table>"]
-    for table in tables:
+    for table in shown:
         parts.append(f"<h4>{html_.escape(table.title)}</h4>{table.cells.to_html(escape=True)}")
         if table.note:
             parts.append(f"<p>{html_.escape(table.note)}</p>")
@@ -66,14 +67,15 @@ def html(fit: Estimates, effects: pd.DataFrame | None, se: str, level: float) ->
 
 
 def _content(
-    fit: Estimates, effects: pd.DataFrame | None, se: str, level: float
+    fit: Estimates, tables: dict[str, pd.DataFrame], se: str, level: float
 ) -> tuple[str, list[tuple[str, str]], list[Table], list[str]]:
     if se not in SE_NOTES:
         raise SpecError(f"se={se!r} is not known; choose 'joint' or 'bauer'")
     kind = "joint" if se == "joint" else "block"
     spec = fit.spec
     if isinstance(spec, Mediation):
-        title = f"Multilevel mediation: {spec.x} -> {spec.m} -> {spec.y} within {spec.cluster}"
+        through = (" -> " if spec.serial else ", ").join(spec.mediators)
+        title = f"Multilevel mediation: {spec.x} -> {through} -> {spec.y} within {spec.cluster}"
     else:
         title = f"Mixed model: {', '.join(fit.system.outcomes)} within {spec.cluster}"
     wald = fit.wald(kind=kind)
@@ -88,35 +90,75 @@ def _content(
         ("Random effects", ", ".join(fit.system.random_labels) or "none"),
         ("Rows", _rows(fit)),
     ]
+    if any(fit.intake.missing.values()):
+        patterns = "; ".join(f"{observed}: {count}" for observed, count in fit.intake.patterns.items())
+        facts.append(("Rows by observed columns", patterns))
     critical = critical_value(level)
-    tables = []
-    if effects is not None:
-        held = effects["se"].eq(0)
-        shown = effects.assign(**{column: effects[column].mask(held) for column in ("se", "ci_lower", "ci_upper")})
-        tables.append(Table("Effects", _coefficients(shown, level), _legend(spec)))
+    shown = [Table(title, _effect_cells(found, level)) for title, found in tables.items()]
+    if shown:
+        shown[0] = shown[0]._replace(note=_legend(fit))
     coefficients = normal_table(
         list(fit.params.index), fit.params.to_numpy(), fit.standard_errors(kind).to_numpy(), critical
     )
-    tables.append(Table("Fixed effects", _coefficients(coefficients, level)))
+    shown.append(Table("Fixed effects", _coefficients(coefficients, level)))
     tests = [("no random effects", fit.lr_test())] if fit.free else []
     if len(fit.system.outcomes) > 1:
         tests.append(("linear regression", fit.lr_test("pooled")))
     note = "\n".join(f"LR test vs. {against}: {_test(test)}" for against, test in tests)
-    tables.append(Table("Random effects (covariance G) and residuals", _variances(fit, critical, level, se), note))
-    notes = [SE_NOTES[se]]
+    shown.append(Table("Random effects (covariance G) and residuals", _variances(fit, critical, level, se), note))
+    notes = [f"Note: {note}." for note in fit.notes]
+    if isinstance(spec, Mediation) and spec.center is not None and _confounded(fit):
+        notes.append(
+            "Note: between effects of a mediator and the covariance of random intercepts explain the same differences "
+            "between clusters and are told apart only weakly; covariance=[[...], ...] can hold that covariance at zero."
+        )
+    notes.append(SE_NOTES[se])
     if fit.free:
         notes.append("LR tests are conservative: variances are tested on their boundary.")
     notes.append(f"After {fit.n_iter} iterations: {fit.message}.")
-    return title, facts, tables, notes
+    return title, facts, shown, notes
 
 
-def _legend(spec: Spec) -> str:
+def _effect_cells(found: pd.DataFrame, level: float) -> pd.DataFrame:
+    """Cells of a table of effects; what is fixed by the model has no uncertainty to show."""
+    held = found["se"].eq(0)
+    found = found.assign(**{column: found[column].mask(held) for column in ("se", "ci_lower", "ci_upper")})
+    if isinstance(found.index, pd.MultiIndex):
+        found.index = pd.Index([_at(key, found.index.names[1:]) for key in found.index])
+    return _coefficients(found, level)
+
+
+def _at(key: tuple[Any, ...], moderators: list[Any]) -> str:
+    """An entry of the index of effects: ``"indirect, w = 1"``."""
+    values = zip(moderators, key[1:], strict=True)
+    given = [
+        f"{name} = {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in values if pd.notna(value)
+    ]
+    return ", ".join([str(key[0]), *given])
+
+
+def _confounded(fit: Estimates) -> bool:
+    """Whether the random intercepts of a mediator and the outcome are free to covary."""
+    labels = [f"{outcome}~{INTERCEPT}" for outcome in fit.system.outcomes]
+    random = fit.system.random_labels
+    at = [random.index(label) for label in labels if label in random]
+    return any((b, a) in fit.free for a in at for b in at if b > a)
+
+
+def _legend(fit: Estimates) -> str:
+    spec = fit.spec
     if not isinstance(spec, Mediation):
         return ""
-    return (
-        f"a: {spec.x} -> {spec.m}; b: {spec.m} -> {spec.y}; c_prime: {spec.x} -> {spec.y};\n"
-        "cov_ab: cov(a_j, b_j) between clusters; indirect: a b + cov_ab; total: indirect + c_prime"
-    )
+    paths = "; ".join(f"{edge.name}: {edge.source} -> {edge.outcome}" for edge in spec.edges)
+    if spec.simple:
+        return f"{paths};\ncov_ab: cov(a_j, b_j) between clusters; indirect: a b + cov_ab; total: indirect + c_prime"
+    lines = [paths, "cov: covariances between clusters; indirect: expected product of paths; total: indirect + c_prime"]
+    if spec.moderators:
+        moved = "; ".join(f"{name}: {', '.join(found)}" for name, found in spec.moderators)
+        lines.append(f"moderators: {moved}; index: slope of the indirect effect in a moderator")
+    if spec.center is not None:
+        lines.append("within: deviations from cluster means; between: cluster means; contextual: between - within")
+    return "\n".join("\n".join(textwrap.wrap(line, 100)) for line in lines)
 
 
 def _by_outcome(fit: Estimates) -> str:
@@ -141,8 +183,11 @@ def _coefficients(table: pd.DataFrame, level: float) -> pd.DataFrame:
     cells = {
         "estimate": table["estimate"].map(number),
         "std. err.": table["se"].map(number),
-        "z": table["z"].map(lambda z: fixed(z, 2)),
-        "P>|z|": table["p"].map(lambda p: fixed(p, 3)),
+        **(
+            {"z": table["z"].map(lambda z: fixed(z, 2)), "P>|z|": table["p"].map(lambda p: fixed(p, 3))}
+            if "z" in table
+            else {}
+        ),
         _heads(level)[0]: table["ci_lower"].map(number),
         _heads(level)[1]: table["ci_upper"].map(number),
     }
@@ -164,11 +209,14 @@ def _variances(fit: Estimates, critical: float, level: float, se: str) -> pd.Dat
                 names.append(f"cov({random[col]},{random[row]})")
                 estimate.append(g[row, col])
                 error.append(g_se[row, col])
-    n_covariances = len(names) - len(random)
     names += [f"var(residual {outcome})" for outcome in fit.system.outcomes]
     estimate += fit.residual_var.to_list()
     error += fit.residual_var_se.to_list()
-    if se == "bauer" and isinstance(fit.spec, Mediation):
+    for row, col in fit.system.residual_pairs:
+        names.append(f"cov(residual {fit.system.outcomes[col]},{fit.system.outcomes[row]})")
+        estimate.append(fit.residual_cov.iloc[row, col])
+        error.append(fit.residual_cov_se.iloc[row, col])
+    if se == "bauer" and isinstance(fit.spec, Mediation) and fit.spec.simple:
         difference = fit.residual_var.iloc[0] - fit.residual_var.iloc[1]
         at = fit.joint[-2:, -2:]
         names.append("var(fid: sm) = difference")
@@ -176,7 +224,7 @@ def _variances(fit: Estimates, critical: float, level: float, se: str) -> pd.Dat
         error.append(np.sqrt(at[0, 0] + at[1, 1] - 2 * at[0, 1]) if difference > 0 else np.nan)
     values, errors = np.array(estimate), np.array(error)
     lower, upper = variance_limits(values, errors, critical)
-    plain = slice(len(random), len(random) + n_covariances)
+    plain = np.array([name.startswith("cov(") for name in names])
     lower[plain] = values[plain] - critical * errors[plain]
     upper[plain] = values[plain] + critical * errors[plain]
     cells: dict[str, list[str]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -32,3 +33,28 @@ def bpg2006() -> pd.DataFrame:
 def unbalanced() -> pd.DataFrame:
     """60 text-id clusters of 3 to 15 rows, x far from zero, some y missing (tests/reference/README.md)."""
     return pd.read_csv(REFERENCE / "unbalanced.csv")
+
+
+@pytest.fixture(scope="session")
+def extended() -> pd.DataFrame:
+    """90 text-id clusters of 5 to 12 rows with covariates, moderators and several mediators (tests/reference)."""
+    return pd.read_csv(REFERENCE / "extended.csv")
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the program in this process: exit code, stdout, stderr."""
+    from jaxmed import cli
+
+    # It points JAX at its cache folder and moves stderr, which would outlive the test in this process.
+    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(cli, "drop_loader_noise", lambda: None)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["jaxmed", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return stopped.value.code or 0, out, err
+
+    return call

@@ -1,18 +1,19 @@
 """The model written down naively, as the tests' oracle: a dense covariance matrix per cluster, plain NumPy, no JAX.
 
-Everything works with complex G, variances and coefficients as well, so that :func:`gradient` can differentiate by a
-complex step: Im f(t + ih) / h with h = 1e-30 has no cancellation and is exact to rounding.
+Everything works with complex G, residual covariances and coefficients as well, so that :func:`gradient` can
+differentiate by a complex step: Im f(t + ih) / h with h = 1e-30 has no cancellation and is exact to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from jaxmed.spec import INTERCEPT, System
+from jaxmed.spec import System
 
 
 class Cluster(NamedTuple):
@@ -23,29 +24,75 @@ class Cluster(NamedTuple):
     z: np.ndarray  # (n, q)
     y: np.ndarray  # (n,)
     equation: np.ndarray  # (n,)
+    row: np.ndarray  # (n,), the row of the frame it comes from; -1 for the cluster's own
+    seen: np.ndarray  # (n,), bit e is set: that row counts in equation e, which may share residuals with this one
 
 
-def stack(data: pd.DataFrame, system: System) -> list[Cluster]:
-    """Clusters of a frame in the order of their sorted labels; those that count in no equation are left out."""
-    clusters = []
-    labels, random = list(system.labels), [system.labels.index(label) for label in system.random_labels]
-    for label, rows in data.groupby(system.cluster, sort=True):
+def term(data: pd.DataFrame, name: str, cluster: str) -> np.ndarray:
+    """Values of ``"x"``, ``"x:w"``, ``"within(x)"``, ``"between(x)"``, ``"g[B]"`` and products of these, row by row.
+
+    Cluster means are over all rows in which the column is observed.
+    """
+    value = np.ones(len(data))
+    for piece in name.split(":") if name != "1" else ():
+        part, column = re.fullmatch(r"(?:(within|between)\()?(.*?)\)?", piece).groups()
+        if column in data:
+            x = data[column].to_numpy(float)
+        else:
+            own, category = re.fullmatch(r"(.*)\[(.*)\]", column).groups()
+            x = np.where(data[own].isna(), np.nan, data[own].astype(str) == category)
+        mean = pd.Series(x).groupby(data[cluster].to_numpy()).transform("mean").to_numpy()
+        value = value * {None: x, "within": x - mean, "between": mean}[part]
+    return value
+
+
+def stack(data: pd.DataFrame, system: System, units: Mapping[str, tuple[float, float]] | None = None) -> list[Cluster]:
+    """Clusters of a frame in the order of their sorted labels; those that count in no equation are left out.
+
+    An equation of level 2 has one row per cluster, if some row of the frame has all its columns. ``units`` are shift
+    and scale by which terms are moved to (value - shift) / scale.
+    """
+    labels, outcomes, clusters = list(system.labels), list(system.outcomes), []
+    random = [labels.index(label) for label in system.random_labels]
+    values = {"1": np.ones(len(data))}
+    for name in system.terms:
+        shift, scale = (units or {}).get(name, (0.0, 1.0))
+        values[name] = (term(data, name, system.cluster) - shift) / scale
+    observed = {name: ~np.isnan(term(data, name, system.cluster)) for name in system.columns}
+    together = np.eye(len(outcomes), dtype=bool)
+    for group in system.residuals:
+        at = [outcomes.index(name) for name in group]
+        together[np.ix_(at, at)] = True
+    for label, rows in data.groupby(system.cluster, sort=True).indices.items():
         parts = []
         for e, equation in enumerate(system.equations):
-            own = rows.dropna(subset=list(equation.columns))
+            own = rows[np.all([observed[name][rows] for name in equation.columns], axis=0)]
+            own = own[:1] if equation.level == 2 else own
             x = np.zeros((len(own), len(labels)))
             for name in equation.predictors:
-                x[:, labels.index(f"{equation.outcome}~{name}")] = 1.0 if name == INTERCEPT else own[name]
-            parts.append((x, own[equation.outcome].to_numpy(float), np.full(len(own), e)))
-        x, y, at = (np.concatenate(column) for column in zip(*parts, strict=True))
+                x[:, labels.index(f"{equation.outcome}~{name}")] = values[name][own]
+            row = np.full(len(own), -1) if equation.level == 2 else own
+            parts.append((x, values[equation.outcome][own], np.full(len(own), e), row))
+        x, y, at, row = (np.concatenate(column) for column in zip(*parts, strict=True))
+        beside = (row[:, None] == row) & together[at[:, None], at]
         if len(y):
-            clusters.append(Cluster(label, x, x[:, random], y, at))
+            clusters.append(Cluster(label, x, x[:, random], y, at, row, beside @ 2**at))
     return clusters
 
 
-def covariance(cluster: Cluster, g: np.ndarray, sigma2: np.ndarray) -> np.ndarray:
+def residual_covariance(cluster: Cluster, sigma: np.ndarray) -> np.ndarray:
+    """R_j: residuals of one row covary. ``sigma``: variances (E,), covariances (E, E), or those by ``seen``."""
+    if sigma.ndim == 1:
+        return np.diag(sigma[cluster.equation])
+    sigma = np.broadcast_to(sigma, (2 ** len(sigma[0]), *sigma.shape[-2:]))
+    entries = sigma[cluster.seen[:, None], cluster.equation[:, None], cluster.equation]
+    same = (cluster.row[:, None] == cluster.row) & (cluster.seen[:, None] == cluster.seen)
+    return np.where(same, entries, 0.0)
+
+
+def covariance(cluster: Cluster, g: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """V_j = Z_j G Z_j' + R_j."""
-    return cluster.z @ g @ cluster.z.T + np.diag(sigma2[cluster.equation])
+    return cluster.z @ g @ cluster.z.T + residual_covariance(cluster, sigma)
 
 
 def _logdet(matrix: np.ndarray) -> complex:
@@ -53,41 +100,41 @@ def _logdet(matrix: np.ndarray) -> complex:
     return np.log(sign) + logabs
 
 
-def gls(clusters: list[Cluster], g: np.ndarray, sigma2: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def gls(clusters: list[Cluster], g: np.ndarray, sigma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Generalised least squares: beta and X'V^-1X."""
     information, score = 0.0, 0.0
     for cluster in clusters:
-        weighted = np.linalg.solve(covariance(cluster, g, sigma2), cluster.x)
+        weighted = np.linalg.solve(covariance(cluster, g, sigma), cluster.x)
         information = information + cluster.x.T @ weighted
         score = score + weighted.T @ cluster.y
     return np.linalg.solve(information, score), information
 
 
 def loglik(
-    clusters: list[Cluster], g: np.ndarray, sigma2: np.ndarray, reml: bool, beta: np.ndarray | None = None
+    clusters: list[Cluster], g: np.ndarray, sigma: np.ndarray, reml: bool, beta: np.ndarray | None = None
 ) -> float | complex:
     """Log likelihood at ``beta`` (default: the GLS estimate); REML without the constant log|X'X| / 2."""
     if beta is None or reml:
-        estimate, information = gls(clusters, g, sigma2)
+        estimate, information = gls(clusters, g, sigma)
         beta = estimate if beta is None else beta
     deviance, rows = 0.0, 0
     for cluster in clusters:
-        v = covariance(cluster, g, sigma2)
+        v = covariance(cluster, g, sigma)
         residual = cluster.y - cluster.x @ beta
         deviance = deviance + _logdet(v) + residual @ np.linalg.solve(v, residual)
         rows += len(residual)
     if reml:
         deviance, rows = deviance + _logdet(information), rows - len(beta)
     value = -(deviance + rows * np.log(2 * np.pi)) / 2
-    return value if np.iscomplexobj(g) or np.iscomplexobj(sigma2) or np.iscomplexobj(beta) else float(np.real(value))
+    return value if np.iscomplexobj(g) or np.iscomplexobj(sigma) or np.iscomplexobj(beta) else float(np.real(value))
 
 
-def blups(clusters: list[Cluster], g: np.ndarray, sigma2: np.ndarray, beta: np.ndarray) -> np.ndarray:
+def blups(clusters: list[Cluster], g: np.ndarray, sigma: np.ndarray, beta: np.ndarray) -> np.ndarray:
     """Predictions G Z_j'V_j^-1 (y_j - X_j beta), shape (clusters, q)."""
-    return np.array([g @ c.z.T @ np.linalg.solve(covariance(c, g, sigma2), c.y - c.x @ beta) for c in clusters])
+    return np.array([g @ c.z.T @ np.linalg.solve(covariance(c, g, sigma), c.y - c.x @ beta) for c in clusters])
 
 
-def henderson(clusters: list[Cluster], g: np.ndarray, sigma2: np.ndarray) -> np.ndarray:
+def henderson(clusters: list[Cluster], g: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """Prediction-error covariance of (beta, u_1, ..., u_J): the inverse of the mixed-model equations' matrix."""
     p, q = clusters[0].x.shape[1], len(g)
     size = p + q * len(clusters)
@@ -97,7 +144,7 @@ def henderson(clusters: list[Cluster], g: np.ndarray, sigma2: np.ndarray) -> np.
         design[:, :p] = cluster.x
         own = slice(p + q * j, p + q * (j + 1))
         design[:, own] = cluster.z
-        matrix += design.T @ (design / sigma2[cluster.equation][:, None])
+        matrix += design.T @ np.linalg.solve(residual_covariance(cluster, sigma), design)
         matrix[own, own] += np.linalg.inv(g)
     return np.linalg.inv(matrix)
 

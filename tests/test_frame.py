@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxmed as jm
+from jaxmed.design import make_design
 from jaxmed.frame import read
 
 SYSTEM = jm.Mediation(x="x", m="m", y="y", cluster="id").system()
@@ -141,7 +142,12 @@ def test_missing_values_are_counted_and_left_out(route, tmp_path):
     check(moments, rows, int)
     n = len(rows)
     assert moments.intake == jm.moments.Intake(
-        rows=n, used=(n - 6, n - 8), missing={"x": 1, "m": 2, "y": 4, "id": 3}, dropped=6
+        rows=n,
+        used=(n - 6, n - 8),
+        missing={"x": 1, "m": 2, "y": 4, "id": 3},
+        dropped=6,
+        patterns={"x, m": 2, "x, m, y": n - 8},
+        ranges={name: (rows[name].min(), rows[name].max()) for name in NAMES},
     )
     assert moments.clusters.dtype.kind == "i"
 
@@ -334,8 +340,10 @@ def test_a_row_counts_where_its_equation_is_complete():
     n = len(rows)
     assert moments.intake.used == (n - 5, n - 15)
     assert moments.intake.dropped == 5
-    assert moments.row_counts(("x", "m")).sum() == n - 5
-    assert moments.row_counts(("x", "m", "y")).sum() == n - 15
+    design = make_design(SYSTEM, moments)
+    assert design.used == moments.intake.used
+    assert design.row_counts(0).sum() == n - 5
+    assert design.row_counts(1).sum() == n - 15
 
 
 @pytest.mark.parametrize("make", [make_rows, holey, lambda: _categories(holey())])
@@ -576,7 +584,7 @@ def test_moments_by_another_cluster_are_refused():
     moments = read(make_rows(), SYSTEM)
     other = jm.Mediation(x="x", m="m", y="y", cluster="school").system()
     with pytest.raises(jm.DataError, match="these moments are by cluster 'id', not 'school'"):
-        moments.for_system(other)
+        moments.for_columns(other.cluster, other.columns, other.groups, other.averaged)
 
 
 def test_moments_with_ids_of_other_types_do_not_add():

@@ -14,6 +14,7 @@ from scipy.stats import chi2, norm
 import jaxmed as jm
 from jaxmed import effects, inference
 from jaxmed.intervals import critical_value, normal_table, variance_limits
+from jaxmed.mediation import Facts
 from jaxmed.params import Layout
 
 FULL = jm.Mediation("x", "m", "y", "id")
@@ -146,21 +147,27 @@ def test_bauer_by_hand(reml):
     assert wide == pytest.approx(estimate - norm.ppf(0.995) * se, rel=1e-12)
 
 
-@pytest.mark.parametrize("method", [effects.delta, effects.bauer])
-def test_effects_without_a_covariance_of_slopes(method):
+@pytest.mark.parametrize("se", ["joint", "bauer"])
+def test_effects_without_a_covariance_of_slopes(se):
     """A fixed slope, or covariance="diagonal": cov_ab is zero and known, and only a and b make the indirect effect."""
-    paths = effects.Paths(a=1, b=3, c_prime=4, cov_ab=None)
+    estimands = FULL.estimands(Facts())
+    plan = effects.make_plan(estimands, ["m~1", "m~x", "y~1", "y~m", "y~x", "m~~m"], estimands.rows)
     values = np.array([9.0, 0.5, 9.0, -2.0, 0.7, 9.0])
     root = np.random.default_rng(3).normal(size=(6, 6))
     v = root @ root.T / 50
-    estimate, se = method(paths, values, v)
+    (estimate,), (slope,) = effects.value_and_jacobian(
+        effects.effects, plan, values, effects.make_weights(estimands, {})
+    )
+    names = [row.name for row in estimands.rows]
+    assert names == ["a", "b", "c_prime", "cov_ab", "indirect", "total"]
+    error = effects.delta(slope, v) if se == "joint" else effects.bauer(plan, names, slope, v)
     assert estimate == pytest.approx([0.5, -2.0, 0.7, 0.0, -1.0, -0.3])
-    assert se[3] == 0
+    assert error[3] == 0
     indirect = 4 * v[1, 1] + 0.25 * v[3, 3] - 2 * v[1, 3]
-    extra = v[1, 1] * v[3, 3] + v[1, 3] ** 2 if method is effects.bauer else 0.0
-    assert se[4] == pytest.approx(np.sqrt(indirect + extra), rel=1e-12)
+    extra = v[1, 1] * v[3, 3] + v[1, 3] ** 2 if se == "bauer" else 0.0
+    assert error[4] == pytest.approx(np.sqrt(indirect + extra), rel=1e-12)
     total = indirect + extra + v[4, 4] - 4 * v[1, 4] + v[3, 4]
-    assert se[5] == pytest.approx(np.sqrt(total), rel=1e-12)
+    assert error[5] == pytest.approx(np.sqrt(total), rel=1e-12)
 
 
 def test_fixed_direct_path_keeps_the_covariance_of_a_and_b(data):
@@ -175,7 +182,13 @@ def test_fixed_direct_path_keeps_the_covariance_of_a_and_b(data):
 
 # Two equations; random: both coefficients of the first, the first of the second.
 LAYOUT = Layout(
-    sizes=(2, 2), random=(0, 1, 2), free=tuple(zip(*map(list, np.tril_indices(3)), strict=True)), rows=(), reml=True
+    sizes=(2, 2),
+    random=(0, 1, 2),
+    free=tuple(zip(*map(list, np.tril_indices(3)), strict=True)),
+    pairs=(),
+    seen=((0,), (1,)),
+    pieces=(),
+    reml=True,
 )
 
 
@@ -200,7 +213,7 @@ def test_is_singular(root, log_sd, mean_square, singular):
 
 
 def test_without_random_effects_nothing_is_singular():
-    layout = Layout(sizes=(2,), random=(), free=(), rows=(), reml=False)
+    layout = Layout(sizes=(2,), random=(), free=(), pairs=(), seen=((0,),), pieces=(), reml=False)
     assert inference.is_singular(layout, np.zeros(1), np.zeros(0)) is False
 
 

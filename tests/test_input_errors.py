@@ -15,6 +15,7 @@ import jaxmed as jm
 
 ROLES = {"x": "x", "m": "m", "y": "y", "cluster": "id"}
 MODEL = jm.Mediation(**ROLES)
+EQUATIONS = [jm.Equation("m", ["1", "x"], ["1"]), jm.Equation("y", ["1", "m", "x"], ["1", "m"])]
 
 
 def rows(clusters=12, size=5):
@@ -155,9 +156,11 @@ def test_names_that_only_look_like_text():
 
 
 @pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("name", [0, None, "", ("a", "b"), b"x"])
+@pytest.mark.parametrize("name", [0, None, "", ("a", 7), b"x"])
 def test_names_that_are_no_text(role, name):
-    message = f"{role} must be a column name .text." if name is not None else f"which columns are {role}"
+    """m may be several columns; each of them must be text."""
+    where = "m.1." if role == "m" and isinstance(name, tuple) else role
+    message = f"{where} must be a column name .text." if name is not None else f"which columns are {role}"
     refused(message, rows(), None, jm.SpecError, **(ROLES | {role: name}))
 
 
@@ -194,24 +197,30 @@ def test_cluster_ids_of_several_parts(make):
 
 @pytest.mark.parametrize("covariance", ["unstructured", "diagonal"])
 def test_predictor_of_the_cluster_cannot_have_a_random_slope(covariance):
-    model = jm.Mediation(**ROLES, covariance=covariance)
+    """Where the slope is asked for; random="all" leaves it out and says so."""
+    model = jm.Mediation(**ROLES, covariance=covariance, random={"m": ["1", "x"]})
     message = "'x' does not vary within any cluster, so its slope in the equation of 'm'.*leave it out of random"
     refused(message, changed(x=lambda d: np.sin(d["id"])), model)
 
 
 def test_mediator_of_the_cluster():
     data = changed(m=lambda d: np.sin(d["id"]))
-    refused("'m' does not vary within any cluster, so its residual variance", data)
+    refused("'m' does not vary within clusters but 'x' does .a 1-2-1 design.", data)
+    refused("'m' does not vary within any cluster, so its residual variance", data, jm.System(EQUATIONS, "id"))
 
 
 def test_mediator_of_the_cluster_cannot_have_a_random_slope():
     data = changed(m=lambda d: np.sin(d["id"]))
+    message = "'m' does not vary within any cluster, so its slope in the equation of 'y'"
+    refused(message, data, jm.System(EQUATIONS[1], "id"))
     model = jm.Mediation(**ROLES, random={"y": ["1", "m"]})
-    refused("'m' does not vary within any cluster, so its slope in the equation of 'y'", data, model)
+    refused(message, data.assign(x=lambda d: np.cos(d["id"])), model)
 
 
 def test_outcome_of_the_cluster():
-    refused("'y' does not vary within any cluster", changed(y=lambda d: np.sin(d["id"])))
+    data = changed(y=lambda d: np.sin(d["id"]))
+    refused("the outcome 'y' does not vary within clusters .an x-m-2 design.", data)
+    refused("'y' does not vary within any cluster", data, jm.System(EQUATIONS[1], "id"))
 
 
 def test_every_row_a_cluster():
@@ -440,7 +449,7 @@ def test_a_model_that_is_none(model):
         ({"random": {"y": ["1", "1"]}}, "names '1' more than once"),
         ({"covariance": "free"}, "covariance='free' is not known; choose one of"),
         ({"covariance": None}, "covariance=None is not known"),
-        ({"covariance": ["diagonal"]}, "is not known; choose one of"),
+        ({"covariance": ["diagonal"]}, "must list each random effect once; 'diagonal' is not one of"),
     ],
 )
 def test_options_of_the_model(option, message):

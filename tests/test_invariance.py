@@ -16,9 +16,10 @@ from conftest import REFERENCE
 
 import jaxmed as jm
 from jaxmed import likelihood, newton, optimise
+from jaxmed.design import make_design
 from jaxmed.errors import Status
 from jaxmed.fit import _compiled
-from jaxmed.params import make_layout
+from jaxmed.params import Layout, count_rows, make_layout
 
 MODEL = jm.Mediation("x", "m", "y", "id")
 
@@ -26,6 +27,12 @@ MODEL = jm.Mediation("x", "m", "y", "id")
 @pytest.fixture(scope="module")
 def base(unbalanced) -> jm.Fit:
     return jm.fit(unbalanced, MODEL)
+
+
+def prepared(fit: jm.Fit) -> tuple[Layout, likelihood.Data]:
+    design = make_design(fit.system, fit.moments)
+    layout = make_layout(design, fit.reml)
+    return layout, likelihood.make_data(design.table, count_rows(layout, design))
 
 
 def assert_same(fit: jm.Fit, base: jm.Fit, tolerance: float) -> None:
@@ -117,8 +124,7 @@ def test_units(unbalanced, reml):
 
 def test_starting_values(base, unbalanced):
     """Twenty poor starts, standard deviations between 1/20 and 20 times those of the columns, end in one optimum."""
-    layout = make_layout(base.system, base.moments, reml=True)
-    data = likelihood.make_data(base.moments.table, base.moments.intake.used)
+    layout, data = prepared(base)
     rng = np.random.default_rng(17)
     missed = []
     for _ in range(20):
@@ -137,8 +143,7 @@ def test_starting_at_a_singular_fit(unbalanced, zero):
     """A start with zero variances, such as the optimum of a subsample or of the fit behind a bootstrap may be."""
     random = {"m": ["1", "x"], "y": ["1", "m"]}
     fit = jm.fit(unbalanced, jm.Mediation("x", "m", "y", "id", random=random, covariance="diagonal"))
-    layout = make_layout(fit.system, fit.moments, reml=True)
-    data = likelihood.make_data(fit.moments.table, fit.moments.intake.used)
+    layout, data = prepared(fit)
     start = fit.theta.copy()
     start[[3] if zero == "one variance" else range(4)] = 0.0
     with jax.enable_x64(True):
@@ -206,8 +211,7 @@ def test_the_users_global_x64_flag_does_not_matter(base, flag):
 
 def test_the_certificate_does_not_depend_on_the_damping(base):
     """At the optimum, with the damping still high from steps lost to rounding: nothing is left to gain all the same."""
-    layout = make_layout(base.system, base.moments, reml=True)
-    data = likelihood.make_data(base.moments.table, base.moments.intake.used)
+    layout, data = prepared(base)
     with jax.enable_x64(True):
         step = jax.jit(newton.step, static_argnums=0)
         trace = jax.numpy.full((optimise.LOGGED, 3), np.nan)

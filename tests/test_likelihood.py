@@ -14,15 +14,19 @@ import pytest
 from scipy.linalg import null_space
 from scipy.stats import multivariate_normal
 
-from jaxmed import Equation, Mediation, System, frame, likelihood, linalg, params
+from jaxmed import Equation, Mediation, System, derivatives, frame, likelihood, linalg, params, predict
+from jaxmed.design import make_design
 from jaxmed.likelihood import BLOCK
+
+CHAIN = Mediation("x", "m", "y", "id").system()  # m ~ 1 + x, y ~ 1 + m + x
+SLOPES = [Equation("m", ["1", "x"], ["1", "x"]), Equation("y", ["1", "m", "x"], ["1", "m"])]
 
 # name -> (system, columns with missing values). Each is compiled for ML and REML, so there are few of them, each with
 # something of its own.
 SYSTEMS = {
     "one equation, unstructured": (System([Equation("y", ["1", "x"], ["1", "x"])], "id"), ["y"]),
     "no random intercept": (System([Equation("y", ["1", "x", "w"], ["x"])], "id"), ["w"]),
-    "1-1-1, all random": (Mediation("x", "m", "y", "id").system(), ["y"]),
+    "1-1-1, all random": (CHAIN, ["y"]),
     "diagonal": (
         Mediation("x", "m", "y", "id", random={"m": ["1", "x"], "y": ["1", "m"]}, covariance="diagonal").system(),
         [],
@@ -47,26 +51,132 @@ SYSTEMS = {
         ["y"],
     ),
     "no random effects": (Mediation("x", "m", "y", "id", random="none").system(), ["y"]),
+    "groups of random effects": (System(SLOPES, "id", [["m~1"], ["m~x", "y~m"], ["y~1"]]), ["y"]),
+    "correlated residuals": (
+        System(
+            [
+                Equation("m", ["1", "x"], ["1", "x"]),
+                Equation("w", ["1", "x"], ["x"]),
+                Equation("y", ["1", "m", "w", "x"], ["m"]),
+            ],
+            "id",
+            residuals=[["m", "w"]],
+        ),
+        ["y"],
+    ),
+    "correlated residuals, rows with one of two mediators": (
+        System(
+            [
+                Equation("m", ["1", "x"], ["1"]),
+                Equation("w", ["1", "x"], ["1", "x"]),
+                Equation("y", ["1", "m", "w", "x"], ["w"]),
+            ],
+            "id",
+            residuals=[["m", "w"]],
+        ),
+        ["m", "w", "y"],
+    ),
+    "three residuals, rows with any of them": (
+        System(
+            [Equation("m", ["1", "x"], ["1"]), Equation("w", ["x"]), Equation("y", ["1", "x"], ["1", "x"])],
+            "id",
+            "block",
+            residuals=[["m", "w", "y"]],
+        ),
+        ["m", "w", "y"],
+    ),
+    "two groups of residuals, interleaved": (
+        System(
+            [
+                Equation("m", ["1", "x"], ["1"]),
+                Equation("v", ["1", "m"], ["m"]),
+                Equation("w", ["1", "x"]),
+                Equation("y", ["1", "w", "x"], ["1"]),
+            ],
+            "id",
+            residuals=[["y", "v"], ["m", "w"]],
+        ),
+        ["v", "w"],
+    ),
+    "no random effects, correlated residuals": (
+        System([Equation("m", ["1", "x"]), Equation("y", ["1", "x"])], "id", residuals=[["m", "y"]]),
+        ["m", "y"],
+    ),
+    "mediator of the cluster": (
+        System([Equation("c", ["1", "d"], level=2), Equation("y", ["1", "c", "x"], ["1", "x"])], "id"),
+        ["c", "x"],
+    ),
+    "mediators of the cluster, correlated residuals": (
+        System(
+            [
+                Equation("c", ["1", "between(x)"], level=2),
+                Equation("y", ["1", "c", "d", "within(x)"], ["1", "within(x)"]),
+                Equation("d", ["1", "between(x)", "between(x):e"], level=2),
+            ],
+            "id",
+            residuals=[["c", "d"]],
+        ),
+        ["x", "d", "y"],
+    ),
+    "products": (
+        System(
+            [
+                Equation("m", ["1", "x", "c", "x:c"], ["1", "x", "x:c"]),
+                Equation("y", ["1", "m", "x", "w", "m:w", "x:c:w", "x:g[B]"], ["1", "m:w"]),
+            ],
+            "id",
+        ),
+        ["w", "y"],
+    ),
+    "products whose zero matters": (
+        System([Equation("y", ["w:x", "x", "c:x"], ["w:x", "c:x"]), Equation("w", ["1", "c", "x:c"], ["x:c"])], "id"),
+        ["x"],
+    ),
+    "within and between": (
+        System(
+            [
+                Equation("m", ["1", "within(x)", "between(x)"], ["1", "within(x)"]),
+                Equation(
+                    "y",
+                    ["1", "within(m)", "between(m)", "within(x)", "between(x)", "within(m):w", "between(x):c", "w"],
+                    ["1", "within(m)"],
+                ),
+            ],
+            "id",
+        ),
+        ["x", "m", "y"],
+    ),
 }
+ROWS = ["x", "w", "m", "y", "v"]
+CLUSTERS = ["c", "d", "e"]
 
 
 def make_frame(seed: int, n_clusters: int = 14, missing: list[str] | None = None) -> pd.DataFrame:
-    """Unbalanced clusters of 1 to 7 rows (always some of 1 and 2), columns of unlike units that hang together."""
+    """Unbalanced clusters of 1 to 7 rows (always some of 1 and 2), columns of unlike units that hang together.
+
+    c, d and e belong to the cluster; where they have missing values, it is in some rows and in all of some clusters.
+    """
     rng = np.random.default_rng(seed)
     sizes = np.concatenate([[1, 2], rng.integers(1, 8, n_clusters - 2)])
     n = sizes.sum()
     shared = rng.normal(size=n)
     data = pd.DataFrame({"id": np.repeat(rng.permutation(n_clusters), sizes)})
-    for name, (mean, sd) in {"x": (2.0, 1.0), "w": (-30.0, 4.0), "m": (0.5, 0.2), "y": (100.0, 30.0)}.items():
+    units = {"x": (2.0, 1.0), "w": (-30.0, 4.0), "m": (0.5, 0.2), "y": (100.0, 30.0), "v": (0.0, 1.0)}
+    for name, (mean, sd) in units.items():
         data[name] = mean + sd * (0.6 * shared + rng.normal(size=n))
+    for name, (mean, sd) in zip(CLUSTERS, [(-1.0, 0.5), (300.0, 20.0), (3.0, 1.0)], strict=True):
+        data[name] = (mean + sd * rng.normal(size=n_clusters))[data["id"]]
+    data["g"] = rng.choice(["A", "B", "C"], n)
     for name in missing or []:
         data.loc[rng.random(n) < 0.2, name] = np.nan
+        if name in CLUSTERS:
+            data.loc[data["id"] % 7 == CLUSTERS.index(name), name] = np.nan
     return data.sample(frac=1, random_state=seed)
 
 
 @dataclass(frozen=True)
 class Case:
-    """A system with data and a point at which to look, on the working scale of the moments."""
+    """A system with data and a point at which to look, on the working scale of the design."""
 
     name: str
     reml: bool
@@ -85,15 +195,29 @@ class Case:
         return frame.read(self.data, self.system)
 
     @cached_property
+    def design(self):
+        return make_design(self.system, self.moments)
+
+    @cached_property
     def working(self) -> list[dense.Cluster]:
-        """Dense clusters of the working columns (value - shift) / scale."""
-        columns = list(self.moments.columns)
-        shifted = (self.data[columns] - self.moments.shift) / self.moments.scale
-        return dense.stack(shifted.assign(id=self.data["id"]), self.system)
+        """Dense clusters of the working terms (value - shift) / scale."""
+        units = {name: (self.design.shift[name], self.design.scale[name]) for name in self.system.terms}
+        return dense.stack(self.data, self.system, units)
 
     @cached_property
     def layout(self):
-        return params.make_layout(self.system, self.moments, self.reml)
+        return params.make_layout(self.design, self.reml)
+
+    @cached_property
+    def sigma(self) -> np.ndarray:
+        """Residual covariance matrix of a row, at working scale."""
+        rng = np.random.default_rng(98)
+        sd = np.sqrt(rng.uniform(0.5, 1.4, self.layout.n_equations))
+        correlation = np.eye(len(sd))
+        for e, f in self.layout.pairs:
+            correlation[e, f] = correlation[f, e] = rng.uniform(0.2, 0.6) * rng.choice([-1, 1])
+        assert np.linalg.eigvalsh(correlation)[0] > 0.05
+        return correlation * np.outer(sd, sd)
 
     @cached_property
     def point(self) -> tuple[np.ndarray, np.ndarray]:
@@ -105,7 +229,8 @@ class Case:
             root[row, col] = rng.uniform(0.3, 0.9) if row == col else rng.normal(0, 0.4)
         if self.zero_row:
             root[-1] = 0.0
-        return root, rng.uniform(0.7, 2.0, self.layout.n_equations)
+        precisions = [np.linalg.inv(self.sigma[np.ix_(seen, seen)]) for seen in self.layout.seen]
+        return root, np.concatenate([precision[np.triu_indices(len(precision))] for precision in precisions])
 
     @cached_property
     def core(self) -> np.ndarray:
@@ -114,39 +239,49 @@ class Case:
         return np.array([*((root @ root.T)[pair] for pair in self.layout.free), *tau])
 
     def split(self, core):
-        """(free entries of G, tau) -> G, residual variances; also for complex values."""
-        n_free = len(self.layout.free)
-        return dense.symmetric(core[:n_free], self.layout.free, self.layout.n_random), 1 / core[n_free:]
+        """(free entries of G, tau) -> G, residual covariances by the equations that a row is seen in; also complex."""
+        n, at = self.layout.n_equations, len(self.layout.free)
+        g = dense.symmetric(core[:at], self.layout.free, self.layout.n_random)
+        sigma = np.full((2**n, n, n), np.nan, dtype=core.dtype)
+        for seen in self.layout.seen:
+            pairs = tuple(zip(*np.triu_indices(len(seen)), strict=True))
+            precision = dense.symmetric(core[at : at + len(pairs)], pairs, len(seen))
+            sigma[np.ix_([sum(2**e for e in seen)], seen, seen)] = np.linalg.inv(precision)
+            at += len(pairs)
+        assert at == len(core)
+        return g, sigma
 
     def dense_loss(self, core):
         return -dense.loglik(self.working, *self.split(core), self.reml)
 
     @cached_property
     def packed(self) -> likelihood.Data:
-        return likelihood.make_data(self.moments.table, self.moments.intake.used)
+        return likelihood.make_data(self.design.table, params.count_rows(self.layout, self.design))
 
     @cached_property
-    def evaluation(self) -> likelihood.Evaluation:
-        return self.run(likelihood.evaluate)
+    def evaluation(self) -> derivatives.Evaluation:
+        return self.run(derivatives.evaluate)
 
     def run(self, function, data: likelihood.Data | None = None):
-        """A function of ``likelihood`` at the point, compiled, as NumPy."""
+        """A function of root, tau and data at the point, compiled, as NumPy."""
         with jax.enable_x64(True):
             compiled = jax.jit(function, static_argnums=0, compiler_options=QUICK)
             return jax.tree.map(np.asarray, compiled(self.layout, *self.point, data or self.packed))
 
 
-CASES = {f"{name}, {'REML' if reml else 'ML'}": Case(name, reml) for name in SYSTEMS for reml in (False, True)}
-SINGULAR = {
-    f"singular G, {'REML' if reml else 'ML'}": Case("1-1-1, all random", reml, zero_row=True) for reml in (False, True)
-}
-
-
 # The arithmetic is under test here; what the compiler makes of it at full optimisation, wherever a model is fitted.
 QUICK = {"xla_backend_optimization_level": 0}
 
-# Compiling second derivatives costs seconds: REML of every system (it contains ML's terms), ML of two.
-BOTH = {name: case for name, case in CASES.items() if case.reml or case.name in list(SYSTEMS)[:3:2]}
+# Compiling costs seconds: REML of every system (it contains ML's terms); ML of all without correlated residuals and of
+# one with them, but its second derivatives by autodiff of three only.
+SOME_ROWS = "correlated residuals, rows with one of two mediators"
+ML = [name for name, (system, _) in SYSTEMS.items() if not system.residuals or name == SOME_ROWS]
+CASES = {f"{name}, REML": Case(name, True) for name in SYSTEMS} | {f"{name}, ML": Case(name, False) for name in ML}
+SINGULAR = {
+    f"singular G, {'REML' if reml else 'ML'}": Case("1-1-1, all random", reml, zero_row=True) for reml in (False, True)
+}
+TWICE = {"one equation, unstructured, ML", "1-1-1, all random, ML", f"{SOME_ROWS}, ML"}
+BOTH = {name: case for name, case in CASES.items() if case.reml or name in TWICE}
 
 
 @pytest.fixture(params=CASES)
@@ -177,24 +312,24 @@ def assert_close(found, expected, tolerance: float) -> None:
 
 def test_dense_loglik_is_the_normal_density():
     case = CASES["three equations, ML"]
-    g, sigma2 = case.split(case.core)
+    g, sigma = case.split(case.core)
     beta = np.linspace(-1, 1, case.layout.n_fixed)
-    expected = sum(multivariate_normal(c.x @ beta, dense.covariance(c, g, sigma2)).logpdf(c.y) for c in case.working)
-    assert dense.loglik(case.working, g, sigma2, False, beta) == pytest.approx(expected, rel=1e-12)
+    expected = sum(multivariate_normal(c.x @ beta, dense.covariance(c, g, sigma)).logpdf(c.y) for c in case.working)
+    assert dense.loglik(case.working, g, sigma, False, beta) == pytest.approx(expected, rel=1e-12)
 
 
 def test_dense_reml_is_the_density_of_error_contrasts():
     case = CASES["three equations, REML"]
-    g, sigma2 = case.split(case.core)
+    g, sigma = case.split(case.core)
     x, y = (np.concatenate([getattr(c, name) for c in case.working]) for name in ("x", "y"))
     v = np.zeros((len(y), len(y)))
     end = np.cumsum([len(c.y) for c in case.working])
     for stop, c in zip(end, case.working, strict=True):
-        v[stop - len(c.y) : stop, stop - len(c.y) : stop] = dense.covariance(c, g, sigma2)
+        v[stop - len(c.y) : stop, stop - len(c.y) : stop] = dense.covariance(c, g, sigma)
     contrasts = null_space(x.T)
     expected = multivariate_normal(cov=contrasts.T @ v @ contrasts).logpdf(contrasts.T @ y)
     constant = np.linalg.slogdet(x.T @ x)[1] / 2
-    assert dense.loglik(case.working, g, sigma2, True) + constant == pytest.approx(expected, rel=1e-12)
+    assert dense.loglik(case.working, g, sigma, True) + constant == pytest.approx(expected, rel=1e-12)
 
 
 # Value ---------------------------------------------------------------------------------------------------------------
@@ -202,15 +337,14 @@ def test_dense_reml_is_the_density_of_error_contrasts():
 
 def test_value_equals_dense_on_the_users_scale(case):
     """1e-9 relative: working columns are rounded, and sums of squares of the user's columns are large."""
-    scale = params.make_scale(case.system, case.layout, case.moments)
+    scale = params.make_scale(case.design, case.layout)
     unit = scale.linear[np.ix_(case.layout.random, case.layout.random)]
-    g, sigma2 = case.split(case.core)
-    units = dict(zip(case.moments.columns, case.moments.scale, strict=True))
-    sigma2 = sigma2 * np.array([units[outcome] for outcome in case.system.outcomes]) ** 2
+    units = np.array([case.design.scale[outcome] for outcome in case.system.outcomes])
+    g, sigma = case.split(case.core)[0], case.sigma * np.outer(units, units)
     clusters = dense.stack(case.data, case.system)
-    expected = dense.loglik(clusters, unit @ g @ unit.T, sigma2, case.reml)
+    expected = dense.loglik(clusters, unit @ g @ unit.T, sigma, case.reml)
     assert scale.loglik - case.run(likelihood.value) == pytest.approx(expected, rel=1e-9)
-    beta, information = dense.gls(clusters, unit @ g @ unit.T, sigma2)
+    beta, information = dense.gls(clusters, unit @ g @ unit.T, sigma)
     found = scale.linear @ case.evaluation.beta + scale.offset
     error = np.sqrt(np.diag(np.linalg.inv(information)))
     np.testing.assert_allclose((found - beta) / error, 0, atol=1e-8)
@@ -224,12 +358,20 @@ def test_data_really_are_unbalanced_and_incomplete():
     three = CASES["three equations, ML"].moments
     assert len(three.patterns) == 3  # rows that count for m alone, for m and w, for all (y's equation needs w)
     assert three.intake.used[0] > three.intake.used[1] > three.intake.used[2]
+    assert CASES[f"{SOME_ROWS}, ML"].layout.seen == ((0,), (0, 1), (1,), (2,))
+    assert len(CASES["three residuals, rows with any of them, REML"].layout.seen) == 7
+    assert CASES["two groups of residuals, interleaved, REML"].layout.pairs == ((2, 0), (3, 1))
+    for name in ("mediator of the cluster", "mediators of the cluster, correlated residuals"):
+        case = CASES[f"{name}, REML"]
+        assert case.design.used[0] < case.moments.n_clusters < case.design.used[1]
+    means = CASES["within and between, REML"]
+    assert {"x"} in [set(pattern.observed) for pattern in means.moments.patterns]  # counts in a mean and nowhere else
 
 
 def test_value_gradient_and_evaluate_agree(autodiff_case):
     """Three routes to the same sums; 1e-13 is rounding in another order of operations."""
     evaluation = autodiff_case.evaluation
-    f, gradient = autodiff_case.run(likelihood.gradient)
+    f, gradient = autodiff_case.run(derivatives.gradient)
     assert autodiff_case.run(likelihood.value) == pytest.approx(evaluation.value, rel=1e-13)
     assert f == pytest.approx(evaluation.value, rel=1e-13)
     assert_close(gradient, evaluation.gradient, 1e-13)
@@ -308,11 +450,11 @@ def test_blocks_equal_the_one_block_definition(many):
 
 
 def test_predictions_in_blocks_keep_the_order_of_clusters(many):
-    g, sigma2 = many.split(many.core)
+    g, sigma = many.split(many.core)
     beta = many.evaluation.beta
-    found = many.run(lambda layout, root, tau, data: likelihood.predict(layout, root, tau, beta, data))
+    found = many.run(lambda layout, root, tau, data: predict.posterior(layout, root, tau, beta, data))
     present = np.isin(many.moments.clusters, [c.label for c in many.working])
-    expected = dense.blups(many.working, g, sigma2, beta)
+    expected = dense.blups(many.working, g, sigma, beta)
     assert_close(found.effects[:, : many.moments.n_clusters][:, present].T, expected, 1e-10)
     assert np.all(found.effects[:, many.moments.n_clusters :] == 0)
 
@@ -322,7 +464,9 @@ def test_padding_changes_nothing():
     case = CASES["block, REML"]
     table = case.packed.table
     longer = likelihood.Data(np.concatenate([table, np.zeros_like(table)], axis=1), np.int64(2), case.packed.n_rows)
-    for padded in jax.tree.leaves(jax.tree.map(np.array_equal, case.run(likelihood.evaluate, longer), case.evaluation)):
+    for padded in jax.tree.leaves(
+        jax.tree.map(np.array_equal, case.run(derivatives.evaluate, longer), case.evaluation)
+    ):
         assert padded
 
 
@@ -351,11 +495,180 @@ def test_padded_sizes_are_few_monotone_and_not_wasteful():
     assert np.all(3 * (sizes - used) <= sizes)
 
 
-def test_make_data_keeps_the_moments_and_counts():
-    case = CASES["three equations, ML"]
+def test_make_data_keeps_the_moments_and_counts(case):
+    """Rows by the set of equations that they are seen in; without correlated residuals, by equation."""
     n = case.moments.n_clusters
-    np.testing.assert_array_equal(case.packed.table[:, :n], case.moments.table)
+    np.testing.assert_array_equal(case.packed.table[:, :n], case.design.table)
     assert not case.packed.table[:, n:].any()
-    assert case.packed.n_rows.tolist() == [
-        sum(int(np.sum(c.equation == e)) for c in case.working) for e in range(case.layout.n_equations)
+    counts = [
+        [np.sum(c.seen == sum(2**e for e in seen)) / len(seen) for c in case.working] for seen in case.layout.seen
     ]
+    assert case.packed.n_rows.tolist() == [sum(own) for own in counts]
+    by_equation = [sum(np.sum(c.equation == e) for c in case.working) for e in range(case.layout.n_equations)]
+    assert list(case.design.used) == by_equation
+    if not case.system.residuals:
+        assert case.packed.n_rows.tolist() == by_equation
+
+
+# Terms ---------------------------------------------------------------------------------------------------------------
+
+
+def test_cross_products_of_terms_equal_dense(case):
+    """Working predictors and outcome of every equation, cluster by cluster; 1e-12 of the largest entry is rounding."""
+    present = np.isin(case.moments.clusters, [c.label for c in case.working])
+    for e, start in enumerate(case.layout.starts):
+        own = slice(start, start + case.layout.sizes[e])
+        stacked = [np.column_stack([c.x[:, own], c.y])[c.equation == e] for c in case.working]
+        found = case.design.cross_products(e)[..., present]
+        assert_close(found, np.stack([rows.T @ rows for rows in stacked], axis=-1), 1e-12)
+        np.testing.assert_array_equal(case.design.row_counts(e)[present], [len(rows) for rows in stacked])
+
+
+def test_moments_without_needless_products_give_the_same_design(case):
+    """Products with a column of the cluster follow from the others; the same to rounding."""
+    lean = make_design(case.system, case.moments.lean())
+    assert (lean.used, lean.shift, lean.scale) == (case.design.used, case.design.shift, case.design.scale)
+    assert_close(lean.table, case.design.table, 1e-12)
+
+
+def test_a_term_is_shifted_only_where_that_leaves_the_model_as_it_is(case):
+    for name in case.system.terms:
+        assert case.design.shift[name] == 0 or name in case.system.centred
+        assert np.log2(case.design.scale[name]) % 1 == 0
+    no_intercept = CASES["products whose zero matters, REML"].design
+    assert [name for name, shift in no_intercept.shift.items() if shift] == []
+    assert CASES["products, REML"].design.shift["m:w"] != 0
+
+
+@pytest.mark.parametrize("part", [slice(None, None, 3), slice(2, 9)])
+def test_the_design_of_some_clusters(case, part):
+    """What a fit to very many clusters starts from."""
+    some = case.design.part(part)
+    labels = set(case.moments.clusters[part])
+    assert some.n_clusters == len(labels)
+    np.testing.assert_array_equal(some.table, case.design.table[:, part])
+    inside = [c for c in case.working if c.label in labels]
+    assert list(some.used) == [sum(np.sum(c.equation == e) for c in inside) for e in range(case.layout.n_equations)]
+    counts = [sum(np.sum(c.seen == sum(2**e for e in s)) / len(s) for c in inside) for s in case.layout.seen]
+    assert list(params.count_rows(case.layout, some)) == counts
+
+
+# Residual (co)variances ----------------------------------------------------------------------------------------------
+
+CORRELATED = {name: case for name, case in CASES.items() if case.layout.pairs}
+
+
+@pytest.fixture(params=CORRELATED)
+def correlated(request) -> Case:
+    return CORRELATED[request.param]
+
+
+def variances(case: Case) -> np.ndarray:
+    return np.array([*np.diag(case.sigma), *(case.sigma[pair] for pair in case.layout.pairs)])
+
+
+def spread(case: Case) -> np.ndarray:
+    """Inverse of ``spread_to_variances``: log sds, and the rows of the root of the correlations up to their length."""
+    sd = np.sqrt(np.diag(case.sigma))
+    root = np.linalg.cholesky(case.sigma / np.outer(sd, sd))
+    return np.array([*np.log(sd), *(root[e, f] / root[e, e] for e, f in case.layout.pairs)])
+
+
+def differences(function, at: np.ndarray, step: float = 1e-6) -> np.ndarray:
+    """Central differences along the last axis; error some step^2 and 1e-16 / step."""
+    moves = step * np.eye(len(at))
+    return np.stack([(function(at + move) - function(at - move)) / (2 * step) for move in moves], axis=-1)
+
+
+def test_residual_coordinates_cover_the_covariances(correlated):
+    """Round trip from a covariance matrix; 1e-14 is rounding. Any coordinates give a positive definite one."""
+    layout = correlated.layout
+    rng = np.random.default_rng(2)
+    with jax.enable_x64(True):
+        found = np.asarray(params.spread_to_variances(layout, jnp.asarray(spread(correlated))))
+        assert_close(found, variances(correlated), 1e-14)
+        for size in (0.1, 1.0, 10.0):
+            entries = np.asarray(
+                params.spread_to_variances(layout, jnp.asarray(size * rng.normal(size=layout.n_residual)))
+            )
+            diagonal = [(e, e) for e in range(layout.n_equations)]
+            matrix = dense.symmetric(entries, (*diagonal, *layout.pairs), layout.n_equations)
+            unit = 1 / np.sqrt(np.diag(matrix))
+            assert np.linalg.eigvalsh(matrix * np.outer(unit, unit))[0] > 0
+
+
+def test_precisions_invert_the_covariances_of_what_a_row_has(correlated):
+    layout, n_rows = correlated.layout, correlated.packed.n_rows
+    with jax.enable_x64(True):
+        tau = params.variances_to_precisions(layout, jnp.asarray(variances(correlated)))
+        logdet = params.log_precision(layout, tau, n_rows)
+        again = params.precisions(layout, jnp.asarray(spread(correlated)))
+    assert_close(tau, correlated.point[1], 1e-14)
+    assert_close(again, correlated.point[1], 1e-14)
+    blocks = [correlated.sigma[np.ix_(seen, seen)] for seen in layout.seen]
+    expected = -sum(n * np.linalg.slogdet(block)[1] for n, block in zip(n_rows, blocks, strict=True))
+    assert logdet == pytest.approx(expected, rel=1e-13)
+
+
+@pytest.mark.parametrize("function", ["spread_to_variances", "variances_to_precisions", "precisions"])
+def test_derivatives_of_residual_coordinates(correlated, function):
+    """Against central differences of the map and of its Jacobian."""
+    layout = correlated.layout
+    at = variances(correlated) if function == "variances_to_precisions" else spread(correlated)
+    with jax.enable_x64(True):
+        mapped = jax.jit(lambda point: getattr(params, function)(layout, point))
+        weight = np.random.default_rng(6).normal(size=len(mapped(at)))
+        jacobian, bend = params.chain(mapped, jnp.asarray(at), jnp.asarray(weight))
+        slope = jax.jit(lambda point: weight @ jax.jacfwd(mapped)(point))
+        assert_close(jacobian, differences(lambda point: np.asarray(mapped(point)), at), 1e-8)
+        assert_close(bend, differences(lambda point: np.asarray(slope(point)), at), 1e-8)
+
+
+def test_derivatives_of_the_root_and_residual_coordinates(correlated):
+    """Chain from (entries added to a root with its rows in another order, residual coordinates) to (G, tau)."""
+    layout, n_free = correlated.layout, len(correlated.layout.free)
+    at = spread(correlated)
+    rng = np.random.default_rng(8)
+    weight = rng.normal(size=n_free + len(layout.pieces))
+    with jax.enable_x64(True):
+        root, order = params.triangular(layout, jnp.asarray(correlated.point[0]), pivot=True)
+        jacobian, curvature = params.root_chain(layout, root, order, jnp.asarray(at), jnp.asarray(weight))
+
+        def core(step):
+            moved = np.array(root)
+            for value, (i, k) in zip(step[:n_free], layout.free, strict=True):
+                moved[order[i], k] += value
+            entries = [(moved @ moved.T)[pair] for pair in layout.free]
+            return np.array([*entries, *np.asarray(params.precisions(layout, jnp.asarray(at + step[n_free:])))])
+
+        zero = np.zeros(n_free + len(at))
+        assert_close(jacobian, differences(core, zero), 1e-8)
+        # Second differences over 1e-3: h^2 gives some 1e-6 of it.
+        slope = differences(lambda step: weight @ differences(core, step, 1e-3), zero, 1e-3)
+        assert_close(curvature, slope, 1e-4)
+
+
+def test_derivatives_in_residual_covariances_equal_dense(correlated):
+    """Through the precisions of all sets of outcomes to the one covariance matrix; tolerances as above."""
+    layout, n_free = correlated.layout, len(correlated.layout.free)
+    with jax.enable_x64(True):
+        inner, bend = params.chain(
+            lambda at: params.variances_to_precisions(layout, at),
+            jnp.asarray(variances(correlated)),
+            jnp.asarray(correlated.evaluation.gradient[n_free:]),
+        )
+    jacobian = np.eye(n_free + len(layout.pieces), n_free + layout.n_residual)
+    jacobian[n_free:, n_free:] = inner
+    gradient = correlated.evaluation.gradient @ jacobian
+    hessian = jacobian.T @ correlated.evaluation.hessian @ jacobian
+    hessian[n_free:, n_free:] += bend
+    entries = (*((e, e) for e in range(layout.n_equations)), *layout.pairs)
+
+    def loss(values):
+        g = dense.symmetric(values[:n_free], layout.free, layout.n_random)
+        sigma = dense.symmetric(values[n_free:], entries, layout.n_equations)
+        return -dense.loglik(correlated.working, g, sigma, correlated.reml)
+
+    at = np.concatenate([correlated.core[:n_free], variances(correlated)])
+    assert_close(gradient, dense.gradient(loss, at), 1e-9)
+    assert_close(hessian, dense.hessian(loss, at, 1e-4 * np.maximum(np.abs(at), 0.1)), 1e-7)

@@ -14,8 +14,9 @@ import pytest
 
 import jaxmed as jm
 from jaxmed import frame, likelihood, optimise
+from jaxmed.design import make_design
 from jaxmed.fit import _compiled
-from jaxmed.params import make_layout
+from jaxmed.params import count_rows, make_layout
 
 MODEL = jm.Mediation("x", "m", "y", "id")
 PACKAGE = Path(jm.__file__).parent
@@ -49,19 +50,20 @@ def simulate(n_clusters: int, n_rows: int = 6, seed: int = 0):
     return pd.DataFrame({"id": cluster, "x": x, "m": m, "y": u[2] + (0.4 + u[3]) * m + (0.2 + u[4]) * x + f})
 
 
+def prepared(n_clusters: int):
+    """Layout, starting values and data of the model."""
+    design = make_design(MODEL.system(), frame.read(simulate(n_clusters), MODEL.system()))
+    layout = make_layout(design, True)
+    data = likelihood.make_data(design.table, count_rows(layout, design))
+    return layout, optimise.starting_values(layout, design), data
+
+
 SETUP = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import jax, jax.numpy as jnp, numpy as np, jaxmed as jm
-from test_runtime import MODEL, simulate
-from jaxmed import frame, likelihood, optimise
-from jaxmed.params import make_layout
-
-def prepared(n):
-    moments = frame.read(simulate(n), MODEL.system())
-    layout = make_layout(MODEL.system(), moments, True)
-    start = optimise.starting_values(MODEL.system(), layout, moments)
-    return layout, start, likelihood.make_data(moments.table, moments.intake.used)
+from test_runtime import prepared
+from jaxmed import derivatives, optimise
 """
 
 
@@ -78,7 +80,7 @@ with jax.enable_x64(True):
     for n in (100, 2000):
         layout, start, data = prepared(n)
         point = root_and_precision(layout, jnp.asarray(start))
-        evaluation = jax.jit(likelihood.evaluate, static_argnums=0)(layout, *point, data)
+        evaluation = jax.jit(derivatives.evaluate, static_argnums=0)(layout, *point, data)
         assert np.all(np.isfinite(evaluation.hessian)), n
     layout, start, data = prepared(100)
     weights = np.random.default_rng(1).exponential(size=(64, 1, data.table.shape[1]))
@@ -100,10 +102,7 @@ with jax.enable_x64(True):
 
 def test_optimiser_is_compiled_to_plain_arithmetic():
     """No custom call, to LAPACK or anything else, and nothing in single precision in what runs under vmap."""
-    moments = frame.read(simulate(30), MODEL.system())
-    layout = make_layout(MODEL.system(), moments, True)
-    start = optimise.starting_values(MODEL.system(), layout, moments)
-    data = likelihood.make_data(moments.table, moments.intake.used)
+    layout, start, data = prepared(30)
     with jax.enable_x64(True):
         lowered = jax.jit(optimise.solve, static_argnums=0).lower(layout, data, start)
         texts = [lowered.as_text().lower(), lowered.compile().as_text().lower()]

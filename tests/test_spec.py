@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxmed as jm
-from jaxmed.spec import from_dict, system_of
+from jaxmed.mediation import Facts, Path, check_spec, from_dict
 
 ROLES = {"x": "x", "m": "m", "y": "y", "cluster": "id"}
 
@@ -39,7 +39,9 @@ def test_mediation_is_two_equations_with_everything_random():
 
 def test_mediation_paths_name_labels_of_the_system():
     model = jm.Mediation(x="p", m="q", y="r", cluster="id")
-    assert model.paths == {"a": "q~p", "b": "r~q", "c_prime": "r~p"}
+    paths = model.estimands(Facts()).paths
+    assert paths == {name: Path(((label, ()),)) for name, label in {"a": "q~p", "b": "r~q", "c_prime": "r~p"}.items()}
+    assert {label for path in paths.values() for label, _ in path.pieces} <= set(model.system().labels)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +114,7 @@ def test_unknown_kind_is_refused(plain):
 @pytest.mark.parametrize("value", ["y ~ x", None, jm.Mediation, 3])
 def test_only_models_are_models(value):
     with pytest.raises(jm.SpecError, match=r"must be a jaxmed\.Mediation or jaxmed\.System"):
-        system_of(value)
+        check_spec(value)
 
 
 # Contradictions ------------------------------------------------------------------------------------------------------
@@ -172,7 +174,7 @@ def test_chains_in_any_order_are_accepted():
         (lambda: jm.System(equations(("y", "1")), "y"), "cluster id and also a variable"),
         (lambda: jm.System(equations(("y", "1")), None), "cluster must be a column name"),
         (lambda: jm.System(equations(("y", "1")), "id", "free"), "covariance='free' is not known"),
-        (lambda: jm.Mediation(x="x", m="1", y="y", cluster="id"), "stands for the intercept"),
+        (lambda: jm.Mediation(x="x", m="1", y="y", cluster="id"), "m='1' is a term, not a column"),
         (lambda: jm.Mediation(x="x", m="m", y="y", cluster="y"), "y and cluster are the same column 'y'"),
         (lambda: jm.Mediation(**ROLES, random={"m": ["m"]}), "not (among its|a) predictor"),
         (lambda: jm.Mediation(**ROLES, random={"m": "x"}), "must be a list of column names"),

@@ -1,0 +1,239 @@
+"""Derivatives of the likelihood in closed form (docs/method.md, Derivatives).
+
+In the entries of G and in tau, the entries of the residual precisions; ``jax.hessian`` of
+:func:`jaxmed.likelihood.negative_loglik` is their definition and the tests' oracle.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxmed import linalg
+from jaxmed.likelihood import Data, eliminate, embed, marginal_blocks, over_blocks, place, profile, weighted_sum
+from jaxmed.params import Layout, log_precision
+
+
+class Evaluation(NamedTuple):
+    """Value and derivatives of the profiled negative log likelihood f at one point.
+
+    Attributes
+    ----------
+    value : Array, scalar
+    gradient : Array, shape (n,)
+        In (free entries of G, tau); n = ``layout.n_theta``.
+    hessian : Array, shape (n, n)
+    beta : Array, shape (p,)
+        GLS estimate of the fixed effects.
+    beta_cov : Array, shape (p, p)
+        ``(X'V^-1X)^-1``.
+    beta_jacobian : Array, shape (p, n)
+        Derivative of ``beta`` in (free entries of G, tau).
+    magnitude : Array, scalar
+        Size of the terms whose sum is f: f is known to a few eps of it.
+    """
+
+    value: Array
+    gradient: Array
+    hessian: Array
+    beta: Array
+    beta_cov: Array
+    beta_jacobian: Array
+    magnitude: Array
+
+
+class _Indices:
+    """Static index tables of the second pass."""
+
+    def __init__(self, layout: Layout) -> None:
+        p, q = layout.n_fixed, layout.n_random
+        self.z = np.array(layout.random, dtype=int)
+        pairs: dict[tuple[int, int], int] = {}
+        self.unique = np.zeros((q, p), dtype=int)
+        for a, at in enumerate(layout.random):
+            for c in range(p):
+                self.unique[a, c] = pairs.setdefault((min(at, c), max(at, c)), len(pairs))
+        first = np.unique(self.unique, return_index=True)[1]
+        self.unique_row, self.unique_col = np.unravel_index(first, (q, p)) if q else (first, first)
+        self.tril = np.tril_indices(q)
+        self.packed = np.zeros((q, q), dtype=int)
+        self.packed[self.tril] = self.packed.T[self.tril] = np.arange(len(self.tril[0]))
+        self.row, self.col = np.array(layout.free, dtype=int).reshape(-1, 2).T
+        self.once = np.where(self.row == self.col, 0.5, 1.0)
+
+
+def gradient(layout: Layout, root: Array, tau: Array, data: Data) -> tuple[Array, Array]:
+    """The negative log likelihood f and its gradient in (free entries of G, tau)."""
+    total, logdet = marginal_blocks(layout, root, tau, data)
+    f, beta_cov, contrast = profile(layout, total[0], logdet, tau, data.n_rows)
+    indices = _Indices(layout)
+    sums = _second_pass(layout, indices, root, tau, data, beta_cov, contrast, curvature=False)
+    return f, _gradient(layout, indices, sums[0], sums[1], sums[2], beta_cov, contrast, tau, data.n_rows)
+
+
+def evaluate(layout: Layout, root: Array, tau: Array, data: Data) -> Evaluation:
+    """The negative log likelihood f, gradient and Hessian in (free entries of G, tau), and the GLS estimate."""
+    p, q = layout.n_fixed, layout.n_random
+    total, logdet = marginal_blocks(layout, root, tau, data)
+    f, beta_cov, contrast = profile(layout, total[0], logdet, tau, data.n_rows)
+    at = _Indices(layout)
+    sum_g, trace, sum_q, outer, mixed, square = _second_pass(
+        layout, at, root, tau, data, beta_cov, contrast, curvature=True
+    )
+    grad = _gradient(layout, at, sum_g, trace, sum_q, beta_cov, contrast, tau, data.n_rows)
+
+    def volume(tau: Array) -> Array:
+        return log_precision(layout, tau, data.n_rows)
+
+    # Expand the packed sums of products: P_zx (x) P_zx, P_zx (x) r and P_zz (x) (2 P_z Lambda P_z' - P_zz).
+    n_unique = len(at.unique_row)
+    with_r = outer[:, n_unique : n_unique + q][at.unique]
+    with_b = outer[:, n_unique + q :][at.unique[:, at.z][:, :, None, None], at.packed[None, None]]
+    both = with_b.transpose(3, 0, 1, 2)
+    both = both + both.transpose(1, 0, 2, 3)
+    both = both + both.transpose(0, 1, 3, 2)
+    g_g = both[at.row[:, None], at.col[:, None], at.row, at.col] * at.once[:, None] * at.once
+    symmetrised = mixed + mixed.swapaxes(1, 2)
+    g_tau = symmetrised[:, at.row, at.col] * at.once
+    hessian = jnp.concatenate(
+        [
+            jnp.concatenate([g_g, g_tau.T], axis=1),
+            jnp.concatenate([g_tau, square - jax.jacfwd(jax.jacfwd(volume))(tau)], axis=1),
+        ]
+    )
+    # dS/dG contracted with the contrast, and dS/dtau: what moves beta.
+    moved_g = -(with_r[at.row, :, at.col] + with_r[at.col, :, at.row]) * at.once[:, None]
+    moved = jnp.concatenate([moved_g, sum_q[:, :p] @ contrast])
+    jacobian = beta_cov @ moved.T
+    hessian = hessian - 2 * moved @ jacobian
+    if layout.reml:
+        with_x = outer[:, :n_unique][at.unique[:, :, None, None], at.unique[None, None]]
+        d_g = with_x.transpose(0, 2, 1, 3)[at.row, at.col]
+        d_g = -(d_g + d_g.swapaxes(1, 2)) * at.once[:, None, None]
+        relative = beta_cov @ jnp.concatenate([d_g, sum_q[:, :p, :p]])
+        flat = relative.reshape(len(relative), p * p)
+        hessian = hessian - flat @ relative.swapaxes(1, 2).reshape(len(relative), p * p).T
+    magnitude = contrast @ total[1] @ contrast + jnp.abs(logdet) + jnp.abs(volume(tau)) + jnp.sum(data.n_rows) + 1
+    return Evaluation(f, grad, (hessian + hessian.T) / 4, -contrast[:p], beta_cov, jacobian, magnitude)
+
+
+def _gradient(
+    layout: Layout,
+    at: _Indices,
+    sum_g: Array,
+    trace: Array,
+    sum_q: Array,
+    beta_cov: Array,
+    contrast: Array,
+    tau: Array,
+    n_rows: Array,
+) -> Array:
+    """Gradient of f from the sums over clusters."""
+    weight = jnp.outer(contrast, contrast)
+    if layout.reml:
+        weight = weight.at[:-1, :-1].add(beta_cov)
+    in_g = 2 * at.once * sum_g[at.row, at.col]
+    in_tau = trace + jnp.sum(weight * sum_q, axis=(1, 2))
+    in_tau = in_tau - jax.jacfwd(lambda at: log_precision(layout, at, n_rows))(tau)
+    return jnp.concatenate([in_g, in_tau]) / 2
+
+
+def _second_pass(
+    layout: Layout,
+    at: _Indices,
+    root: Array,
+    tau: Array,
+    data: Data,
+    beta_cov: Array,
+    contrast: Array,
+    *,
+    curvature: bool,
+) -> tuple[Array, ...]:
+    """Sums over clusters behind gradient and Hessian, at fixed Lambda = df/dS (docs/method.md, Derivatives).
+
+    Per cluster, with K = L M^-1 L', U = K W_z, B = I - E U, r = P_z v and Lambda = vv' (+ (X'V^-1X)^-1 for REML):
+    sum_g = P_zz - P_z Lambda P_z'; trace_c = tr(K W_c,zz); sum_q = Q_c = B'W_cB = dP/dtau_c. For the curvature also
+    the outer products of P_z with (P_z, r, 2 P_z Lambda P_z' - P_zz) and the sums that mix G with tau and tau with tau.
+    """
+    p, q, n_pieces = layout.n_fixed, layout.n_random, len(layout.pieces)
+    places = [place(layout, piece) for piece in layout.pieces]
+    own = [found.own for found in places]
+    times_contrast = contrast[:, None]
+
+    def body(block: Array) -> tuple[Array, ...]:
+        embedded = [embed(layout, piece, block) for piece in layout.pieces]
+        weighted = weighted_sum(layout, tau, embedded)
+        half, half_root, _ = eliminate(layout, root, weighted)
+        p_z = weighted[at.z] - linalg.matmul(half[:, at.z].swapaxes(0, 1), half)
+        p_zx, p_zz = p_z[:, :p], p_z[:, at.z]
+        score = jnp.sum(p_z * times_contrast, axis=1)
+        spread = score[:, None] * score[None]
+        if layout.reml:
+            p_zx_cov = linalg.matmul(p_zx, beta_cov[:, :, None])
+            spread = spread + linalg.matmul(p_zx_cov, p_zx.swapaxes(0, 1))
+        k = linalg.matmul(half_root.swapaxes(0, 1), half_root)
+        u = linalg.matmul(half_root.swapaxes(0, 1), half)
+
+        trace, d_p, mixed, weighted_n = [], [], [], []
+        for c, found in enumerate(places):
+            own_rows = embedded[c][found.local]
+            own_zz = own_rows[:, at.z[own[c]]]
+            w_b = _placed(layout, found.fixed, embedded[c]) - linalg.matmul(own_rows.swapaxes(0, 1), u[own[c]])
+            n_c = w_b[at.z[own[c]]]
+            q_c = w_b - linalg.matmul(u[own[c]].swapaxes(0, 1), n_c)
+            trace.append(jnp.sum(k[np.ix_(own[c], own[c])] * own_zz))
+            d_p.append(jnp.sum(q_c, axis=-1))
+            if curvature:
+                q_z = q_c[at.z]
+                cross = q_z[:, at.z] - 2 * jnp.sum(q_z * times_contrast, axis=1)[:, None] * score[None]
+                if layout.reml:
+                    cross = cross - 2 * linalg.matmul(q_z[:, :p], p_zx_cov.swapaxes(0, 1))
+                mixed.append(jnp.sum(cross, axis=-1))
+                weighted_n.append((own_zz, n_c, jnp.sum(n_c * times_contrast, axis=1)))
+        first = (jnp.sum(p_zz - spread, axis=-1), jnp.stack(trace), jnp.stack(d_p))
+        if not curvature:
+            return first
+
+        square = jnp.zeros((n_pieces, n_pieces))
+        for c, (zz_c, n_c, score_c) in enumerate(weighted_n):
+            for d, (zz_d, n_d, score_d) in enumerate(weighted_n[: c + 1]):
+                k_cd = k[np.ix_(own[c], own[d])]
+                moved = linalg.matmul(zz_c, k_cd)
+                total = -jnp.sum(moved * linalg.matmul(k_cd, zz_d))
+                total = total - 2 * jnp.sum(score_c * linalg.matmul(k_cd, score_d[:, None])[:, 0])
+                if layout.reml:
+                    n_cov = linalg.matmul(n_c[:, :p], beta_cov[:, :, None])
+                    total = total - 2 * jnp.sum(n_cov * linalg.matmul(k_cd, n_d[:, :p]))
+                square = square.at[c, d].set(total).at[d, c].set(total)
+        left = p_zx[at.unique_row, at.unique_col]
+        right = jnp.concatenate([left, score, (2 * spread - p_zz)[at.tril]])
+        return (*first, left @ right.T, jnp.stack(mixed), square)
+
+    zeros: tuple[Array, ...] = (
+        jnp.zeros((q, q)),
+        jnp.zeros(n_pieces),
+        jnp.zeros((n_pieces, p + 1, p + 1)),
+    )
+    if curvature:
+        n_unique, n_packed = len(at.unique_row), len(at.tril[0])
+        zeros = (
+            *zeros,
+            jnp.zeros((n_unique, n_unique + q + n_packed)),
+            jnp.zeros((n_pieces, q, q)),
+            jnp.zeros((n_pieces, n_pieces)),
+        )
+    return over_blocks(data, body, zeros)
+
+
+def _placed(layout: Layout, fixed: tuple[int, ...], rows: Array) -> Array:
+    """Rows of a piece -> their place in the (p + 1, p + 1, clusters) matrix."""
+    if fixed == tuple(range(fixed[0], fixed[-1] + 1)):
+        above = jnp.zeros((fixed[0], *rows.shape[1:]), rows.dtype)
+        below = jnp.zeros((layout.n_fixed - fixed[-1] - 1, *rows.shape[1:]), rows.dtype)
+        return jnp.concatenate([above, rows[:-1], below, rows[-1:]])
+    whole = jnp.zeros((layout.n_fixed + 1, *rows.shape[1:]), rows.dtype)
+    return whole.at[np.array((*fixed, layout.n_fixed))].set(rows)

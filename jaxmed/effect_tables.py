@@ -1,0 +1,248 @@
+"""Tables of effects: at values of moderators, differences between them, and how effects vary between clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from jaxmed import effects
+from jaxmed.errors import FitError, SpecError
+from jaxmed.intervals import check_level, critical_value, limits_on_scale, normal_table
+from jaxmed.mediation import Estimands, Mediation, Row
+from jaxmed.moments import Floats
+from jaxmed.result import Estimates
+from jaxmed.terms import category_text
+
+Value = float | str
+Point = dict[str, Value]
+
+
+class Combination(NamedTuple):
+    """A row of a table: a weighted sum of effects at some points.
+
+    Attributes
+    ----------
+    name : str
+        Effect.
+    at : tuple
+        Entries of the index, one per moderator.
+    terms : tuple of (weight, point, row)
+    """
+
+    name: str
+    at: tuple[Value, ...]
+    terms: tuple[tuple[float, int, int], ...]
+
+
+def effect_table(
+    found: Estimates, se: str, level: float, at: Mapping[str, Any] | None, difference: bool
+) -> pd.DataFrame:
+    """Table of :meth:`jaxmed.Fit.effects`."""
+    critical: float | Floats = critical_value(level)
+    if se not in ("joint", "bauer"):
+        raise SpecError(f"se={se!r} is not known; choose 'joint' or 'bauer'")
+    if not isinstance(difference, bool):
+        raise SpecError(f"difference={difference!r} must be True or False")
+    estimands = estimands_of(found)
+    moderators = list(estimands.moderators)
+    if difference and not moderators:
+        raise SpecError("difference=True: this model has no moderators between whose values effects could differ")
+    points = _points(found, at)
+    if difference:
+        combinations = _differences(estimands, points)
+    else:
+        indexed, points = _indices(found, estimands, points)
+        combinations = [*_levels(estimands, points, len(points) - indexed.extra), *indexed.combinations]
+    plan = effects.make_plan(estimands, found.labels, estimands.rows)
+    value, jacobian = effects.value_and_jacobian(
+        effects.effects, plan, found.values, _weights(found, estimands, points)
+    )
+    names = [combination.name for combination in combinations]
+    estimate = np.array([sum(w * value[p, k] for w, p, k in c.terms) for c in combinations])
+    slope = np.array([sum((w * jacobian[p, k] for w, p, k in c.terms), np.zeros(1)) for c in combinations])
+    if se == "joint":
+        error = effects.delta(slope, found.joint)
+    else:
+        _check_bauer(found)
+        error = effects.bauer(plan, names, slope, found.block)
+        if level == 0.95:
+            critical = np.where(np.isin(names, ("indirect", "total")), 1.96, critical)
+    table = normal_table(names, estimate, error, critical)
+    if moderators:
+        table.index = pd.MultiIndex.from_tuples(
+            [(combination.name, *combination.at) for combination in combinations], names=["effect", *moderators]
+        )
+    return table
+
+
+def heterogeneity_table(found: Estimates, level: float, at: Mapping[str, Any] | None) -> pd.DataFrame:
+    """Table of :meth:`jaxmed.Fit.heterogeneity`."""
+    check_level(level)
+    estimands = estimands_of(found)
+    rows = [
+        row
+        for row in estimands.rows
+        if row.name.startswith(("indirect", "total")) and " - " not in row.name and not row.name.endswith("_between")
+    ]
+    if not rows:
+        raise FitError("no effect of this model varies between clusters: x has no variation within clusters")
+    shares = [row for row in rows if len(row.terms) == 1 and len(row.terms[0][1]) == 2]
+    points = _points(found, at)
+    plan = effects.make_plan(estimands, found.labels, rows)
+    value, jacobian = effects.value_and_jacobian(
+        effects.heterogeneity, plan, found.values, _weights(found, estimands, points)
+    )
+    error = effects.delta(jacobian, found.joint)
+    n = len(rows)
+    variance = np.maximum(value[:, :n], 0.0)
+    sd = np.sqrt(variance)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sd_error = np.where(sd > 0, error[:, :n] / (2 * sd), np.where(error[:, :n] == 0, 0.0, np.nan))
+    share, share_error = np.clip(value[:, n:], 0.0, 1.0), error[:, n:]
+    sd_limits = limits_on_scale(sd, sd_error, level, "log")
+    share_limits = limits_on_scale(share, share_error, level, "logit")
+    columns = [sd, sd_error, *sd_limits], [share, share_error, *share_limits]
+    names = [f"sd_{row.name}" for row in rows], [f"share_{row.name}_positive" for row in shares]
+    table = np.concatenate([np.stack(part).transpose(2, 1, 0).reshape(-1, 4) for part in columns])
+    index: pd.Index[Any] = pd.Index([*names[0], *names[1]])
+    if estimands.moderators:
+        index = pd.MultiIndex.from_tuples(
+            [(name, *point.values()) for name in (*names[0], *names[1]) for point in points],
+            names=["effect", *estimands.moderators],
+        )
+    return pd.DataFrame(table, index=index, columns=["estimate", "se", "ci_lower", "ci_upper"])
+
+
+def estimands_of(found: Estimates) -> Estimands:
+    """The effects of a fit's model; only a mediation model has some."""
+    if not isinstance(found.spec, Mediation):
+        raise FitError(
+            "effects are defined for a jaxmed.Mediation; this fit is of a System, whose coefficients are in params"
+        )
+    return found.spec.estimands(found.facts)
+
+
+def _check_bauer(found: Estimates) -> None:
+    if isinstance(found.spec, Mediation) and not found.spec.simple:
+        raise SpecError(
+            "se='bauer' are the formulas of Bauer, Preacher & Gil (2006) for one mediator without moderators or "
+            "centring; use se='joint'"
+        )
+
+
+def _points(found: Estimates, at: Mapping[str, Any] | None) -> list[Point]:
+    """All combinations of the values of the moderators."""
+    moderators = dict(found.spec.moderators) if isinstance(found.spec, Mediation) else {}
+    if at is None:
+        at = {}
+    if not isinstance(at, Mapping):
+        raise SpecError(f"at={at!r} must be a dict from moderator to values, such as {{'w': [-1, 0, 1]}}")
+    if at and not moderators:
+        raise SpecError(f"at={dict(at)!r}: this model has no moderators, so effects do not depend on values of any")
+    unknown = [name for name in at if name not in moderators]
+    if unknown:
+        raise SpecError(f"at has the key {unknown[0]!r}; the moderators of this model are {list(moderators)}")
+    chosen = []
+    for name in moderators:
+        given = at.get(name, found.moderator_values[name])
+        values = [given] if isinstance(given, str) or np.ndim(given) == 0 else list(given)
+        if not values:
+            raise SpecError(f"at[{name!r}] is empty; give at least one value")
+        chosen.append([_value(found, name, value) for value in values])
+        if len(set(chosen[-1])) < len(values):
+            raise SpecError(f"at[{name!r}]={values} names a value twice")
+    return [dict(zip(moderators, values, strict=True)) for values in product(*chosen)]
+
+
+def _value(found: Estimates, name: str, value: Any) -> Value:
+    if name in found.facts.categories:
+        if category_text(value) not in found.facts.categories[name]:
+            raise SpecError(
+                f"at[{name!r}] has {value!r}; the categories of {name!r} are {list(found.facts.categories[name])}"
+            )
+        return category_text(value)
+    numeric = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if not numeric or not np.isfinite(value):
+        raise SpecError(f"at[{name!r}] has {value!r}; give finite numbers")
+    return float(value)
+
+
+def _weights(found: Estimates, estimands: Estimands, points: list[Point]) -> tuple[Floats, ...]:
+    """Weights of the coefficients at some points; a category is a row of indicators."""
+    values = {}
+    for name, columns in estimands.moderators.items():
+        for column in columns:
+            if name in found.facts.categories:
+                chosen = [float(column == f"{name}[{point[name]}]") for point in points]
+            else:
+                chosen = [float(point[name]) for point in points]
+            values[column] = np.array(chosen)
+    return effects.make_weights(estimands, values)
+
+
+def _levels(estimands: Estimands, points: list[Point], n: int) -> list[Combination]:
+    """Every effect at the first n points."""
+    return [
+        Combination(row.name, tuple(point.values()), ((1.0, p, k),))
+        for k, row in enumerate(estimands.rows)
+        for p, point in enumerate(points[:n])
+    ]
+
+
+def _differences(estimands: Estimands, points: list[Point]) -> list[Combination]:
+    """Every effect's difference between points that differ in one moderator."""
+    found = []
+    for k, row in enumerate(estimands.rows):
+        for q, other in enumerate(points):
+            for p, point in enumerate(points[:q]):
+                moved = [name for name in point if point[name] != other[name]]
+                if len(moved) == 1:
+                    at = tuple(f"{_text(other[m])} vs {_text(point[m])}" if m in moved else point[m] for m in point)
+                    found.append(Combination(row.name, at, ((1.0, q, k), (-1.0, p, k))))
+    return found
+
+
+def _text(value: Value) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+class _Indices(NamedTuple):
+    combinations: list[Combination]
+    extra: int
+
+
+def _indices(found: Estimates, estimands: Estimands, points: list[Point]) -> tuple[_Indices, list[Point]]:
+    """Indices of moderated mediation, with the points they add: the slope of an indirect effect in one moderator.
+
+    There is one where the effect is linear in the moderator, that is where it moves one path of each route at most.
+    """
+    every = list(points)
+    combinations = []
+    for name in estimands.moderators:
+        if name in found.facts.categories:
+            continue
+        others = list(dict.fromkeys(tuple((k, v) for k, v in point.items() if k != name) for point in points))
+        for k, row in enumerate(estimands.rows):
+            if not row.name.startswith("indirect") or " - " in row.name or _degree(estimands, row, name) != 1:
+                continue
+            label = f"index_{name}{row.name.removeprefix('indirect')}"
+            for other in others:
+                at = tuple(dict(other).get(moderator, np.nan) for moderator in estimands.moderators)
+                ends = [{m: dict(other).get(m, end) for m in estimands.moderators} for end in (1.0, 0.0)]
+                combinations.append(Combination(label, at, ((1.0, len(every), k), (-1.0, len(every) + 1, k))))
+                every += ends
+    return _Indices(combinations, len(every) - len(points)), every
+
+
+def _degree(estimands: Estimands, row: Row, moderator: str) -> int:
+    """The highest power of a moderator in an effect."""
+    columns = set(estimands.moderators[moderator])
+
+    def moved(path: str) -> bool:
+        return any(columns & set(by) for _, by in estimands.paths[path].pieces)
+
+    return max(sum(moved(path) for path in route) for _, route in row.terms)

@@ -1,0 +1,129 @@
+"""Job files: one TOML file that says what a command is to do, with the names of the command's options."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxmed.errors import SpecError
+from jaxmed.mediation import Mediation, Spec
+from jaxmed.spec import System
+
+MODEL = (
+    "x",
+    "m",
+    "y",
+    "cluster",
+    "random",
+    "covariance",
+    "covariates",
+    "moderators",
+    "center",
+    "serial",
+    "reference",
+    "residuals",
+    "formulas",
+)
+
+
+def read_job(path: Path, command: str, allowed: Iterable[str]) -> dict[str, Any]:
+    """Settings of one command: its table ``[command]``, over those of the table ``[model]``.
+
+    Paths in a job file are relative to its folder.
+
+    Raises
+    ------
+    SpecError
+        No such file, no TOML, a table or a setting that is not known.
+    """
+    try:
+        with open(path, "rb") as stream:
+            tables = tomllib.load(stream)
+    except OSError as error:
+        raise SpecError(f"the job file {str(path)!r} cannot be read: {error.strerror or error}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"the job file {str(path)!r} is not TOML: {error}") from error
+    loose = [name for name, table in tables.items() if not isinstance(table, dict)]
+    if loose:
+        raise SpecError(
+            f"the job file {str(path)!r} sets {loose[0]!r} outside a table; put it below [model] or [{command}]"
+        )
+    _check_keys(path, "[model]", tables.get("model", {}), MODEL)
+    _check_keys(path, f"[{command}]", tables.get(command, {}), allowed)
+    settings = tables.get("model", {}) | tables.get(command, {})
+    if not settings:
+        raise SpecError(f"the job file {str(path)!r} has neither a table [model] nor [{command}]")
+    for name in ("data", "json", "save", "out"):
+        if isinstance(settings.get(name), str) and settings[name] != "-":
+            settings[name] = path.parent / settings[name]
+    return settings
+
+
+def _check_keys(path: Path, table: str, given: Mapping[str, Any], allowed: Iterable[str]) -> None:
+    known = list(allowed)
+    for name in given:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"it may have {', '.join(known)}"
+            raise SpecError(f"the job file {str(path)!r} has {name!r} in {table}; {hint}")
+
+
+def model_of(settings: Mapping[str, Any]) -> Spec:
+    """The model that settings describe: roles of a mediation model, or formulas of a system."""
+    given = {name: settings[name] for name in MODEL if settings.get(name) is not None}
+    if "formulas" in given:
+        formulas = given.pop("formulas")
+        extra = [name for name in given if name not in ("cluster", "covariance", "residuals")]
+        if extra:
+            raise SpecError(f"formulas say the whole model; leave out {extra[0]!r}")
+        return System.from_formulas(formulas, **given)
+    absent = [name for name in ("x", "m", "y", "cluster") if name not in given]
+    if absent:
+        raise SpecError(
+            f"which columns are {', '.join(absent)}? Give --{' and --'.join(absent)}, or --formula once per equation"
+        )
+    return Mediation(**given)
+
+
+def parse_lists(options: Iterable[str] | None, option: str, *, keys: str) -> dict[str, list[str]] | list[str] | None:
+    """``["m=1,x", "y=1,m"]`` -> ``{"m": ["1", "x"], "y": ["1", "m"]}``; without any "=" one list of all names.
+
+    ``keys`` says in words what stands before the "=", for the error message.
+    """
+    options = list(options or [])
+    if not options:
+        return None
+    if not any("=" in text for text in options):
+        return [name for text in options for name in split_names(text)]
+    chosen: dict[str, list[str]] = {}
+    for text in options:
+        key, sign, names = text.rpartition("=")
+        if not sign or not key or key in chosen:
+            raise SpecError(
+                f"{option} {text!r} is not understood; write {option} {keys}=COLUMN,COLUMN once per {keys.lower()}"
+            )
+        chosen[key] = split_names(names)
+    return chosen
+
+
+def split_names(text: str) -> list[str]:
+    """Names between commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def parse_values(options: Iterable[str] | None) -> dict[str, list[float | str]] | None:
+    """``["w=-1,0,1"]`` -> ``{"w": [-1.0, 0.0, 1.0]}``; what is no number is the name of a category."""
+    lists = parse_lists(options, "--at", keys="MODERATOR")
+    if isinstance(lists, list):
+        raise SpecError(f"--at {', '.join(lists)!r} is not understood; write --at MODERATOR=VALUE,VALUE")
+    return None if lists is None else {name: [_number(text) for text in texts] for name, texts in lists.items()}
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

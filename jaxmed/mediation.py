@@ -1,0 +1,636 @@
+"""Mediation models: what they say about x, mediators and y, compiled into a system and the effects to report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations, pairwise
+from typing import Any, NamedTuple
+
+from jaxmed.errors import DataError, SpecError
+from jaxmed.spec import Equation, System, check_covariance, plain_covariance
+from jaxmed.terms import INTERCEPT, Factor, category_text, check_name, check_terms, columns, factors, varies_within
+
+Groups = Mapping[str, Iterable[str]]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the compilation of a model has to know of the data.
+
+    Attributes
+    ----------
+    categories : mapping
+        Categorical column -> its categories.
+    cluster_level : frozenset of str
+        Columns that do not vary within any cluster.
+    """
+
+    categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    cluster_level: frozenset[str] = frozenset()
+
+
+class Path(NamedTuple):
+    """A slope that may depend on moderators: the sum of coefficients, each times a product of moderators.
+
+    Attributes
+    ----------
+    pieces : tuple of (str, tuple of str)
+        Label of a fixed effect, and the columns that multiply it.
+    """
+
+    pieces: tuple[tuple[str, tuple[str, ...]], ...]
+
+
+class Row(NamedTuple):
+    """One effect: a weighted sum of expected products of paths, or (``covariance``) the covariance of two paths."""
+
+    name: str
+    terms: tuple[tuple[float, tuple[str, ...]], ...]
+    covariance: bool = False
+
+
+class Estimands(NamedTuple):
+    """The effects of a model by name.
+
+    Attributes
+    ----------
+    paths : dict of str to Path
+    rows : tuple of Row
+    moderators : dict of str to tuple of str
+        Moderator -> its columns: itself, or the indicators of its categories but the reference.
+    """
+
+    paths: dict[str, Path]
+    rows: tuple[Row, ...]
+    moderators: dict[str, tuple[str, ...]]
+
+
+class Edge(NamedTuple):
+    """A path of the model: ``name`` as in effects, from ``source`` to ``outcome``."""
+
+    name: str
+    source: str
+    outcome: str
+
+
+@dataclass(frozen=True)
+class Mediation:
+    """A multilevel mediation model: x moves one or more mediators m, and they and x move y.
+
+    With one mediator and nothing else, the 1-1-1 model of Bauer, Preacher & Gil (2006): ``m ~ 1 + x`` and
+    ``y ~ 1 + m + x``, all five coefficients varying between clusters. Where the data show that x, or x and m, do not
+    vary within clusters (2-1-1 and 2-2-1 designs), the coefficients that cannot vary are fixed, and a mediator of the
+    cluster gets an equation with one row per cluster; ``fit.notes`` says so.
+
+    Parameters
+    ----------
+    x : str
+        Column of the predictor.
+    m : str or list of str
+        Column of the mediator; of several mediators, parallel unless ``serial``.
+    y, cluster : str
+        Columns of outcome and cluster id.
+    random : "all", "none" or dict
+        Coefficients that vary between clusters: ``{"m": ["1", "x"], "y": ["1", "m"]}`` with the names of your mediator
+        and outcome columns as keys; an equation left out has none. "all" means the intercepts, the paths and their
+        products with moderators that vary within clusters; covariates vary only when they are listed.
+    covariance : {"unstructured", "diagonal", "block"} or list of lists of str
+        Covariance of the random effects, see :class:`System`.
+    covariates : list or dict, optional
+        Further predictors, of every equation or by outcome: ``["age"]`` or ``{"m": ["age"], "y": ["age", "site"]}``.
+        Terms such as ``"age:sex"`` and ``"between(age)"`` are allowed.
+    moderators : str, list or dict, optional
+        Columns that the paths depend on: ``{"w": ["a", "b"]}``; ``"w"`` and ``["w", "v"]`` mean all paths. A path is
+        ``"a"`` (x to m), ``"b"`` (m to y), ``"c_prime"`` (x to y) or, between serial mediators, ``"d"``; with several
+        mediators also one of them, ``"a_m1"``. The moderator enters the equation and multiplies the path.
+    center : "cluster", optional
+        Split x and the mediators into deviations from their cluster means and these means, each with a coefficient.
+    serial : bool
+        Mediators act on the later ones in the list: x -> m1 -> m2 -> y.
+    reference : dict, optional
+        Categorical columns among covariates and moderators and the category that the others are compared with:
+        ``{"site": "A"}``. Label of a category's indicator: ``"y~site[B]"``.
+    residuals : {"correlated", "independent"}
+        Residuals of parallel mediators within rows.
+
+    Raises
+    ------
+    SpecError
+        Two roles share a column, or an option is not known or contradicts another.
+
+    Examples
+    --------
+    >>> import jaxmed as jm
+    >>> jm.Mediation(x="x", m="m", y="y", cluster="id").system().labels
+    ('m~1', 'm~x', 'y~1', 'y~m', 'y~x')
+    >>> jm.Mediation(x="x", m="m", y="y", cluster="id", moderators={"w": "b"}).system().labels
+    ('m~1', 'm~x', 'y~1', 'y~m', 'y~x', 'y~w', 'y~m:w')
+    """
+
+    x: str
+    m: str | tuple[str, ...]
+    y: str
+    cluster: str
+    random: str | tuple[tuple[str, tuple[str, ...]], ...] = "all"
+    covariance: str | tuple[tuple[str, ...], ...] = "unstructured"
+    covariates: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    moderators: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    center: str | None = None
+    serial: bool = False
+    reference: tuple[tuple[str, str], ...] = ()
+    residuals: str = "correlated"
+
+    def __init__(
+        self,
+        x: str,
+        m: str | Sequence[str],
+        y: str,
+        cluster: str,
+        random: str | Groups = "all",
+        covariance: str | Iterable[Iterable[str]] = "unstructured",
+        covariates: str | Iterable[str] | Groups | None = None,
+        moderators: str | Iterable[str] | Mapping[str, str | Iterable[str]] | None = None,
+        center: str | None = None,
+        serial: bool = False,
+        reference: Mapping[str, Any] | None = None,
+        residuals: str = "correlated",
+    ) -> None:
+        put = object.__setattr__
+        mediators = tuple(m) if isinstance(m, (list, tuple)) else (m,)
+        if not mediators:
+            raise SpecError("m is an empty list; name at least one mediator")
+        several = len(mediators) > 1
+        named = {f"m[{k}]" if several else "m": name for k, name in enumerate(mediators)}
+        _check_roles({"x": x, **named, "y": y, "cluster": cluster})
+        put(self, "x", x)
+        put(self, "m", mediators if several else mediators[0])
+        put(self, "y", y)
+        put(self, "cluster", cluster)
+        put(self, "covariance", check_covariance(covariance))
+        if center not in (None, "cluster"):
+            raise SpecError(f"center={center!r} is not known; choose 'cluster' or leave it out")
+        put(self, "center", center)
+        if not isinstance(serial, bool):
+            raise SpecError(f"serial={serial!r} must be True or False")
+        if serial and not several:
+            raise SpecError("serial=True needs at least two mediators, m=['m1', 'm2'], in the order in which they act")
+        put(self, "serial", serial)
+        if residuals not in ("correlated", "independent"):
+            raise SpecError(f"residuals={residuals!r} is not known; choose 'correlated' or 'independent'")
+        put(self, "residuals", residuals)
+        put(self, "reference", self._reference(reference))
+        put(self, "moderators", self._moderators(moderators))
+        put(self, "covariates", self._covariates(covariates))
+        used = [name for _, names in self.covariates for term in names for name in columns(term)]
+        unused = [g for g, _ in self.reference if g not in used and g not in dict(self.moderators)]
+        if unused:
+            raise SpecError(
+                f"reference names {unused[0]!r}, which is neither a covariate nor a moderator; add it there or leave "
+                "it out"
+            )
+        names = [edge.name for edge in self.edges] + [name for name, _ in self._routes]
+        double = sorted({name for name in names if names.count(name) > 1})
+        if double:
+            raise SpecError(f"two effects would be called {double[0]!r}; rename a mediator")
+        put(self, "random", self._random(random))
+        self._compile(self._unknown_facts())
+
+    # Checking what was asked for -------------------------------------------------------------------------------------
+
+    def _reference(self, reference: Any) -> tuple[tuple[str, str], ...]:
+        if reference is None:
+            return ()
+        if not isinstance(reference, Mapping):
+            raise SpecError(f"reference must be a dict such as {{'site': 'A'}}; got {reference!r}")
+        for name, category in reference.items():
+            check_name(name, "every key of reference")
+            if isinstance(category, (list, dict, tuple)) or category is None:
+                raise SpecError(f"reference[{name!r}] must be one category; got {category!r}")
+            if name in (self.x, *self.mediators, self.y, self.cluster):
+                raise SpecError(
+                    f"reference names {name!r}, but x, m, y and cluster are not categories to be coded; code "
+                    f"{name!r} as numbers"
+                )
+        return tuple((name, category_text(category)) for name, category in reference.items())
+
+    def _moderators(self, moderators: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        if moderators is None:
+            return ()
+        every = tuple(edge.name for edge in self.edges)
+        kinds = dict.fromkeys(name.split("_")[0] if name != "c_prime" else name for name in every)
+        if isinstance(moderators, str):
+            moderators = [moderators]
+        if not isinstance(moderators, Mapping):
+            moderators = dict.fromkeys(check_terms(moderators, "moderators"), every)
+        chosen = []
+        for name, paths in moderators.items():
+            check_name(name, "every moderator")
+            if factors(name) != (Factor(name),):
+                raise SpecError(
+                    f"the moderator {name!r} is not a single column; make a product or a cluster mean a column first"
+                )
+            if name in (self.x, *self.mediators, self.y, self.cluster):
+                raise SpecError(
+                    f"{name!r} is x, m, y or cluster of this model and cannot moderate its paths; write such a model "
+                    "as a jaxmed.System with products such as 'm:x'"
+                )
+            wanted = (paths,) if isinstance(paths, str) else tuple(paths) if isinstance(paths, Iterable) else ()
+            unknown = [path for path in wanted if path not in every and path not in kinds]
+            if unknown or not wanted:
+                choices = list(dict.fromkeys((*kinds, *every)))
+                raise SpecError(f"moderators[{name!r}]={paths!r}: choose paths from {choices}")
+            chosen.append((name, tuple(p for p in every if p in wanted or any(_is_kind(p, k) for k in wanted))))
+        return tuple(chosen)
+
+    def _covariates(self, covariates: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        outcomes = (*self.mediators, self.y)
+        if covariates is None:
+            return ()
+        if isinstance(covariates, str):
+            covariates = [covariates]
+        if not isinstance(covariates, Mapping):
+            names = check_terms(covariates, "covariates")
+            covariates = dict.fromkeys(outcomes, names)
+        unknown = [key for key in covariates if key not in outcomes]
+        if unknown:
+            raise SpecError(f"covariates has the key {unknown[0]!r}; the outcomes of this model are {list(outcomes)}")
+        chosen = []
+        for outcome in outcomes:
+            given = covariates.get(outcome, ())
+            names = check_terms([given] if isinstance(given, str) else given, f"covariates[{outcome!r}]")
+            for name in names:
+                taken = [c for c in columns(name) if c in (self.x, *self.mediators, self.y, self.cluster)]
+                if name == INTERCEPT or taken:
+                    what = "the intercept" if name == INTERCEPT else f"{taken[0]!r}, x, m, y or cluster of this model"
+                    raise SpecError(
+                        f"covariates[{outcome!r}] has {what}; list other columns only, or write the model as a "
+                        "jaxmed.System"
+                    )
+                coded = [c for c in columns(name) if c in dict(self.reference)]
+                if coded and factors(name) != (Factor(name),):
+                    raise SpecError(
+                        f"the covariate {name!r} multiplies the categorical column {coded[0]!r}; code it as numbers "
+                        "first"
+                    )
+            if names:
+                chosen.append((outcome, names))
+        return tuple(chosen)
+
+    def _random(self, random: Any) -> str | tuple[tuple[str, tuple[str, ...]], ...]:
+        outcomes = (*self.mediators, self.y)
+        example = f"{{{outcomes[0]!r}: ['1', {self.x!r}], {self.y!r}: ['1', {outcomes[0]!r}]}}"
+        if isinstance(random, str):
+            if random not in ("all", "none"):
+                raise SpecError(f"random={random!r} is not known; use 'all', 'none' or a dict such as {example}")
+            return random
+        if not isinstance(random, Mapping):
+            raise SpecError(f"random must be 'all', 'none' or a dict from outcome to columns; got {random!r}")
+        unknown = [key for key in random if key not in outcomes]
+        if unknown:
+            raise SpecError(f"random has the key {unknown[0]!r}; the outcomes of this model are {list(outcomes)}")
+        predictors = self._predictors(self._unknown_facts())
+        chosen = []
+        for outcome in outcomes:
+            names = check_terms(random.get(outcome, ()), f"random[{outcome!r}]")
+            coded = tuple(f"{g}[" for g, _ in self.reference)
+            extra = [
+                name for name in names if name not in predictors[outcome] and not (coded and name.startswith(coded))
+            ]
+            if extra:
+                raise SpecError(
+                    f"random[{outcome!r}] has {extra[0]!r}, which is not a predictor of {outcome!r}; choose from "
+                    f"{list(predictors[outcome])}"
+                )
+            known = tuple(name for name in predictors[outcome] if name in names)
+            chosen.append((outcome, (*known, *(name for name in names if name not in known))))
+        if dict(chosen) == self._all_random(self._unknown_facts()):
+            return "all"
+        return tuple(chosen) if any(names for _, names in chosen) else "none"
+
+    # What the model says ---------------------------------------------------------------------------------------------
+
+    @property
+    def mediators(self) -> tuple[str, ...]:
+        """Mediators, in the order given."""
+        return (self.m,) if isinstance(self.m, str) else self.m
+
+    @property
+    def simple(self) -> bool:
+        """Whether this is the model of Bauer, Preacher & Gil (2006): one mediator, no moderators, no centring."""
+        return len(self.mediators) == 1 and not self.moderators and self.center is None
+
+    @property
+    def edges(self) -> tuple[Edge, ...]:
+        """Paths of the model: to the mediators, among them, and to y."""
+        several = len(self.mediators) > 1
+        found = [Edge(f"a_{m}" if several else "a", self.x, m) for m in self.mediators]
+        if self.serial:
+            found += [Edge(f"d_{one}_{other}", one, other) for one, other in combinations(self.mediators, 2)]
+        found += [Edge(f"b_{m}" if several else "b", m, self.y) for m in self.mediators]
+        return (*found, Edge("c_prime", self.x, self.y))
+
+    @property
+    def _routes(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Ways from x to y through mediators: the name of the effect and the paths along the way."""
+        if len(self.mediators) == 1:
+            return (("indirect", ("a", "b")),)
+        found = []
+        for length in range(1, len(self.mediators) + 1 if self.serial else 2):
+            for chain in combinations(self.mediators, length):
+                inner = (f"d_{one}_{other}" for one, other in pairwise(chain))
+                found.append((f"indirect_{'_'.join(chain)}", (f"a_{chain[0]}", *inner, f"b_{chain[-1]}")))
+        return tuple(found)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the data but the cluster id; of a categorical column the indicator of an unknown category."""
+        return self._compile(self._unknown_facts()).columns
+
+    @property
+    def categorical(self) -> tuple[str, ...]:
+        """Columns to be coded as indicators of their categories."""
+        return tuple(name for name, _ in self.reference)
+
+    def _unknown_facts(self) -> Facts:
+        """Facts before any data: every column varies within clusters, categories unknown but for the reference."""
+        return Facts({name: (category, "...") for name, category in self.reference})
+
+    def _columns(self, name: str, facts: Facts) -> tuple[str, ...]:
+        """A covariate or moderator as columns: itself, or the indicators of its categories but the reference."""
+        reference = dict(self.reference)
+        if name not in reference:
+            return (name,)
+        categories = facts.categories[name]
+        if reference[name] not in categories:
+            raise DataError(
+                f"reference[{name!r}]={reference[name]!r} is not among the categories of column {name!r}: "
+                f"{list(categories)}"
+            )
+        if len(categories) < 2:
+            raise DataError(f"column {name!r} has the single category {categories[0]!r}; leave it out of the model")
+        return tuple(f"{name}[{category}]" for category in categories if category != reference[name])
+
+    def _parts(self, source: str, facts: Facts) -> dict[str, str]:
+        """Terms of a source by suffix of the path: itself, or its deviation and its cluster mean."""
+        if self.center is None:
+            return {"": source}
+        parts = {"_within": f"within({source})", "_between": f"between({source})"}
+        if source in facts.cluster_level:
+            del parts["_within"]
+        return parts
+
+    def _pieces(self, edge: Edge, suffix: str, facts: Facts) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Terms of one path, or of one part of it: the source, and its products with moderators."""
+        term = self._parts(edge.source, facts)[suffix]
+        by = [w for name, paths in self.moderators if edge.name in paths for w in self._columns(name, facts)]
+        return ((term, ()), *((f"{term}:{w}", (w,)) for w in by))
+
+    def _predictors(self, facts: Facts) -> dict[str, tuple[str, ...]]:
+        """Predictors by outcome: intercept, paths (mediators before x), moderators, products, covariates."""
+        found = {}
+        for outcome in (*self.mediators, self.y):
+            edges = [edge for edge in self.edges if edge.outcome == outcome]
+            edges.sort(key=lambda edge: edge.source == self.x)
+            paths = [term for edge in edges for term in self._parts(edge.source, facts).values()]
+            names = [edge.name for edge in edges]
+            acting = [name for name, on in self.moderators if set(names) & set(on)]
+            mains = [column for name in acting for column in self._columns(name, facts)]
+            pieces = [
+                piece for e in edges for part in self._parts(e.source, facts) for piece in self._pieces(e, part, facts)
+            ]
+            products = [term for term, by in pieces if by]
+            own = dict(self.covariates).get(outcome, ())
+            others = [column for name in own for column in self._columns(name, facts)]
+            found[outcome] = tuple(dict.fromkeys((INTERCEPT, *paths, *mains, *products, *others)))
+        return found
+
+    def _all_random(self, facts: Facts) -> dict[str, tuple[str, ...]]:
+        """What ``random="all"`` means: intercepts, and paths and products whose every factor varies in clusters."""
+        found = {}
+        for outcome, predictors in self._predictors(facts).items():
+            edges = [edge for edge in self.edges if edge.outcome == outcome]
+            pieces = [
+                piece for e in edges for part in self._parts(e.source, facts) for piece in self._pieces(e, part, facts)
+            ]
+            varying = [
+                term
+                for term, _ in pieces
+                if all(f.part != "between" and f.column not in facts.cluster_level for f in factors(term))
+            ]
+            chosen = tuple(name for name in predictors if name == INTERCEPT or name in varying)
+            found[outcome] = () if outcome in facts.cluster_level else chosen
+        return found
+
+    # Compiling -------------------------------------------------------------------------------------------------------
+
+    def system(self, facts: Facts | None = None) -> System:
+        """The equations of this model; ``facts`` of the data adapt them (2-1-1 and 2-2-1 designs, categories).
+
+        Raises
+        ------
+        SpecError
+            A categorical column, and no facts to name its categories.
+        DataError
+            A design that this model cannot answer, such as a mediator of the cluster between x and y of the row.
+        """
+        if facts is None:
+            if self.reference:
+                raise SpecError(
+                    f"the categories of {self.categorical[0]!r} are only known from data; fit the model and see "
+                    "fit.system"
+                )
+            facts = Facts()
+        return self._compile(facts)
+
+    def _compile(self, facts: Facts) -> System:
+        predictors = self._predictors(facts)
+        self._check_design(predictors, facts)
+        if self.random == "all":
+            varying: Mapping[str, tuple[str, ...]] = self._all_random(facts)
+        elif isinstance(self.random, str):
+            varying = {}
+        else:
+            varying = dict(self.random)
+        equations = []
+        for outcome, names in predictors.items():
+            level = 2 if outcome in facts.cluster_level else 1
+            own = varying.get(outcome, ())
+            if level == 2 and own:
+                raise DataError(
+                    f"{outcome!r} does not vary within clusters, so its equation has one row per cluster and its "
+                    f"coefficients cannot vary between clusters; leave {outcome!r} out of random"
+                )
+            placeholder = any("..." in categories for categories in facts.categories.values())
+            own = tuple(name for name in own if name in names or not placeholder)
+            equations.append(Equation(outcome, names, own, level))
+        groups = []
+        if self.residuals == "correlated" and not self.serial:
+            for level in (1, 2):
+                group = [e.outcome for e in equations[:-1] if e.level == level]
+                groups += [group] if len(group) > 1 else []
+        return System(equations, cluster=self.cluster, covariance=self.covariance, residuals=groups)
+
+    def _check_design(self, predictors: dict[str, tuple[str, ...]], facts: Facts) -> None:
+        """Refuse designs in which something of the row would have to move something of the cluster."""
+        fixed = facts.cluster_level
+        if self.y in fixed:
+            raise DataError(
+                f"the outcome {self.y!r} does not vary within clusters (an x-m-2 design): with observed variables its "
+                "equation cannot use what varies within clusters. Take cluster means of x and m and fit one row per "
+                "cluster with ordinary regression, or use multilevel structural equation modelling, which treats "
+                "cluster means as latent"
+            )
+        for edge in self.edges:
+            if edge.outcome in fixed and edge.source not in fixed:
+                raise DataError(
+                    f"{edge.outcome!r} does not vary within clusters but {edge.source!r} does (a 1-2-1 design): what "
+                    f"varies within clusters cannot move it. Use the cluster means of {edge.source!r} as the "
+                    "predictor (a 2-2-1 design)"
+                )
+        for outcome, names in predictors.items():
+            rows = [name for name in names if varies_within(name, fixed)] if outcome in fixed else []
+            if rows:
+                raise DataError(
+                    f"{outcome!r} does not vary within clusters, so its equation has one row per cluster, but "
+                    f"{rows[0]!r} varies within clusters; use 'between({rows[0]})' or leave it out of the equation of "
+                    f"{outcome!r}"
+                )
+
+    def notes(self, facts: Facts) -> tuple[str, ...]:
+        """What the data changed about the model, one sentence each."""
+        found = []
+        fixed = facts.cluster_level
+        sources = [edge.source for edge in self.edges]
+        for name in dict.fromkeys(sources):
+            if name not in fixed:
+                continue
+            text = f"{name!r} does not vary within clusters"
+            if name in self.mediators:
+                text += ": its equation has one row per cluster and no random effects"
+            if self.random == "all":
+                text += (
+                    f"{', and' if name in self.mediators else ':'} its slope cannot vary between clusters; it is fixed"
+                )
+            if self.center is not None:
+                text += f"; it has no deviations, so there are no within effects of {name!r}"
+            found.append(text)
+        return tuple(found)
+
+    def estimands(self, facts: Facts) -> Estimands:
+        """The effects to report, in order."""
+        paths: dict[str, Path] = {}
+        for edge in self.edges:
+            for suffix in self._parts(edge.source, facts):
+                pieces = self._pieces(edge, suffix, facts)
+                paths[edge.name + suffix] = Path(tuple((f"{edge.outcome}~{term}", by) for term, by in pieces))
+        rows: list[Row] = []
+        sums: dict[str, tuple[tuple[float, tuple[str, ...]], ...]] = {}
+        for suffix in ("",) if self.center is None else ("_within", "_between"):
+            routes = {
+                name + suffix: tuple(path + suffix for path in along)
+                for name, along in self._routes
+                if all(path + suffix in paths for path in along)
+            }
+            rows += [Row(e.name + suffix, ((1.0, (e.name + suffix,)),)) for e in self.edges if e.name + suffix in paths]
+            if suffix != "_between":
+                for along in routes.values():
+                    for one, other in combinations(along, 2):
+                        rows.append(Row(self._covariance_name(one, other), ((1.0, (one, other)),), covariance=True))
+            rows = list({row.name: row for row in rows}.values())
+            whole = tuple((1.0, along) for along in routes.values())
+            rows += [Row(name, ((1.0, along),)) for name, along in routes.items() if len(routes) > 1]
+            if routes:
+                sums[f"indirect{suffix}"] = whole
+                if f"c_prime{suffix}" in paths:
+                    sums[f"total{suffix}"] = (*whole, (1.0, (f"c_prime{suffix}",)))
+            rows += [Row(name, sums[name]) for name in (f"indirect{suffix}", f"total{suffix}") if name in sums]
+            if len(routes) > 1:
+                for (one, first), (other, second) in combinations(routes.items(), 2):
+                    rows.append(Row(f"{one} - {other}", ((1.0, first), (-1.0, second))))
+        if self.center is not None:
+            rows += self._contextual(paths, sums)
+        columns_of = {name: self._columns(name, facts) for name, _ in self.moderators}
+        return Estimands(paths, tuple(rows), columns_of)
+
+    def _covariance_name(self, one: str, other: str) -> str:
+        """``cov_ab``, or with several mediators ``cov_ab_m1`` and, between their paths, ``cov(a_m1, d_m1_m2)``."""
+        one, other = one.removesuffix("_within"), other.removesuffix("_within")
+        if len(self.mediators) == 1:
+            return "cov_ab"
+        ends = one.removeprefix("a_"), other.removeprefix("b_")
+        return f"cov_ab_{ends[0]}" if ends[0] == ends[1] else f"cov({one}, {other})"
+
+    def _contextual(
+        self, paths: dict[str, Path], sums: dict[str, tuple[tuple[float, tuple[str, ...]], ...]]
+    ) -> list[Row]:
+        """Between minus within, of every path and of the indirect and total effects."""
+        rows = []
+        for edge in self.edges:
+            within, between = f"{edge.name}_within", f"{edge.name}_between"
+            if within in paths and between in paths:
+                rows.append(Row(f"contextual_{edge.name}", ((1.0, (between,)), (-1.0, (within,)))))
+        for name in ("indirect", "total"):
+            if f"{name}_within" in sums and f"{name}_between" in sums:
+                minus = tuple((-weight, along) for weight, along in sums[f"{name}_within"])
+                rows.append(Row(f"contextual_{name}", (*sums[f"{name}_between"], *minus)))
+        return rows
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, from which :func:`from_dict` makes an equal model."""
+        plain: dict[str, Any] = {"kind": "mediation", "x": self.x, "m": self.m, "y": self.y, "cluster": self.cluster}
+        plain["m"] = self.m if isinstance(self.m, str) else list(self.m)
+        plain["random"] = self.random if isinstance(self.random, str) else _lists(self.random)
+        plain |= {"covariance": plain_covariance(self.covariance), "covariates": _lists(self.covariates) or None}
+        plain |= {"moderators": _lists(self.moderators) or None, "center": self.center, "serial": self.serial}
+        return plain | {"reference": dict(self.reference) or None, "residuals": self.residuals}
+
+
+def _lists(pairs: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, list[str]]:
+    return {key: list(names) for key, names in pairs}
+
+
+def _is_kind(path: str, kind: str) -> bool:
+    """Whether ``kind`` ("a", "b", "d") names all paths of the kind of ``path``."""
+    return kind in ("a", "b", "d") and path.startswith(f"{kind}_")
+
+
+def _check_roles(roles: Mapping[str, str]) -> None:
+    for role, name in roles.items():
+        check_name(name, role)
+        if factors(name) != (Factor(name),):
+            raise SpecError(f"{role}={name!r} is a term, not a column; make it a column of the data first")
+        others = [other for other, column in roles.items() if column == name and other != role]
+        if others:
+            raise SpecError(
+                f"{role} and {others[0]} are the same column {name!r}; x, m, y and cluster must be different columns"
+            )
+
+
+Spec = System | Mediation
+
+
+def check_spec(spec: Any) -> None:
+    """Refuse anything that is no specification."""
+    if not isinstance(spec, (System, Mediation)):
+        raise SpecError(f"the model must be a jaxmed.Mediation or jaxmed.System; got {type(spec).__name__}")
+
+
+def compiled(spec: Spec, facts: Facts) -> System:
+    """The system behind any specification, given the facts of the data."""
+    return spec if isinstance(spec, System) else spec.system(facts)
+
+
+def from_dict(plain: Mapping[str, Any]) -> Spec:
+    """Inverse of ``to_dict`` of either kind."""
+    fields = dict(plain)
+    kind = fields.pop("kind", None)
+    try:
+        if kind == "mediation":
+            return Mediation(**fields)
+        if kind == "system":
+            equations = [Equation(**equation) for equation in fields.pop("equations")]
+            return System(equations, **fields)
+    except (TypeError, KeyError) as error:
+        raise SpecError(f"this saved {kind} is not complete ({error})") from error
+    raise SpecError(f"a saved model of kind {kind!r} is not known to this version of jaxmed")
