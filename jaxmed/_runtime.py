@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import numpy as np
@@ -19,6 +19,8 @@ import platformdirs
 
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
+
+PROGRAMS = 12  # kept per function
 
 
 def float64(function: Callable[Params, Result]) -> Callable[Params, Result]:
@@ -35,6 +37,27 @@ def float64(function: Callable[Params, Result]) -> Callable[Params, Result]:
             return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, result)
 
     return scoped
+
+
+def jit_by_key(function: Callable[..., Result], *, static: int = 1) -> Callable[..., Result]:
+    """``jax.jit`` with the first ``static`` arguments as keys, which keeps the programs of the last keys only.
+
+    A compiled program takes a thousand memory maps or more, and a process may have 65,530 (Linux's default): without a
+    limit a study over some fifty models, or patterns of missing values, would abort.
+    """
+    compiled: Any = jax.jit(function, static_argnums=tuple(range(static)))
+    known: set[Any] = set()
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Result:
+        key = args[:static]
+        if key not in known and len(known) >= PROGRAMS:
+            compiled.clear_cache()
+            known.clear()
+        known.add(key)
+        return compiled(*args)
+
+    return call
 
 
 def use_compilation_cache(folder: Path | None = None) -> Path | None:

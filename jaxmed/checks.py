@@ -28,7 +28,7 @@ def check_identified(design: Design) -> None:
                 f"{len(equation.predictors)} coefficients of {equation.outcome!r}"
             )
         _check_collinear(equation, names, total)
-        _check_within(equation, products, total)
+        _check_within(equation, products, total, design.constant)
         _check_variances(equation, products, rows)
 
 
@@ -70,7 +70,7 @@ def _check_collinear(equation: Equation, names: tuple[str, ...], total: Floats) 
         )
 
 
-def _check_within(equation: Equation, products: Floats, total: Floats) -> None:
+def _check_within(equation: Equation, products: Floats, total: Floats, constant: frozenset[str]) -> None:
     """Next to a random intercept, random slopes and the outcome must vary within clusters."""
     if INTERCEPT not in equation.random:
         return
@@ -84,7 +84,7 @@ def _check_within(equation: Equation, products: Floats, total: Floats) -> None:
             continue
         within = np.sum(products[k, k, used] - products[at, k, used] ** 2 / rows[used])
         centred = total[k, k] - total[at, k] ** 2 / total[at, at]
-        if within > CONSTANT * max(centred, np.finfo(float).tiny):
+        if name not in constant and within > CONSTANT * max(centred, np.finfo(float).tiny):
             continue
         if is_outcome:
             raise DataError(

@@ -48,6 +48,8 @@ class Design:
     n_clusters : int
     used : tuple of int
         Rows per equation; of an equation of level 2, clusters.
+    constant : frozenset of str
+        Terms and outcomes that do not vary within any cluster.
     """
 
     system: System
@@ -56,6 +58,7 @@ class Design:
     scale: dict[str, float]
     n_clusters: int
     used: tuple[int, ...]
+    constant: frozenset[str]
 
     def part(self, clusters: slice) -> Design:
         """The design of some of the clusters."""
@@ -152,7 +155,10 @@ def make_design(system: System, moments: Moments) -> Design:
         for e in range(len(system.equations))
     ]
     used = tuple(round(float(count.sum())) for count in counts)
-    return Design(system, tuple(blocks[key] for key in sorted(blocks)), shift, scale, moments.n_clusters, used)
+    constant = frozenset(name for name in system.terms if not terms.varies_within(name, moments.cluster_level))
+    return Design(
+        system, tuple(blocks[key] for key in sorted(blocks)), shift, scale, moments.n_clusters, used, constant
+    )
 
 
 def _names(system: System, equations: tuple[int, ...]) -> tuple[str, ...]:

@@ -54,6 +54,8 @@ def effect_table(
     points = _points(found, at)
     if difference:
         combinations = _differences(estimands, points)
+        if not combinations:
+            raise SpecError(f"difference=True needs a moderator with at least two values; got {points}")
     else:
         indexed, points = _indices(found, estimands, points)
         combinations = [*_levels(estimands, points, len(points) - indexed.extra), *indexed.combinations]

@@ -19,7 +19,7 @@ import numpy as np
 from jax import Array
 from jax.scipy.special import ndtr
 
-from jaxmed._runtime import float64
+from jaxmed._runtime import float64, jit_by_key
 from jaxmed.mediation import Estimands, Row
 from jaxmed.moments import Floats
 
@@ -173,7 +173,7 @@ def _same_sign(a: Array, b: Array, var_a: Array, var_b: Array, cov: Array) -> Ar
 
 
 @float64
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jit_by_key, static=2)
 def _value_and_jacobian(
     function: Callable[[Plan, Array, Sequence[Array]], Array], plan: Plan, values: Array, weights: tuple[Array, ...]
 ) -> tuple[Array, Array]:

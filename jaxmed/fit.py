@@ -6,7 +6,6 @@ import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ import pandas as pd
 from jax import Array
 
 from jaxmed import inference, likelihood, optimise, store, summary
-from jaxmed._runtime import float64, progress
+from jaxmed._runtime import float64, jit_by_key, progress
 from jaxmed.checks import check_identified
 from jaxmed.design import Design, make_design
 from jaxmed.effect_tables import effect_table, heterogeneity_table
@@ -174,13 +173,13 @@ def _solve(layout: Layout, design: Design, max_iter: int) -> tuple[Solution, inf
     return solution, _covariances(layout, solution.theta, solution.evaluation)
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_by_key
 def _compiled(layout: Layout, data: Data, start: Array, max_iter: int) -> tuple[Solution, inference.Covariances]:
     solution = optimise.solve(layout, data, start, max_iter)
     return solution, inference.covariances(layout, solution.theta, solution.evaluation)
 
 
-_covariances = jax.jit(inference.covariances, static_argnums=0)
+_covariances = jit_by_key(inference.covariances)
 
 
 def _assemble(
@@ -473,6 +472,6 @@ def _loglik(fit: Fit) -> float:
 
 
 @float64
-@partial(jax.jit, static_argnums=0)
+@jit_by_key
 def _value(layout: Layout, theta: Array, data: Data) -> Array:
     return likelihood.value(layout, *root_and_precision(layout, theta), data)

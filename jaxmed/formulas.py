@@ -30,11 +30,7 @@ def parse(formula: str) -> tuple[str, list[str], list[str], str | None]:
             f"the formula {formula!r} has more than one |; write one part (... | id) per equation, and choose how its "
             "effects covary by covariance='diagonal' or by groups of labels"
         )
-    plain = re.sub(r"`[^`]*`", "", formula)
-    if any(sign in plain for sign in ("**", "^", "/", "%")):
-        raise SpecError(
-            f"the formula {formula!r} has a power or a nesting; write the products out as x:w, and one cluster column"
-        )
+    _check_tokens(formula)
     try:
         # The parser would drop the category of an indicator; in backquotes it is a name.
         described = model_description(re.sub(r"`[^`]*`|[A-Za-z_.][\w.]*\[[^\]]*\]", _quoted, formula))
@@ -48,6 +44,39 @@ def parse(formula: str) -> tuple[str, list[str], list[str], str | None]:
     random = [_name(term.expr, formula) for term in grouped]
     cluster = _name(grouped[0].factor, formula) if grouped else None
     return outcome, predictors, random, cluster
+
+
+TOKEN = re.compile(
+    r"(?P<name>`[^`]*`|[^\W\d]\w*(?:\.\w+)*(?:\[[^\]]*\])?|\.?[^\W\d][\w.]*)|(?P<number>[01](?![\w.]))|(?P<sign>[~+\-*:|()])|(?P<space>\s+)"
+)
+
+
+def _check_tokens(formula: str) -> None:
+    """Refuse what the parser would pass over without a word: it stops reading where it does not understand."""
+    at, depth, operand = 0, 0, False
+    while at < len(formula):
+        token = TOKEN.match(formula, at)
+        found = token[0] if token else formula[at]
+        kind = token.lastgroup if token else None
+        wrong = kind is None
+        if kind in ("name", "number"):
+            wrong, operand = operand or ":" in found.strip("`").split("[")[0], True
+        elif kind == "sign":
+            call = found == "(" and operand
+            wrong = (
+                (found == "|" and depth == 0)
+                or formula.startswith("**", at)
+                or (call and not formula[:at].endswith(PARTS))
+            )
+            operand = found == ")"
+            depth += {"(": 1, ")": -1}.get(found, 0)
+        if wrong:
+            raise SpecError(
+                f"the formula {formula!r} is not understood at {formula[at:]!r}: columns (in `backquotes` where their "
+                "names are no words), products such as x:w or x*w, within(x) and between(x), 0 or 1 for the intercept "
+                "and one part (... | id) are, and nothing is evaluated; make other terms columns of the data first"
+            )
+        at += len(found)
 
 
 def _quoted(name: re.Match[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import and_, mul
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from jaxmed.errors import DataError, SpecError
 from jaxmed.files import indicator, read_file, resolve_names
 from jaxmed.mediation import Facts, Mediation, Spec, check_spec
-from jaxmed.moments import Floats, Intake, Moments, Monomial, Pattern, packed_rows
+from jaxmed.moments import SAME, Floats, Intake, Moments, Monomial, Pattern, packed_rows
 from jaxmed.spec import System
 from jaxmed.terms import category_text
 
@@ -50,6 +50,10 @@ def survey(data: Any, spec: Spec) -> tuple[nw.LazyFrame[Any], Facts]:
 
 def categories(frame: nw.LazyFrame[Any], name: str) -> tuple[str, ...]:
     """Categories of a column as text, sorted; whole numbers without a decimal point."""
+    with _own_words():
+        dtype = frame.collect_schema()[name]
+    if dtype.is_temporal() or dtype.is_nested():
+        raise DataError(f"the categorical column {name!r} has type {dtype}; make its categories text or whole numbers")
     values = _collect(frame.select(nw.col(name)).filter(~nw.col(name).is_null()).unique())[name].to_list()
     present = [value for value in values if value == value]  # NaN is missing
     if len(present) > CATEGORIES:
@@ -59,6 +63,9 @@ def categories(frame: nw.LazyFrame[Any], name: str) -> tuple[str, ...]:
         )
     if not present:
         raise DataError(f"column {name!r} has no values: it is missing in every row")
+    kinds = sorted({type(value).__name__ for value in present})
+    if len(kinds) > 1:
+        raise DataError(f"the categorical column {name!r} mixes types ({', '.join(kinds)}); make them one type first")
     return tuple(category_text(value) for value in sorted(present))
 
 
@@ -101,7 +108,8 @@ def read(data: Any, system: System, missing: str = "available", facts: Facts | N
     check_complete(counts, missing)
     shift, scale = _working_scale(summaries)
     plan = _Plan(system, groups, averaged, shift, scale, (facts or Facts()).categories)
-    return _to_moments(_group(prepared, plan), plan, summaries, rows, counts)
+    moments = _to_moments(_group(prepared, plan), plan, summaries, rows, counts)
+    return replace(moments, constants=_constants(prepared, moments))
 
 
 def check_complete(counts: dict[str, int], missing: str) -> None:
@@ -144,9 +152,7 @@ def open_frame(data: Any, columns: Sequence[str]) -> nw.LazyFrame[Any]:
     native = read_file(Path(data), columns) if isinstance(data, (str, Path)) else data
     if isinstance(native, pd.DataFrame):
         native = native[resolve_names(list(native.columns), columns)]
-        cluster = native[columns[0]]
-        if isinstance(cluster.dtype, pd.CategoricalDtype) and pd.api.types.is_integer_dtype(cluster.cat.categories):
-            native = native.assign(**{columns[0]: cluster.astype("Int64")})
+        native = native.assign(**{name: _plain(native[name]) for name in native.columns if _is_coded(native[name])})
     try:
         frame = nw.from_native(native).lazy()
     except TypeError as error:
@@ -157,6 +163,15 @@ def open_frame(data: Any, columns: Sequence[str]) -> nw.LazyFrame[Any]:
     with _own_words():
         names = frame.collect_schema().names()
     return frame.select(*resolve_names(names, columns))
+
+
+def _is_coded(column: pd.Series) -> bool:
+    """A pandas Categorical whose categories are numbers."""
+    return isinstance(column.dtype, pd.CategoricalDtype) and pd.api.types.is_numeric_dtype(column.cat.categories)
+
+
+def _plain(column: pd.Series) -> pd.Series:
+    return column.astype("Int64" if pd.api.types.is_integer_dtype(column.cat.categories) else "float64")
 
 
 @contextmanager
@@ -399,8 +414,32 @@ def _to_moments(
         plan.groups,
         plan.averaged,
         dict(plan.categories),
+        {},
         intake,
     )
+
+
+def _constants(prepared: nw.LazyFrame[Any], moments: Moments) -> dict[str, Floats]:
+    """Columns with one value in every cluster. Sums only tell candidates: the engines round them in their own ways."""
+    candidates = moments.nearly_constant()
+    if not candidates:
+        return {}
+    at = {name: moments.columns.index(name) for name in candidates}
+    low = [nw.col(f"v{k}").min().alias(f"low{k}") for k in at.values()]
+    high = [nw.col(f"v{k}").max().alias(f"high{k}") for k in at.values()]
+    found = _collect(prepared.filter(~nw.col("cluster").is_null()).group_by("cluster").agg(*low, *high))
+    labels = _labels(found["cluster"], moments.cluster)
+    place = np.minimum(np.searchsorted(moments.clusters, labels), moments.n_clusters - 1)
+    counted = moments.clusters[place] == labels  # some clusters may have no row that counts
+    constants = {}
+    for name, k in at.items():
+        ends = [found[f"{end}{k}"].to_numpy().astype(np.float64) for end in ("low", "high")]
+        smallest, largest = moments.intake.ranges[name]
+        if not np.any(ends[1] - ends[0] > SAME * (largest - smallest)):
+            value = np.full(moments.n_clusters, np.nan)
+            value[place[counted]] = (ends[0] / 2 + ends[1] / 2)[counted]
+            constants[name] = value
+    return constants
 
 
 def _labels(series: nw.Series[Any], name: str) -> NDArray[np.generic]:

@@ -57,7 +57,9 @@ def read_job(path: Path, command: str, allowed: Iterable[str]) -> dict[str, Any]
     if not settings:
         raise SpecError(f"the job file {str(path)!r} has neither a table [model] nor [{command}]")
     for name in ("data", "json", "save", "out"):
-        if isinstance(settings.get(name), str) and settings[name] != "-":
+        if name in settings and not isinstance(settings[name], str):
+            raise SpecError(f"the job file {str(path)!r} has {name}={settings[name]!r}; give a path as text")
+        if settings.get(name, "-") != "-":
             settings[name] = path.parent / settings[name]
     return settings
 

@@ -205,6 +205,8 @@ class Mediation:
             raise SpecError(f"reference must be a dict such as {{'site': 'A'}}; got {reference!r}")
         for name, category in reference.items():
             check_name(name, "every key of reference")
+            if "[" in name:
+                raise SpecError(f"the categorical column {name!r} has a bracket in its name; rename it")
             if isinstance(category, (list, dict, tuple)) or category is None:
                 raise SpecError(f"reference[{name!r}] must be one category; got {category!r}")
             if name in (self.x, *self.mediators, self.y, self.cluster):
@@ -293,10 +295,7 @@ class Mediation:
         chosen = []
         for outcome in outcomes:
             names = check_terms(random.get(outcome, ()), f"random[{outcome!r}]")
-            coded = tuple(f"{g}[" for g, _ in self.reference)
-            extra = [
-                name for name in names if name not in predictors[outcome] and not (coded and name.startswith(coded))
-            ]
+            extra = [name for name in names if name not in predictors[outcome] and not self._is_coded(name)]
             if extra:
                 raise SpecError(
                     f"random[{outcome!r}] has {extra[0]!r}, which is not a predictor of {outcome!r}; choose from "
@@ -304,9 +303,14 @@ class Mediation:
                 )
             known = tuple(name for name in predictors[outcome] if name in names)
             chosen.append((outcome, (*known, *(name for name in names if name not in known))))
-        if dict(chosen) == self._all_random(self._unknown_facts()):
+        if not self.moderators and dict(chosen) == self._all_random(self._unknown_facts()):
             return "all"
         return tuple(chosen) if any(names for _, names in chosen) else "none"
+
+    def _is_coded(self, term: str) -> bool:
+        """Whether a term has the indicator of a category, whose name only the data can confirm."""
+        coded = tuple(f"{name}[" for name in self.categorical)
+        return bool(coded) and any(column.startswith(coded) for column in columns(term))
 
     # What the model says ---------------------------------------------------------------------------------------------
 
@@ -446,30 +450,48 @@ class Mediation:
     def _compile(self, facts: Facts) -> System:
         predictors = self._predictors(facts)
         self._check_design(predictors, facts)
-        if self.random == "all":
-            varying: Mapping[str, tuple[str, ...]] = self._all_random(facts)
-        elif isinstance(self.random, str):
-            varying = {}
-        else:
-            varying = dict(self.random)
-        equations = []
-        for outcome, names in predictors.items():
-            level = 2 if outcome in facts.cluster_level else 1
-            own = varying.get(outcome, ())
-            if level == 2 and own:
-                raise DataError(
-                    f"{outcome!r} does not vary within clusters, so its equation has one row per cluster and its "
-                    f"coefficients cannot vary between clusters; leave {outcome!r} out of random"
-                )
-            placeholder = any("..." in categories for categories in facts.categories.values())
-            own = tuple(name for name in own if name in names or not placeholder)
-            equations.append(Equation(outcome, names, own, level))
+        varying = self._varying(facts)
+        equations = [
+            Equation(outcome, names, varying[outcome], 2 if outcome in facts.cluster_level else 1)
+            for outcome, names in predictors.items()
+        ]
         groups = []
         if self.residuals == "correlated" and not self.serial:
             for level in (1, 2):
                 group = [e.outcome for e in equations[:-1] if e.level == level]
                 groups += [group] if len(group) > 1 else []
-        return System(equations, cluster=self.cluster, covariance=self.covariance, residuals=groups)
+        covariance = self.covariance
+        if not isinstance(covariance, str):
+            dropped = [f"{outcome}~{name}" for outcome, name in self._dropped(facts)]
+            covariance = tuple(tuple(label for label in group if label not in dropped) for group in covariance)
+            if facts == self._unknown_facts() and self.reference:
+                covariance = "unstructured"  # which labels there are is not known yet
+        return System(equations, cluster=self.cluster, covariance=covariance, residuals=groups)
+
+    def _requested(self, facts: Facts) -> dict[str, tuple[str, ...]]:
+        """Random effects asked for, by outcome, wherever the data could show them."""
+        if self.random == "all":
+            return self._all_random(Facts(facts.categories))
+        chosen = {} if isinstance(self.random, str) else dict(self.random)
+        return {outcome: chosen.get(outcome, ()) for outcome in (*self.mediators, self.y)}
+
+    def _varying(self, facts: Facts) -> dict[str, tuple[str, ...]]:
+        """Random effects by outcome: those asked for but of slopes that cannot vary, given the data."""
+        if self.random == "all":
+            return self._all_random(facts)
+        found = {}
+        for outcome, names in self._requested(facts).items():
+            own = [n for n in names if n == INTERCEPT or varies_within(n, facts.cluster_level)]
+            if facts == self._unknown_facts():
+                own = [name for name in own if not self._is_coded(name)]
+            found[outcome] = () if outcome in facts.cluster_level else tuple(own)
+        return found
+
+    def _dropped(self, facts: Facts) -> list[tuple[str, str]]:
+        """Random effects asked for that the data cannot show: outcome and term."""
+        varying = self._varying(facts)
+        asked = self._requested(facts).items()
+        return [(outcome, name) for outcome, names in asked for name in names if name not in varying[outcome]]
 
     def _check_design(self, predictors: dict[str, tuple[str, ...]], facts: Facts) -> None:
         """Refuse designs in which something of the row would have to move something of the cluster."""
@@ -500,21 +522,24 @@ class Mediation:
     def notes(self, facts: Facts) -> tuple[str, ...]:
         """What the data changed about the model, one sentence each."""
         found = []
-        fixed = facts.cluster_level
-        sources = [edge.source for edge in self.edges]
-        for name in dict.fromkeys(sources):
-            if name not in fixed:
+        dropped = self._dropped(facts)
+        for name in dict.fromkeys(edge.source for edge in self.edges):
+            if name not in facts.cluster_level:
                 continue
-            text = f"{name!r} does not vary within clusters"
+            said = []
             if name in self.mediators:
-                text += ": its equation has one row per cluster and no random effects"
-            if self.random == "all":
-                text += (
-                    f"{', and' if name in self.mediators else ':'} its slope cannot vary between clusters; it is fixed"
-                )
+                said.append("its equation has one row per cluster and no random effects")
+            if any(name in columns(term) for _, term in dropped):
+                said.append("its slope cannot vary between clusters and is fixed")
             if self.center is not None:
-                text += f"; it has no deviations, so there are no within effects of {name!r}"
-            found.append(text)
+                said.append("it has no deviations from cluster means, so there are no within effects of it")
+            if said:
+                found.append(f"{name!r} does not vary within clusters: {'; '.join(said)}")
+        sources = {edge.source for edge in self.edges}
+        for outcome, term in dropped:
+            covariate = outcome not in facts.cluster_level and not sources & set(columns(term))
+            if covariate and not varies_within(term, facts.cluster_level):
+                found.append(f"{term!r} does not vary within clusters: its slope on {outcome!r} is fixed")
         return tuple(found)
 
     def estimands(self, facts: Facts) -> Estimands:

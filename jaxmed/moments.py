@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +17,8 @@ Monomial: TypeAlias = tuple[str, ...]  # sorted columns of a product; () is the 
 Polynomial: TypeAlias = Mapping[Monomial, "float | Floats"]  # coefficients, possibly one per cluster
 
 CONSTANT = 1e-12  # share of a column's sum of squares within clusters that counts as none
+NEARLY = 1e-6  # the share below which it is worth to look at the values themselves
+SAME = 1e-10  # of a column's range: values this close within a cluster are one value
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,8 @@ class Moments:
         Columns of which every observed value is in, whatever else the row lacks.
     categories : dict
         Categorical column -> its categories, of which ``columns`` has indicators.
+    constants : dict
+        Columns that do not vary within any cluster -> their value by cluster, shape (n_clusters,), NaN where missing.
     intake : Intake
     """
 
@@ -125,6 +128,7 @@ class Moments:
     groups: tuple[tuple[str, ...], ...]
     averaged: tuple[str, ...]
     categories: dict[str, tuple[str, ...]]
+    constants: dict[str, Floats]
     intake: Intake = field(repr=False)
 
     @property
@@ -171,6 +175,9 @@ class Moments:
 
     def cluster_means(self, column: str) -> Floats:
         """Mean of a working column by cluster, over all rows in which it is observed; 0 where it never is."""
+        if column in self.constants:
+            shift, scale = self.unit(column)
+            return np.nan_to_num((self.constants[column] - shift) / scale)
         rows, total, _ = self._sums(column)
         return np.divide(total, rows, out=np.zeros_like(total), where=rows > 0)
 
@@ -183,17 +190,20 @@ class Moments:
         within = (square - np.divide(total**2, rows, out=np.zeros_like(total), where=rows > 0)).sum()
         return shift + scale * mean, around / rows.sum() * scale**2, within / rows.sum() * scale**2
 
-    @cached_property
+    @property
     def cluster_level(self) -> frozenset[str]:
-        """Columns that do not vary within any cluster, of those that some cluster has twice."""
+        """Columns that do not vary within any cluster."""
+        return frozenset(self.constants)
+
+    def nearly_constant(self) -> tuple[str, ...]:
+        """Columns that, to rounding, may not vary within clusters; of those that some cluster has twice."""
         found = []
         for column in self.columns:
-            if not np.any(self._sums(column)[0] > 1):
-                continue
-            _, around, within = self.spread(column)
-            if within <= CONSTANT * max(around, np.finfo(float).tiny):
-                found.append(column)
-        return frozenset(found)
+            if np.any(self._sums(column)[0] > 1):
+                _, around, within = self.spread(column)
+                if within <= NEARLY * around:
+                    found.append(column)
+        return tuple(found)
 
     def lean(self) -> Moments:
         """These moments without row products that follow from the others: those with a column of the clusters."""
@@ -297,9 +307,18 @@ class Moments:
                 empty = np.zeros((len(products), len(clusters)))
                 summed.setdefault(observed, empty)[:, at] += products
         patterns = tuple(Pattern(observed, products) for observed, products in sorted(summed.items()))
+        places = [np.searchsorted(clusters, part.clusters) for part in (self, other)]
+        constants = {}
+        for name in self.cluster_level & other.cluster_level:
+            values = np.full((2, len(clusters)), np.nan)
+            values[0, places[0]], values[1, places[1]] = self.constants[name], other.constants[name]
+            value = np.where(np.isnan(values[0]), values[1], values[0])
+            low, high = np.nanmin(value), np.nanmax(value)
+            if not np.any(np.abs(values[0] - values[1]) > SAME * (high - low)):
+                constants[name] = value
         used = tuple(other.intake.used[others.index(group)] for group in mine)
         intake = self.intake + replace(other.intake, used=used)
-        return replace(self, clusters=clusters, patterns=patterns, intake=intake)
+        return replace(self, clusters=clusters, patterns=patterns, constants=constants, intake=intake)
 
 
 # Polynomials in columns ----------------------------------------------------------------------------------------------

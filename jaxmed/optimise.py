@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array, lax
 
 from jaxmed import derivatives, likelihood, newton
+from jaxmed._runtime import jit_by_key
 from jaxmed.derivatives import Evaluation
 from jaxmed.design import Design
 from jaxmed.errors import Status
@@ -134,15 +133,15 @@ def solve_in_steps(
     return _last(layout, state)
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_by_key
 def _first(layout: Layout, start: Array) -> newton.State:
     return newton.start(layout, _lifted(layout, start), jnp.asarray(0), jnp.full((LOGGED, 3), jnp.nan))
 
 
-_next = jax.jit(newton.step, static_argnums=0)
+_next = jit_by_key(newton.step)
 
 
-@partial(jax.jit, static_argnums=0)
+@jit_by_key
 def _last(layout: Layout, state: newton.State) -> Solution:
     return _solution(layout, state)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ import pandas as pd
 from jax import Array, lax
 
 from jaxmed import likelihood, linalg
-from jaxmed._runtime import float64
+from jaxmed._runtime import float64, jit_by_key
 from jaxmed.design import make_design
 from jaxmed.effects import expected_product, product_covariance
 from jaxmed.errors import FitError
@@ -66,7 +65,7 @@ class ClusterPredictions(NamedTuple):
 
 
 @float64
-@partial(jax.jit, static_argnums=0)
+@jit_by_key
 def _predict(layout: Layout, theta: Array, beta: Array, data: Data) -> Predictions:
     return posterior(layout, *root_and_precision(layout, theta), beta, data)
 
@@ -153,10 +152,9 @@ def _paths(
 
 
 def _moderator(moments: Moments, column: str) -> Floats:
-    """A moderator by cluster: its value where it belongs to the cluster, else its mean over all rows."""
-    shift, scale = moments.unit(column)
-    if column in moments.cluster_level:
-        return shift + scale * moments.cluster_means(column)
+    """A moderator by cluster: its value where it belongs to the cluster, NaN if missing; else its overall mean."""
+    if column in moments.constants:
+        return moments.constants[column]
     return np.full(moments.n_clusters, moments.spread(column)[0])
 
 

@@ -200,7 +200,9 @@ class System:
         >>> system == jm.Mediation(x="x", m="m", y="y", cluster="id").system()
         True
         """
-        formulas = [formulas] if isinstance(formulas, str) else list(formulas)
+        if isinstance(formulas, str) or not isinstance(formulas, Iterable):
+            formulas = [formulas]
+        formulas = list(formulas)
         parsed = [parse(formula) for formula in formulas]
         named = [found[3] for found in parsed] + [cluster]
         equations = [Equation(outcome, predictors, random) for outcome, predictors, random, _ in parsed]

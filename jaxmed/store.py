@@ -26,11 +26,13 @@ def write(path: str | Path, plain: dict[str, Any], moments: Moments) -> None:
         "groups": moments.groups,
         "averaged": moments.averaged,
         "categories": moments.categories,
+        "constants": list(moments.constants),
         "observed": [pattern.observed for pattern in moments.patterns],
         "intake": asdict(moments.intake),
     }
     arrays: dict[str, NDArray[Any]] = {"fit": _text(plain), "moments": _text(header), "clusters": moments.clusters}
     arrays |= {"shift": moments.shift, "scale": moments.scale}
+    arrays |= {f"constant{k}": value for k, value in enumerate(moments.constants.values())}
     arrays |= {f"products{k}": pattern.products for k, pattern in enumerate(moments.patterns)}
     write_atomically(Path(path), lambda stream: np.savez_compressed(stream, allow_pickle=False, **arrays))
 
@@ -92,5 +94,6 @@ def _moments(stored: Any) -> Moments:
         groups,
         tuple(header["averaged"]),
         {name: tuple(found) for name, found in header["categories"].items()},
+        {name: stored[f"constant{k}"] for k, name in enumerate(header["constants"])},
         intake_from_dict(header["intake"]),
     )
