@@ -11,8 +11,9 @@ import pandas as pd
 
 from jaxmed import effects
 from jaxmed.errors import FitError, SpecError
+from jaxmed.estimands import Estimands, Row
 from jaxmed.intervals import check_level, critical_value, limits_on_scale, normal_table
-from jaxmed.mediation import Estimands, Mediation, Row
+from jaxmed.mediation import Mediation
 from jaxmed.moments import Floats
 from jaxmed.result import Estimates
 from jaxmed.terms import category_text

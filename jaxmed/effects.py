@@ -20,7 +20,7 @@ from jax import Array
 from jax.scipy.special import ndtr
 
 from jaxmed._runtime import float64, jit_by_key
-from jaxmed.mediation import Estimands, Row
+from jaxmed.estimands import Estimands, Row
 from jaxmed.moments import Floats
 
 
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     covariances : nested tuples of int, (path, path, piece, piece)
         Positions of the covariances of their random effects; -1 where there is none.
     rows : tuple of (terms, covariance)
-        As :class:`jaxmed.mediation.Row`, with paths as indices.
+        As :class:`jaxmed.estimands.Row`, with paths as indices.
     """
 
     paths: tuple[tuple[int, ...], ...]

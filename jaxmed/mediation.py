@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxmed.errors import DataError, SpecError
+from jaxmed.estimands import Edge, Estimands, Path, effect_rows
+from jaxmed.options import Pairs, check_covariates, check_moderators, check_random, check_reference, check_roles
 from jaxmed.spec import Equation, System, check_covariance, plain_covariance
-from jaxmed.terms import INTERCEPT, Factor, category_text, check_name, check_terms, columns, factors, varies_within
+from jaxmed.terms import INTERCEPT, columns, factors, varies_within
 
 Groups = Mapping[str, Iterable[str]]
 
@@ -28,50 +30,6 @@ class Facts:
 
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     cluster_level: frozenset[str] = frozenset()
-
-
-class Path(NamedTuple):
-    """A slope that may depend on moderators: the sum of coefficients, each times a product of moderators.
-
-    Attributes
-    ----------
-    pieces : tuple of (str, tuple of str)
-        Label of a fixed effect, and the columns that multiply it.
-    """
-
-    pieces: tuple[tuple[str, tuple[str, ...]], ...]
-
-
-class Row(NamedTuple):
-    """One effect: a weighted sum of expected products of paths, or (``covariance``) the covariance of two paths."""
-
-    name: str
-    terms: tuple[tuple[float, tuple[str, ...]], ...]
-    covariance: bool = False
-
-
-class Estimands(NamedTuple):
-    """The effects of a model by name.
-
-    Attributes
-    ----------
-    paths : dict of str to Path
-    rows : tuple of Row
-    moderators : dict of str to tuple of str
-        Moderator -> its columns: itself, or the indicators of its categories but the reference.
-    """
-
-    paths: dict[str, Path]
-    rows: tuple[Row, ...]
-    moderators: dict[str, tuple[str, ...]]
-
-
-class Edge(NamedTuple):
-    """A path of the model: ``name`` as in effects, from ``source`` to ``outcome``."""
-
-    name: str
-    source: str
-    outcome: str
 
 
 @dataclass(frozen=True)
@@ -132,10 +90,10 @@ class Mediation:
     m: str | tuple[str, ...]
     y: str
     cluster: str
-    random: str | tuple[tuple[str, tuple[str, ...]], ...] = "all"
+    random: str | Pairs = "all"
     covariance: str | tuple[tuple[str, ...], ...] = "unstructured"
-    covariates: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    moderators: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    covariates: Pairs = ()
+    moderators: Pairs = ()
     center: str | None = None
     serial: bool = False
     reference: tuple[tuple[str, str], ...] = ()
@@ -162,7 +120,8 @@ class Mediation:
             raise SpecError("m is an empty list; name at least one mediator")
         several = len(mediators) > 1
         named = {f"m[{k}]" if several else "m": name for k, name in enumerate(mediators)}
-        _check_roles({"x": x, **named, "y": y, "cluster": cluster})
+        roles = {"x": x, **named, "y": y, "cluster": cluster}
+        check_roles(roles)
         put(self, "x", x)
         put(self, "m", mediators if several else mediators[0])
         put(self, "y", y)
@@ -179,9 +138,12 @@ class Mediation:
         if residuals not in ("correlated", "independent"):
             raise SpecError(f"residuals={residuals!r} is not known; choose 'correlated' or 'independent'")
         put(self, "residuals", residuals)
-        put(self, "reference", self._reference(reference))
-        put(self, "moderators", self._moderators(moderators))
-        put(self, "covariates", self._covariates(covariates))
+        columns_of_roles = tuple(roles.values())
+        put(self, "reference", check_reference(reference, columns_of_roles))
+        every = tuple(edge.name for edge in self.edges)
+        put(self, "moderators", check_moderators(moderators, every, columns_of_roles))
+        outcomes = (*mediators, y)
+        put(self, "covariates", check_covariates(covariates, outcomes, columns_of_roles, self.categorical))
         used = [name for _, names in self.covariates for term in names for name in columns(term)]
         unused = [g for g, _ in self.reference if g not in used and g not in dict(self.moderators)]
         if unused:
@@ -193,119 +155,11 @@ class Mediation:
         double = sorted({name for name in names if names.count(name) > 1})
         if double:
             raise SpecError(f"two effects would be called {double[0]!r}; rename a mediator")
-        put(self, "random", self._random(random))
-        self._compile(self._unknown_facts())
-
-    # Checking what was asked for -------------------------------------------------------------------------------------
-
-    def _reference(self, reference: Any) -> tuple[tuple[str, str], ...]:
-        if reference is None:
-            return ()
-        if not isinstance(reference, Mapping):
-            raise SpecError(f"reference must be a dict such as {{'site': 'A'}}; got {reference!r}")
-        for name, category in reference.items():
-            check_name(name, "every key of reference")
-            if "[" in name:
-                raise SpecError(f"the categorical column {name!r} has a bracket in its name; rename it")
-            if isinstance(category, (list, dict, tuple)) or category is None:
-                raise SpecError(f"reference[{name!r}] must be one category; got {category!r}")
-            if name in (self.x, *self.mediators, self.y, self.cluster):
-                raise SpecError(
-                    f"reference names {name!r}, but x, m, y and cluster are not categories to be coded; code "
-                    f"{name!r} as numbers"
-                )
-        return tuple((name, category_text(category)) for name, category in reference.items())
-
-    def _moderators(self, moderators: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        if moderators is None:
-            return ()
-        every = tuple(edge.name for edge in self.edges)
-        kinds = dict.fromkeys(name.split("_")[0] if name != "c_prime" else name for name in every)
-        if isinstance(moderators, str):
-            moderators = [moderators]
-        if not isinstance(moderators, Mapping):
-            moderators = dict.fromkeys(check_terms(moderators, "moderators"), every)
-        chosen = []
-        for name, paths in moderators.items():
-            check_name(name, "every moderator")
-            if factors(name) != (Factor(name),):
-                raise SpecError(
-                    f"the moderator {name!r} is not a single column; make a product or a cluster mean a column first"
-                )
-            if name in (self.x, *self.mediators, self.y, self.cluster):
-                raise SpecError(
-                    f"{name!r} is x, m, y or cluster of this model and cannot moderate its paths; write such a model "
-                    "as a jaxmed.System with products such as 'm:x'"
-                )
-            wanted = (paths,) if isinstance(paths, str) else tuple(paths) if isinstance(paths, Iterable) else ()
-            unknown = [path for path in wanted if path not in every and path not in kinds]
-            if unknown or not wanted:
-                choices = list(dict.fromkeys((*kinds, *every)))
-                raise SpecError(f"moderators[{name!r}]={paths!r}: choose paths from {choices}")
-            chosen.append((name, tuple(p for p in every if p in wanted or any(_is_kind(p, k) for k in wanted))))
-        return tuple(chosen)
-
-    def _covariates(self, covariates: Any) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        outcomes = (*self.mediators, self.y)
-        if covariates is None:
-            return ()
-        if isinstance(covariates, str):
-            covariates = [covariates]
-        if not isinstance(covariates, Mapping):
-            names = check_terms(covariates, "covariates")
-            covariates = dict.fromkeys(outcomes, names)
-        unknown = [key for key in covariates if key not in outcomes]
-        if unknown:
-            raise SpecError(f"covariates has the key {unknown[0]!r}; the outcomes of this model are {list(outcomes)}")
-        chosen = []
-        for outcome in outcomes:
-            given = covariates.get(outcome, ())
-            names = check_terms([given] if isinstance(given, str) else given, f"covariates[{outcome!r}]")
-            for name in names:
-                taken = [c for c in columns(name) if c in (self.x, *self.mediators, self.y, self.cluster)]
-                if name == INTERCEPT or taken:
-                    what = "the intercept" if name == INTERCEPT else f"{taken[0]!r}, x, m, y or cluster of this model"
-                    raise SpecError(
-                        f"covariates[{outcome!r}] has {what}; list other columns only, or write the model as a "
-                        "jaxmed.System"
-                    )
-                coded = [c for c in columns(name) if c in dict(self.reference)]
-                if coded and factors(name) != (Factor(name),):
-                    raise SpecError(
-                        f"the covariate {name!r} multiplies the categorical column {coded[0]!r}; code it as numbers "
-                        "first"
-                    )
-            if names:
-                chosen.append((outcome, names))
-        return tuple(chosen)
-
-    def _random(self, random: Any) -> str | tuple[tuple[str, tuple[str, ...]], ...]:
-        outcomes = (*self.mediators, self.y)
-        example = f"{{{outcomes[0]!r}: ['1', {self.x!r}], {self.y!r}: ['1', {outcomes[0]!r}]}}"
-        if isinstance(random, str):
-            if random not in ("all", "none"):
-                raise SpecError(f"random={random!r} is not known; use 'all', 'none' or a dict such as {example}")
-            return random
-        if not isinstance(random, Mapping):
-            raise SpecError(f"random must be 'all', 'none' or a dict from outcome to columns; got {random!r}")
-        unknown = [key for key in random if key not in outcomes]
-        if unknown:
-            raise SpecError(f"random has the key {unknown[0]!r}; the outcomes of this model are {list(outcomes)}")
-        predictors = self._predictors(self._unknown_facts())
-        chosen = []
-        for outcome in outcomes:
-            names = check_terms(random.get(outcome, ()), f"random[{outcome!r}]")
-            extra = [name for name in names if name not in predictors[outcome] and not self._is_coded(name)]
-            if extra:
-                raise SpecError(
-                    f"random[{outcome!r}] has {extra[0]!r}, which is not a predictor of {outcome!r}; choose from "
-                    f"{list(predictors[outcome])}"
-                )
-            known = tuple(name for name in predictors[outcome] if name in names)
-            chosen.append((outcome, (*known, *(name for name in names if name not in known))))
-        if not self.moderators and dict(chosen) == self._all_random(self._unknown_facts()):
-            return "all"
-        return tuple(chosen) if any(names for _, names in chosen) else "none"
+        unknown = self._unknown_facts()
+        chosen = check_random(random, self._predictors(unknown), x, self._is_coded)
+        is_all = not isinstance(chosen, str) and dict(chosen) == self._all_random(unknown)
+        put(self, "random", "all" if is_all and not self.moderators else chosen)
+        self._compile(unknown)
 
     def _is_coded(self, term: str) -> bool:
         """Whether a term has the indicator of a category, whose name only the data can confirm."""
@@ -549,57 +403,12 @@ class Mediation:
             for suffix in self._parts(edge.source, facts):
                 pieces = self._pieces(edge, suffix, facts)
                 paths[edge.name + suffix] = Path(tuple((f"{edge.outcome}~{term}", by) for term, by in pieces))
-        rows: list[Row] = []
-        sums: dict[str, tuple[tuple[float, tuple[str, ...]], ...]] = {}
-        for suffix in ("",) if self.center is None else ("_within", "_between"):
-            routes = {
-                name + suffix: tuple(path + suffix for path in along)
-                for name, along in self._routes
-                if all(path + suffix in paths for path in along)
-            }
-            rows += [Row(e.name + suffix, ((1.0, (e.name + suffix,)),)) for e in self.edges if e.name + suffix in paths]
-            if suffix != "_between":
-                for along in routes.values():
-                    for one, other in combinations(along, 2):
-                        rows.append(Row(self._covariance_name(one, other), ((1.0, (one, other)),), covariance=True))
-            rows = list({row.name: row for row in rows}.values())
-            whole = tuple((1.0, along) for along in routes.values())
-            rows += [Row(name, ((1.0, along),)) for name, along in routes.items() if len(routes) > 1]
-            if routes:
-                sums[f"indirect{suffix}"] = whole
-                if f"c_prime{suffix}" in paths:
-                    sums[f"total{suffix}"] = (*whole, (1.0, (f"c_prime{suffix}",)))
-            rows += [Row(name, sums[name]) for name in (f"indirect{suffix}", f"total{suffix}") if name in sums]
-            if len(routes) > 1:
-                for (one, first), (other, second) in combinations(routes.items(), 2):
-                    rows.append(Row(f"{one} - {other}", ((1.0, first), (-1.0, second))))
-        if self.center is not None:
-            rows += self._contextual(paths, sums)
-        columns_of = {name: self._columns(name, facts) for name, _ in self.moderators}
-        return Estimands(paths, tuple(rows), columns_of)
+        rows = effect_rows(self.edges, dict(self._routes), paths, self._suffixes)
+        return Estimands(paths, rows, {name: self._columns(name, facts) for name, _ in self.moderators})
 
-    def _covariance_name(self, one: str, other: str) -> str:
-        """``cov_ab``, or with several mediators ``cov_ab_m1`` and, between their paths, ``cov(a_m1, d_m1_m2)``."""
-        one, other = one.removesuffix("_within"), other.removesuffix("_within")
-        if len(self.mediators) == 1:
-            return "cov_ab"
-        ends = one.removeprefix("a_"), other.removeprefix("b_")
-        return f"cov_ab_{ends[0]}" if ends[0] == ends[1] else f"cov({one}, {other})"
-
-    def _contextual(
-        self, paths: dict[str, Path], sums: dict[str, tuple[tuple[float, tuple[str, ...]], ...]]
-    ) -> list[Row]:
-        """Between minus within, of every path and of the indirect and total effects."""
-        rows = []
-        for edge in self.edges:
-            within, between = f"{edge.name}_within", f"{edge.name}_between"
-            if within in paths and between in paths:
-                rows.append(Row(f"contextual_{edge.name}", ((1.0, (between,)), (-1.0, (within,)))))
-        for name in ("indirect", "total"):
-            if f"{name}_within" in sums and f"{name}_between" in sums:
-                minus = tuple((-weight, along) for weight, along in sums[f"{name}_within"])
-                rows.append(Row(f"contextual_{name}", (*sums[f"{name}_between"], *minus)))
-        return rows
+    @property
+    def _suffixes(self) -> tuple[str, ...]:
+        return ("",) if self.center is None else ("_within", "_between")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, from which :func:`from_dict` makes an equal model."""
@@ -611,25 +420,8 @@ class Mediation:
         return plain | {"reference": dict(self.reference) or None, "residuals": self.residuals}
 
 
-def _lists(pairs: tuple[tuple[str, tuple[str, ...]], ...]) -> dict[str, list[str]]:
+def _lists(pairs: Pairs) -> dict[str, list[str]]:
     return {key: list(names) for key, names in pairs}
-
-
-def _is_kind(path: str, kind: str) -> bool:
-    """Whether ``kind`` ("a", "b", "d") names all paths of the kind of ``path``."""
-    return kind in ("a", "b", "d") and path.startswith(f"{kind}_")
-
-
-def _check_roles(roles: Mapping[str, str]) -> None:
-    for role, name in roles.items():
-        check_name(name, role)
-        if factors(name) != (Factor(name),):
-            raise SpecError(f"{role}={name!r} is a term, not a column; make it a column of the data first")
-        others = [other for other, column in roles.items() if column == name and other != role]
-        if others:
-            raise SpecError(
-                f"{role} and {others[0]} are the same column {name!r}; x, m, y and cluster must be different columns"
-            )
 
 
 Spec = System | Mediation

@@ -15,8 +15,9 @@ from jaxmed._runtime import float64, jit_by_key
 from jaxmed.design import make_design
 from jaxmed.effects import expected_product, product_covariance
 from jaxmed.errors import FitError
+from jaxmed.estimands import Estimands
 from jaxmed.likelihood import Data
-from jaxmed.mediation import Estimands, Mediation
+from jaxmed.mediation import Mediation
 from jaxmed.moments import Floats, Moments
 from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_precision
 from jaxmed.result import Estimates

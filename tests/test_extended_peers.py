@@ -59,14 +59,13 @@ MEDIATIONS = {
 }
 
 # Restricted and ordinary likelihood differ by one term, the same for every model, so each model is compiled for one of
-# them and the other is left to the slow run; both where products, shared residuals or cluster means meet missing rows.
-ML_ONLY = {"moderated_level1_random", "available", "design_211", "parallel"}
-BOTH = {"covariates", "within_between_missing"}
+# them and the other is left to the slow run.
+ML_ONLY = {"moderated_level1_random", "available", "design_211", "parallel", "within_between"}
 CASES = [
     pytest.param(
         name,
         method,
-        marks=[] if name in BOTH or (method == "ML") == (name in ML_ONLY) else [pytest.mark.slow],
+        marks=[] if (method == "ML") == (name in ML_ONLY) else [pytest.mark.slow],
         id=f"{name}-{method}",
     )
     for name in NAMES

@@ -577,6 +577,73 @@ def test_values_without_a_finite_square_are_refused(engine, size):
         read(ENGINES[engine](rows.assign(x=(rows["x"] - 50) * size)), SYSTEM)
 
 
+# Products and cluster means -------------------------------------------------------------------------------------------
+
+PRODUCTS = jm.System(
+    [jm.Equation("m", ["1", "x", "between(m2)"]), jm.Equation("y", ["1", "within(m)", "between(m)", "m:x", "g[b]:m"])],
+    cluster="id",
+)
+
+
+def with_more(rows):
+    """A second mediator and a category, some of both missing."""
+    rng = np.random.default_rng(len(rows))
+    rows = rows.assign(m2=rng.normal(size=len(rows)), g=rng.choice(["a", "b", "c"], len(rows)))
+    rows.loc[rng.random(len(rows)) < 0.1, "m2"] = np.nan
+    rows.loc[rng.random(len(rows)) < 0.1, "g"] = None
+    return rows
+
+
+@each_engine
+def test_products_indicators_and_means_do_not_depend_on_the_engine(engine):
+    rows = with_more(holey())
+    plain, found = read(rows, PRODUCTS), read(ENGINES[engine](rows), PRODUCTS)
+    assert plain.row_products == (("g[b]", "m"), ("m", "x"))
+    assert found.intake == plain.intake
+    close_moments(found, plain, 1e-12)
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.3])
+def test_moments_with_products_add_up_and_change_scale(missing):
+    """Parts with other shifts and scales: a product of shifted columns takes up the columns and a constant."""
+    rows = with_more(make_rows(11, clusters=20, missing=missing))
+    whole, parts = read(rows, PRODUCTS), [read(rows[:40], PRODUCTS), read(rows[40:], PRODUCTS)]
+    for total in (parts[0] + parts[1], parts[1] + parts[0]):
+        close_moments(total.rescaled(whole.shift, whole.scale), whole, 1e-10)
+        assert total.intake == whole.intake
+    away = whole.rescaled(whole.shift + 0.7 * whole.scale, whole.scale * 3.0)
+    close_moments(away.rescaled(whole.shift, whole.scale), whole, 1e-10)
+    one, other = (make_design(PRODUCTS, moments) for moments in (whole, parts[0] + parts[1]))
+    assert one.used == other.used
+
+
+def test_cluster_means_take_every_row_that_has_the_column():
+    """Also rows that lack what the equations need, and those of no equation at all."""
+    rows = with_more(holey())
+    moments = read(rows, PRODUCTS)
+    expected = rows.dropna(subset="id").groupby("id")[["m", "m2"]].mean()
+    for name in ("m", "m2"):
+        shift, scale = moments.unit(name)
+        found = pd.Series(shift + scale * moments.cluster_means(name), index=moments.clusters)
+        np.testing.assert_allclose(found, expected[name][moments.clusters], rtol=1e-12, atol=1e-12)
+    listwise = read(rows, PRODUCTS, missing="listwise")
+    complete = rows.dropna().groupby("id")["m2"].mean()
+    shift, scale = listwise.unit("m2")
+    np.testing.assert_allclose(shift + scale * listwise.cluster_means("m2"), complete, rtol=1e-12, atol=1e-12)
+
+
+def test_columns_of_the_cluster_are_found_whatever_is_missing():
+    rows = holey().assign(c=lambda rows: rows["id"] ** 2 - 7)
+    rows.loc[[1, 9, 20], "c"] = np.nan
+    system = jm.System([jm.Equation("y", ["1", "x", "c", "x:c"])], cluster="id")
+    moments = read(rows, system)
+    assert moments.cluster_level == {"c"}
+    assert moments.row_products == (("c", "x"),)
+    assert moments.lean().row_products == ()
+    rows.loc[15, "c"] += 1e-3
+    assert read(rows, system).cluster_level == frozenset()
+
+
 # Moments as data ------------------------------------------------------------------------------------------------------
 
 

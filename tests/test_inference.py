@@ -110,6 +110,142 @@ def test_accessors_show_the_same_numbers(reml):
     assert reml.bic == pytest.approx(-2 * reml.loglik + 22 * np.log(526 + 489), rel=1e-15)
 
 
+# Correlated residuals and cluster-level equations ---------------------------------------------------------------------
+
+TWO = jm.System(
+    [
+        jm.Equation("m", ["1", "x"], ["1"]),
+        jm.Equation("w", ["1", "x"], ["1"]),
+        jm.Equation("y", ["1", "m", "w", "x"], ["1", "m"]),
+    ],
+    "id",
+    covariance=[["m~1", "w~1"], ["y~1", "y~m"]],
+    residuals=[["m", "w"]],
+)
+
+
+@pytest.fixture(scope="module")
+def two(data) -> pd.DataFrame:
+    """A second mediator, its residuals correlated with those of the first; rows with either of the two alone."""
+    rng = np.random.default_rng(12)
+    cluster = rng.normal(0, 0.5, len(data))[data["id"].astype("category").cat.codes]
+    w = 0.4 * data["x"] + 0.5 * data["m"] + cluster + rng.normal(size=len(data))
+    data = data.assign(w=w, y=data["y"] + 0.3 * w)
+    data.loc[rng.random(len(data)) < 0.1, "m"] = np.nan
+    data.loc[rng.random(len(data)) < 0.1, "w"] = np.nan
+    return data
+
+
+@pytest.fixture(scope="module", params=["ml", "reml"])
+def fit_two(two, request) -> jm.Fit:
+    fit = jm.fit(two, TWO, reml=request.param == "reml")
+    assert fit.converged
+    assert not fit.singular
+    return fit
+
+
+def split_two(values):
+    """(free entries of G, residual variances, residual covariance) -> G, Sigma."""
+    assert TWO.random_pairs == ((0, 0), (1, 0), (1, 1), (2, 2), (3, 2), (3, 3))
+    return dense.symmetric(values[:6], TWO.random_pairs, 4), dense.symmetric(
+        values[6:], ((0, 0), (1, 1), (2, 2), (1, 0)), 3
+    )
+
+
+def test_joint_covariance_with_correlated_residuals(fit_two, two):
+    """ML: the inverse Hessian in (beta, G, Sigma); REML: its definition. Differences over 3e-5 se err by some 1e-7."""
+    clusters, p = dense.stack(two, TWO), 8
+    values, error = fit_two.values, np.sqrt(np.diag(fit_two.joint))
+    assert fit_two.loglik == pytest.approx(dense.loglik(clusters, *split_two(values[p:]), fit_two.reml), rel=1e-9)
+    if fit_two.reml:
+        v = np.linalg.inv(
+            dense.hessian(lambda t: -dense.loglik(clusters, *split_two(t), True), values[p:], 3e-5 * error[p:])
+        )
+        c = np.linalg.inv(dense.gls(clusters, *split_two(values[p:]))[1])
+        d = dense.gradient(lambda t: dense.gls(clusters, *split_two(t))[0], values[p:])
+        expected = np.block([[c + d @ v @ d.T, d @ v], [v @ d.T, v]])
+    else:
+
+        def loss(values):
+            return -dense.loglik(clusters, *split_two(values[p:]), False, values[:p])
+
+        assert np.max(np.abs(dense.gradient(loss, values) * error)) < 1e-5
+        expected = np.linalg.inv(dense.hessian(loss, values, 3e-5 * error))
+    np.testing.assert_allclose((fit_two.joint - expected) / np.outer(error, error), 0, atol=1e-6)
+
+
+def test_predictions_with_correlated_residuals(fit_two, two):
+    """As below, against dense predictions and Henderson's equations."""
+    clusters = dense.stack(two, TWO)
+    g, sigma = split_two(fit_two.values[8:])
+    table, labels = fit_two.ranef(), list(TWO.random_labels)
+    assert list(table.index) == [c.label for c in clusters]
+    blups = dense.blups(clusters, g, sigma, fit_two.params.to_numpy())
+    np.testing.assert_allclose((table[labels] - blups) / np.sqrt(np.diag(g)), 0, atol=1e-8)
+    expected = np.sqrt(np.diag(dense.henderson(clusters, g, sigma))[8:]).reshape(-1, 4)
+    np.testing.assert_allclose(table[[f"{label}_se" for label in labels]], expected, rtol=1e-7)
+
+
+def test_tests_with_correlated_residuals(fit_two, two):
+    """Against ordinary regressions: the residual covariance and six of G are what the model has more of."""
+    test = fit_two.lr_test()
+    assert test.df == 7
+    clusters = dense.stack(two, TWO)
+    each = [
+        jm.fit(two, jm.System([jm.Equation(e.outcome, e.predictors)], "id"), reml=fit_two.reml) for e in TWO.equations
+    ]
+    sigma = np.concatenate([fit.residual_var for fit in each])
+    assert fit_two.null == (pytest.approx(sum(fit.loglik for fit in each), rel=1e-10), 3)
+    assert fit_two.null[0] == pytest.approx(dense.loglik(clusters, np.zeros((4, 4)), sigma, fit_two.reml), rel=1e-10)
+
+
+@pytest.mark.parametrize("reml", [False, True])
+def test_correlated_residuals_alone_are_multivariate_regression(data, reml):
+    """The same predictors and no random effects: least squares, and Sigma = E'E / (n, or n - k), in closed form."""
+    data = data.dropna()
+    outcomes = ["m", "y"]
+    system = jm.System([jm.Equation(name, ["1", "x"]) for name in outcomes], "id", residuals=[outcomes])
+    fit = jm.fit(data, system, reml=reml)
+    x = np.column_stack([np.ones(len(data)), data["x"]])
+    beta = np.linalg.lstsq(x, data[outcomes].to_numpy(), rcond=None)[0]
+    error = data[outcomes].to_numpy() - x @ beta
+    sigma = error.T @ error / (len(data) - 2 * reml)
+    np.testing.assert_allclose(fit.params, beta.T.ravel(), rtol=1e-9)
+    np.testing.assert_allclose(fit.values[4:], sigma[[0, 1, 1], [0, 1, 0]], rtol=1e-6)  # decrement 1e-10 at the most
+    np.testing.assert_allclose(fit.block[:4, :4], np.kron(sigma, np.linalg.inv(x.T @ x)), rtol=1e-6)
+    expected = np.kron(sigma, sigma) / (len(data) - 2 * reml)  # of a Wishart matrix: s_ik s_jl + s_il s_jk
+    at = [(0, 0), (1, 1), (1, 0)]
+    wishart = [[expected[2 * i + j, 2 * k + m] + expected[2 * i + j, 2 * m + k] for k, m in at] for i, j in at]
+    np.testing.assert_allclose(fit.joint[4:, 4:], wishart, rtol=1e-6)
+
+
+@pytest.mark.parametrize("reml", [False, True])
+def test_an_equation_of_the_cluster_is_least_squares_over_clusters(data, reml):
+    """Its own likelihood and nothing else: y's equation gives what it gives alone."""
+    means = data.groupby("id")["x"].transform("mean")
+    noise = np.random.default_rng(3).normal(size=data["id"].nunique())
+    data = data.assign(c=0.5 * means + noise[data["id"].astype("category").cat.codes])
+    data.loc[data["id"] == data["id"].iloc[0], "c"] = np.nan
+    upper = jm.Equation("c", ["1", "between(x)"], level=2)
+    lower = jm.Equation("y", ["1", "c", "x"], ["1", "x"])
+    fit = jm.fit(data, jm.System([upper, lower], "id"), reml=reml)
+    alone = jm.fit(data, jm.System([lower], "id"), reml=reml)
+    np.testing.assert_allclose(fit.params[2:], alone.params, rtol=1e-7)
+    np.testing.assert_allclose(fit.bse[2:], alone.bse, rtol=1e-6)
+    one = data.assign(mean=means).dropna(subset="c").groupby("id")[["c", "mean"]].first()
+    n = len(one)
+    assert fit.system.equations[0].level == 2
+    assert fit.intake.used == (n, alone.intake.used[0])
+    x = np.column_stack([np.ones(n), one["mean"]])
+    beta, (rss,), _, _ = np.linalg.lstsq(x, one["c"].to_numpy(), rcond=None)
+    sigma2 = rss / (n - 2 * reml)
+    np.testing.assert_allclose(fit.params[:2], beta, rtol=1e-8)
+    assert fit.residual_var["c"] == pytest.approx(sigma2, rel=1e-7)
+    np.testing.assert_allclose(fit.bse[:2], np.sqrt(sigma2 * np.diag(np.linalg.inv(x.T @ x))), rtol=1e-7)
+    own = -((n - 2 * reml) * (np.log(2 * np.pi * sigma2) + 1) + reml * np.linalg.slogdet(x.T @ x)[1]) / 2
+    assert fit.loglik == pytest.approx(own + alone.loglik, rel=1e-9)
+
+
 # Effects -------------------------------------------------------------------------------------------------------------
 
 

@@ -75,6 +75,9 @@ MODELS = [
     jm.Mediation(**ROLES, random={"m": ["1", "x"], "y": ["m"]}, covariance="block"),
     jm.System([jm.Equation("y", ["x"])], cluster="id"),
     jm.System([jm.Equation("m", ["1", "x"], ["x"]), jm.Equation("y", ["m"], ["m"])], "id", "diagonal"),
+    jm.System([jm.Equation("m", ["1", "x"], ["x"]), jm.Equation("y", ["m"], ["m"])], "id", [["y~m"], ["m~x"]]),
+    jm.System([jm.Equation("m", ["1", "x"]), jm.Equation("y", ["x"])], "id", residuals=[["y", "m"]]),
+    jm.System([jm.Equation("m", ["1", "x"], level=2), jm.Equation("y", ["m", "m:x", "between(x)"])], "id"),
 ]
 
 
@@ -219,7 +222,10 @@ def spaces(system, columns, rows):
     family = [np.diag((np.arange(total) // rows == e).astype(float)).ravel() for e in range(len(system.equations))]
     for k, (one, z) in enumerate(effects):
         for at, (other, w) in enumerate(effects[: k + 1]):
-            free = {"unstructured": True, "block": one == other, "diagonal": at == k}[system.covariance]
+            if isinstance(system.covariance, str):
+                free = {"unstructured": True, "block": one == other, "diagonal": at == k}[system.covariance]
+            else:
+                free = any({system.random_labels[k], system.random_labels[at]} <= set(g) for g in system.covariance)
             if free:
                 family.append(((np.outer(z, w) + np.outer(w, z)) * same_cluster).ravel())
     return np.column_stack(means), np.column_stack(family)
@@ -235,7 +241,7 @@ def same_span(one, other):
 
 def shift_is_harmless(system, name, rows=14):
     rng = np.random.default_rng(1)
-    columns = {column: rng.normal(size=rows) for column in system.columns}
+    columns = {name: rng.normal(size=rows) for name in system.terms}  # a product is a column like any other
     moved = columns | {name: columns[name] - 0.7}
     (mean, family), (mean_moved, family_moved) = (spaces(system, values, rows) for values in (columns, moved))
     move = np.concatenate([np.full(rows, 0.7 * (equation.outcome == name)) for equation in system.equations])
@@ -264,6 +270,16 @@ def test_centred_in_two_equations(covariance):
             system = jm.System(equations_, "id", covariance)
             expected = {name for name in system.columns if shift_is_harmless(system, name)}
             assert system.centred == expected, (m_names, m_random, y_names, y_random, covariance)
+
+
+@pytest.mark.parametrize("split", [[0, 0, 1, 1], [0, 1, 0, 1], [0, 1, 1, 0], [0, 0, 0, 1], [0, 1, 0, 0], [0, 1, 2, 0]])
+@pytest.mark.parametrize("x", ["x", "x:w", "within(x)"])
+def test_centred_with_groups_of_random_effects(split, x):
+    labels = ["m~1", f"m~{x}", "y~1", "y~m"]
+    groups = [[label for label, own in zip(labels, split, strict=True) if own == k] for k in sorted(set(split))]
+    equations_ = [jm.Equation("m", ["1", x], ["1", x]), jm.Equation("y", ["1", "m", x], ["1", "m"])]
+    system = jm.System(equations_, "id", groups)
+    assert system.centred == {name for name in system.terms if shift_is_harmless(system, name)}
 
 
 @pytest.mark.parametrize(
