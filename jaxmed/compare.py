@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 from scipy.special import chdtrc
 
 from jaxmed.errors import FitError
-from jaxmed.result import Estimates, TestResult
+from jaxmed.fit import Fit
+from jaxmed.result import TestResult
 
 SAME = 1e-6  # log likelihood units by which rounding may put the smaller model above the larger
 
 
-def compare(fit0: Estimates, fit1: Estimates) -> TestResult:
+def compare(fit0: Fit, fit1: Fit) -> TestResult:
     """Likelihood-ratio test of two nested fits of the same data; the smaller one is the null hypothesis.
 
     Where the larger model has one more random effect, its variance is tested on the boundary of what is possible. The
@@ -42,7 +44,7 @@ def compare(fit0: Estimates, fit1: Estimates) -> TestResult:
     5
     """
     for found in (fit0, fit1):
-        if not isinstance(found, Estimates):
+        if not isinstance(found, Fit):
             raise FitError(f"compare needs two fits; got {type(found).__name__}")
         if not found.converged:
             raise FitError(f"one of the fits did not converge, so its likelihood is not a maximum: {found.message}")
@@ -89,7 +91,7 @@ def _key(label: str) -> tuple[str, ...]:
     return tuple(sorted(label.split("~~")))
 
 
-def _check_same(small: Estimates, large: Estimates) -> None:
+def _check_same(small: Fit, large: Fit) -> None:
     if small.reml != large.reml:
         raise FitError("one fit is by REML and the other by maximum likelihood; fit both the same way")
     outcomes = set(small.system.outcomes) ^ set(large.system.outcomes)
@@ -106,3 +108,8 @@ def _check_same(small: Estimates, large: Estimates) -> None:
             f"the fits use different rows ({rows[0]} and {rows[1]}), because of missing values in columns that only "
             "one of them has; fit both to the rows that are complete"
         )
+    for outcome in small.system.outcomes:
+        spread = np.array([found.moments.spread(outcome)[:2] for found in (small, large)])
+        if not np.allclose(spread[0], spread[1], rtol=1e-9, atol=1e-9 * np.sqrt(spread[0, 1])):
+            means = " and ".join(f"{mean:.6g}" for mean in spread[:, 0])
+            raise FitError(f"the fits are of different data: {outcome!r} has the means {means}, or other variances")

@@ -108,6 +108,11 @@ class Design:
                 total += block.products[packed_index(len(block.names))[np.ix_(at, at)]]
         return total
 
+    @property
+    def sizes(self) -> Floats:
+        """Stacked rows per cluster, shape (n_clusters,)."""
+        return np.sum([self.row_counts(e) for e in range(len(self.used))], axis=0)
+
     def row_counts(self, e: int) -> Floats:
         """Rows per cluster in equation e, shape (n_clusters,)."""
         found = np.zeros(self.n_clusters)
@@ -127,6 +132,11 @@ def make_design(system: System, moments: Moments) -> Design:
     """
     shift, scale = {}, {}
     for name in system.terms:
+        flat = [f.column for f in terms.factors(name) if f.part == "within" and f.column in moments.cluster_level]
+        if flat:
+            raise DataError(
+                f"{flat[0]!r} does not vary within clusters, so {name!r} is zero in every row; leave it out"
+            )
         shift[name], scale[name] = _unit(name, moments, name in system.centred)
     blocks: dict[tuple[int, ...], Block] = {}
 

@@ -86,11 +86,7 @@ def heterogeneity_table(found: Estimates, level: float, at: Mapping[str, Any] | 
     """Table of :meth:`jaxmed.Fit.heterogeneity`."""
     check_level(level)
     estimands = estimands_of(found)
-    rows = [
-        row
-        for row in estimands.rows
-        if row.name.startswith(("indirect", "total")) and " - " not in row.name and not row.name.endswith("_between")
-    ]
+    rows = [row for row in estimands.rows if row.kind in ("indirect", "total") and row.suffix != "_between"]
     if not rows:
         raise FitError("no effect of this model varies between clusters: x has no variation within clusters")
     shares = [row for row in rows if len(row.terms) == 1 and len(row.terms[0][1]) == 2]
@@ -210,7 +206,7 @@ def _differences(estimands: Estimands, points: list[Point]) -> list[Combination]
 
 
 def _text(value: Value) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
+    return value if isinstance(value, str) else f"{value:.10g}"
 
 
 class _Indices(NamedTuple):
@@ -230,7 +226,7 @@ def _indices(found: Estimates, estimands: Estimands, points: list[Point]) -> tup
             continue
         others = list(dict.fromkeys(tuple((k, v) for k, v in point.items() if k != name) for point in points))
         for k, row in enumerate(estimands.rows):
-            if not row.name.startswith("indirect") or " - " in row.name or _degree(estimands, row, name) != 1:
+            if row.kind != "indirect" or _degree(estimands, row, name) != 1:
                 continue
             label = f"index_{name}{row.name.removeprefix('indirect')}"
             for other in others:

@@ -55,7 +55,10 @@ def make_plan(estimands: Estimands, labels: Sequence[str], rows: Sequence[Row]) 
         tuple(tuple(tuple(covariance(a, b) for b in others) for a in own) for others in pieces) for own in pieces
     )
     found = tuple(
-        (tuple((weight, tuple(names.index(path) for path in route)) for weight, route in row.terms), row.covariance)
+        (
+            tuple((weight, tuple(names.index(path) for path in route)) for weight, route in row.terms),
+            row.kind == "covariance",
+        )
         for row in rows
     )
     return Plan(tuple(tuple(at[label] for label in own) for own in pieces), covariances, found)

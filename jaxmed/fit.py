@@ -207,7 +207,7 @@ def _assemble(
         found = inference.rank_constrained(layout, theta, solution.evaluation)
     scale = make_scale(design, layout)
     offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])
-    sizes = np.sum(counts, axis=0)
+    sizes = design.sizes[design.sizes > 0]
     null, null_pooled = inference.null_models(design, layout.reml)
     made = int(np.sum(np.isfinite(solution.trace[:, 1])))
     fit = Fit(
@@ -224,7 +224,7 @@ def _assemble(
         null_pooled=null_pooled,
         intake=replace(moments.intake, used=design.used),
         cluster_sizes=(int(sizes.min()), float(sizes.mean()), int(sizes.max())),
-        n_clusters=moments.n_clusters,
+        n_clusters=len(sizes),
         status=int(solution.status),
         n_iter=int(solution.n_iter),
         grad_norm=float(solution.grad_norm),
@@ -256,7 +256,7 @@ def _moderator_values(spec: Spec, facts: Facts, moments: Moments) -> dict[str, t
         rows = moments.cross_products((INTERCEPT, name))[0, 0]
         mean, variance, _ = moments.spread(name)
         if abs(variance + (mean - low) * (mean - high)) <= 1e-9 * (high - low) ** 2:
-            found[name] = (low, high)
+            found[name] = (float(low), float(high))
             continue
         count = rows.sum()
         if name in facts.cluster_level:
@@ -316,8 +316,8 @@ class Fit(Estimates):
             ``indirect`` for all of them, and differences of specific indirect effects; serial: also ``d_m1_m2`` and
             ``indirect_m1_m2``. With ``center="cluster"``: ``indirect_within``, ``indirect_between`` and so on for every
             effect, and ``contextual_...``, between minus within. With moderators the index is a MultiIndex of effect
-            and moderators, with ``index_<w>``, the index of moderated mediation (the slope of the indirect effect in
-            w; Hayes 2015), where the effect is linear in w.
+            and moderators: ``effects().loc["indirect"]``. Where the indirect effect is linear in w, there is
+            ``index_<w>``, the index of moderated mediation (its slope in w; Hayes 2015), with NaN for w.
 
         Raises
         ------
@@ -362,7 +362,9 @@ class Fit(Estimates):
         DataFrame
             One row per cluster. For every random effect, by its label, the deviation u_j from the fixed effect, and
             ``<label>_se``. For a mediation model also ``a``, ``b`` (fixed effect plus deviation) and ``ab``, the
-            expected product E[a_j b_j | data] = a_j b_j + Cov(a_j, b_j | data), each with ``_se``. Standard errors are
+            expected product E[a_j b_j | data] = a_j b_j + Cov(a_j, b_j | data), each with ``_se``; with several
+            mediators or centring under the names of the paths (``a_m1``, ``ab_m1``, ``b_within``). With moderators
+            they are at the cluster's own value, or at the overall mean of a moderator of the rows. Standard errors are
             those of prediction error: they include the uncertainty of the fixed effects and take the variance
             parameters as known (Henderson's mixed-model equations).
 

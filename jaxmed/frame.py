@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
-from operator import and_, mul
+from operator import and_, mul, or_
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,18 @@ def categories(frame: nw.LazyFrame[Any], name: str) -> tuple[str, ...]:
         dtype = frame.collect_schema()[name]
     if dtype.is_temporal() or dtype.is_nested():
         raise DataError(f"the categorical column {name!r} has type {dtype}; make its categories text or whole numbers")
-    values = _collect(frame.select(nw.col(name)).filter(~nw.col(name).is_null()).unique())[name].to_list()
+    values = _collect(frame.select(nw.col(name)).filter(~nw.col(name).is_null()).unique().head(CATEGORIES + 2))[
+        name
+    ].to_list()
     present = [value for value in values if value == value]  # NaN is missing
     if len(present) > CATEGORIES:
         raise DataError(
-            f"the categorical column {name!r} has {len(present)} categories, more than {CATEGORIES}; merge some, or "
-            "take it out of reference to use it as a number"
+            f"the categorical column {name!r} has more than {CATEGORIES} categories; merge some, or take it out of "
+            "reference to use it as a number"
+        )
+    if any(value in (math.inf, -math.inf) for value in present):
+        raise DataError(
+            f"the categorical column {name!r} has infinite values; set them to missing or remove these rows"
         )
     if not present:
         raise DataError(f"column {name!r} has no values: it is missing in every row")
@@ -109,7 +115,7 @@ def read(data: Any, system: System, missing: str = "available", facts: Facts | N
     shift, scale = _working_scale(summaries)
     plan = _Plan(system, groups, averaged, shift, scale, (facts or Facts()).categories)
     moments = _to_moments(_group(prepared, plan), plan, summaries, rows, counts)
-    return replace(moments, constants=_constants(prepared, moments))
+    return replace(moments, constants=_constants(prepared, plan, moments))
 
 
 def check_complete(counts: dict[str, int], missing: str) -> None:
@@ -137,6 +143,11 @@ class _Plan:
     def bits(self) -> tuple[tuple[str, ...], ...]:
         """Groups of columns whose completeness tells patterns apart: the equations', then the averaged columns."""
         return (*self.groups, *((name,) for name in self.averaged if (name,) not in self.groups))
+
+    def complete(self) -> list[nw.Expr]:
+        """Whether a row has all columns of each group."""
+        at = {name: k for k, name in enumerate(self.system.columns)}
+        return [reduce(and_, (~nw.col(f"v{at[name]}").is_null() for name in group)) for group in self.bits]
 
     @property
     def monomials(self) -> list[Monomial]:
@@ -349,8 +360,7 @@ def _group(prepared: nw.LazyFrame[Any], plan: _Plan) -> nw.DataFrame[Any]:
     working = (
         ((nw.col(f"v{k}") - float(plan.shift[k])) / float(plan.scale[k])).alias(f"v{k}") for k in range(len(columns))
     )
-    usable = [reduce(and_, (~nw.col(f"v{at[name]}").is_null() for name in group)) for group in plan.bits]
-    pattern = sum((flag.cast(nw.Int64) * 2**e for e, flag in enumerate(usable)), nw.lit(0))
+    pattern = sum((flag.cast(nw.Int64) * 2**e for e, flag in enumerate(plan.complete())), nw.lit(0))
     row, col = np.triu_indices(len(monomials))
     products = [
         reduce(mul, (nw.col(f"v{at[name]}") for name in (*monomials[i], *monomials[j]))).alias(f"p{k}")
@@ -419,25 +429,27 @@ def _to_moments(
     )
 
 
-def _constants(prepared: nw.LazyFrame[Any], moments: Moments) -> dict[str, Floats]:
-    """Columns with one value in every cluster. Sums only tell candidates: the engines round them in their own ways."""
+def _constants(prepared: nw.LazyFrame[Any], plan: _Plan, moments: Moments) -> dict[str, Floats]:
+    """Columns with one value in every cluster, over the rows that count.
+
+    Sums only tell candidates: the engines round them in their own ways.
+    """
     candidates = moments.nearly_constant()
     if not candidates:
         return {}
     at = {name: moments.columns.index(name) for name in candidates}
     low = [nw.col(f"v{k}").min().alias(f"low{k}") for k in at.values()]
     high = [nw.col(f"v{k}").max().alias(f"high{k}") for k in at.values()]
-    found = _collect(prepared.filter(~nw.col("cluster").is_null()).group_by("cluster").agg(*low, *high))
-    labels = _labels(found["cluster"], moments.cluster)
-    place = np.minimum(np.searchsorted(moments.clusters, labels), moments.n_clusters - 1)
-    counted = moments.clusters[place] == labels  # some clusters may have no row that counts
+    counts = prepared.filter(~nw.col("cluster").is_null(), reduce(or_, plan.complete()))
+    found = _collect(counts.group_by("cluster").agg(*low, *high))
+    place = np.searchsorted(moments.clusters, _labels(found["cluster"], moments.cluster))
     constants = {}
     for name, k in at.items():
         ends = [found[f"{end}{k}"].to_numpy().astype(np.float64) for end in ("low", "high")]
         smallest, largest = moments.intake.ranges[name]
         if not np.any(ends[1] - ends[0] > SAME * (largest - smallest)):
             value = np.full(moments.n_clusters, np.nan)
-            value[place[counted]] = (ends[0] / 2 + ends[1] / 2)[counted]
+            value[place] = ends[0] / 2 + ends[1] / 2
             constants[name] = value
     return constants
 

@@ -140,8 +140,8 @@ class Mediation:
         put(self, "residuals", residuals)
         columns_of_roles = tuple(roles.values())
         put(self, "reference", check_reference(reference, columns_of_roles))
-        every = tuple(edge.name for edge in self.edges)
-        put(self, "moderators", check_moderators(moderators, every, columns_of_roles))
+        kinds = {edge.name: edge.kind for edge in self.edges}
+        put(self, "moderators", check_moderators(moderators, kinds, columns_of_roles))
         outcomes = (*mediators, y)
         put(self, "covariates", check_covariates(covariates, outcomes, columns_of_roles, self.categorical))
         used = [name for _, names in self.covariates for term in names for name in columns(term)]
@@ -182,11 +182,11 @@ class Mediation:
     def edges(self) -> tuple[Edge, ...]:
         """Paths of the model: to the mediators, among them, and to y."""
         several = len(self.mediators) > 1
-        found = [Edge(f"a_{m}" if several else "a", self.x, m) for m in self.mediators]
+        found = [Edge("a", f"a_{m}" if several else "a", self.x, m) for m in self.mediators]
         if self.serial:
-            found += [Edge(f"d_{one}_{other}", one, other) for one, other in combinations(self.mediators, 2)]
-        found += [Edge(f"b_{m}" if several else "b", m, self.y) for m in self.mediators]
-        return (*found, Edge("c_prime", self.x, self.y))
+            found += [Edge("d", f"d_{one}_{other}", one, other) for one, other in combinations(self.mediators, 2)]
+        found += [Edge("b", f"b_{m}" if several else "b", m, self.y) for m in self.mediators]
+        return (*found, Edge("c_prime", "c_prime", self.x, self.y))
 
     @property
     def _routes(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -244,19 +244,19 @@ class Mediation:
         by = [w for name, paths in self.moderators if edge.name in paths for w in self._columns(name, facts)]
         return ((term, ()), *((f"{term}:{w}", (w,)) for w in by))
 
+    def _path_terms(self, outcome: str, facts: Facts) -> list[tuple[str, tuple[str, ...]]]:
+        """Terms of all paths to an outcome, with what multiplies each: mediators before x."""
+        edges = sorted((e for e in self.edges if e.outcome == outcome), key=lambda edge: edge.source == self.x)
+        return [piece for e in edges for part in self._parts(e.source, facts) for piece in self._pieces(e, part, facts)]
+
     def _predictors(self, facts: Facts) -> dict[str, tuple[str, ...]]:
         """Predictors by outcome: intercept, paths (mediators before x), moderators, products, covariates."""
         found = {}
         for outcome in (*self.mediators, self.y):
-            edges = [edge for edge in self.edges if edge.outcome == outcome]
-            edges.sort(key=lambda edge: edge.source == self.x)
-            paths = [term for edge in edges for term in self._parts(edge.source, facts).values()]
-            names = [edge.name for edge in edges]
-            acting = [name for name, on in self.moderators if set(names) & set(on)]
-            mains = [column for name in acting for column in self._columns(name, facts)]
-            pieces = [
-                piece for e in edges for part in self._parts(e.source, facts) for piece in self._pieces(e, part, facts)
-            ]
+            names = {edge.name for edge in self.edges if edge.outcome == outcome}
+            mains = [c for name, on in self.moderators if names & set(on) for c in self._columns(name, facts)]
+            pieces = self._path_terms(outcome, facts)
+            paths = [term for term, by in pieces if not by]
             products = [term for term, by in pieces if by]
             own = dict(self.covariates).get(outcome, ())
             others = [column for name in own for column in self._columns(name, facts)]
@@ -267,13 +267,9 @@ class Mediation:
         """What ``random="all"`` means: intercepts, and paths and products whose every factor varies in clusters."""
         found = {}
         for outcome, predictors in self._predictors(facts).items():
-            edges = [edge for edge in self.edges if edge.outcome == outcome]
-            pieces = [
-                piece for e in edges for part in self._parts(e.source, facts) for piece in self._pieces(e, part, facts)
-            ]
             varying = [
                 term
-                for term, _ in pieces
+                for term, _ in self._path_terms(outcome, facts)
                 if all(f.part != "between" and f.column not in facts.cluster_level for f in factors(term))
             ]
             chosen = tuple(name for name in predictors if name == INTERCEPT or name in varying)

@@ -192,14 +192,14 @@ class Moments:
 
     @property
     def cluster_level(self) -> frozenset[str]:
-        """Columns that do not vary within any cluster."""
-        return frozenset(self.constants)
+        """Columns that do not vary within any cluster, of those that some cluster has twice."""
+        return frozenset(name for name in self.constants if np.any(self._sums(name)[0] > 1))
 
     def nearly_constant(self) -> tuple[str, ...]:
-        """Columns that, to rounding, may not vary within clusters; of those that some cluster has twice."""
+        """Columns that, to rounding, may not vary within clusters."""
         found = []
         for column in self.columns:
-            if np.any(self._sums(column)[0] > 1):
+            if np.any(self._sums(column)[0] > 0):
                 _, around, within = self.spread(column)
                 if within <= NEARLY * around:
                     found.append(column)
@@ -207,7 +207,11 @@ class Moments:
 
     def lean(self) -> Moments:
         """These moments without row products that follow from the others: those with a column of the clusters."""
-        kept = tuple(product for product in self.row_products if not set(product) & self.cluster_level)
+        fixed = self.cluster_level
+        return self._with_products(tuple(product for product in self.row_products if not set(product) & fixed))
+
+    def _with_products(self, kept: tuple[Monomial, ...]) -> Moments:
+        """These moments with some of their row products only."""
         if kept == self.row_products:
             return self
         patterns = []
@@ -269,6 +273,18 @@ class Moments:
             patterns.append(replace(pattern, products=transform(pattern.products, monomials, targets)))
         return replace(self, shift=shift, scale=scale, patterns=tuple(patterns))
 
+    def _with_common_products(self, other: Moments) -> Moments:
+        """The sum where one part has row products that the other did not need."""
+        fixed = _common_constants(self, other, np.union1d(self.clusters, other.clusters)).keys()
+        different = set(self.row_products) ^ set(other.row_products)
+        if any(not set(product) & fixed for product in different):
+            raise DataError(
+                f"moments with the row products {self.row_products} and {other.row_products} cannot be added: a "
+                "moderator varies within clusters in one part of the data only; read the data in one go"
+            )
+        common = tuple(product for product in self.row_products if product in other.row_products)
+        return self._with_products(common) + other._with_products(common)
+
     def __add__(self, other: Moments) -> Moments:
         mine, others = ([frozenset(group) for group in moments.groups] for moments in (self, other))
         same = sorted(map(sorted, mine)) == sorted(map(sorted, others)) and self.cluster == other.cluster
@@ -282,10 +298,7 @@ class Moments:
                 "in one go"
             )
         if self.row_products != other.row_products:
-            raise DataError(
-                f"moments with the row products {self.row_products} and {other.row_products} cannot be added: a "
-                "moderator varies within clusters in one part of the data only; read the data in one go"
-            )
+            return self._with_common_products(other)
         order = [other.columns.index(name) for name in self.columns]
         if not (np.array_equal(self.shift, other.shift[order]) and np.array_equal(self.scale, other.scale[order])):
             back = np.argsort(order)
@@ -307,18 +320,23 @@ class Moments:
                 empty = np.zeros((len(products), len(clusters)))
                 summed.setdefault(observed, empty)[:, at] += products
         patterns = tuple(Pattern(observed, products) for observed, products in sorted(summed.items()))
-        places = [np.searchsorted(clusters, part.clusters) for part in (self, other)]
-        constants = {}
-        for name in self.cluster_level & other.cluster_level:
-            values = np.full((2, len(clusters)), np.nan)
-            values[0, places[0]], values[1, places[1]] = self.constants[name], other.constants[name]
-            value = np.where(np.isnan(values[0]), values[1], values[0])
-            low, high = np.nanmin(value), np.nanmax(value)
-            if not np.any(np.abs(values[0] - values[1]) > SAME * (high - low)):
-                constants[name] = value
+        constants = _common_constants(self, other, clusters)
         used = tuple(other.intake.used[others.index(group)] for group in mine)
         intake = self.intake + replace(other.intake, used=used)
         return replace(self, clusters=clusters, patterns=patterns, constants=constants, intake=intake)
+
+
+def _common_constants(one: Moments, other: Moments, clusters: NDArray[np.generic]) -> dict[str, Floats]:
+    """Columns with one value in every cluster of two sets of moments together, by the clusters of both."""
+    places = [np.searchsorted(clusters, part.clusters) for part in (one, other)]
+    found = {}
+    for name in one.constants.keys() & other.constants.keys():
+        values = np.full((2, len(clusters)), np.nan)
+        values[0, places[0]], values[1, places[1]] = one.constants[name], other.constants[name]
+        value = np.where(np.isnan(values[0]), values[1], values[0])
+        if not np.any(np.abs(values[0] - values[1]) > SAME * (np.nanmax(value) - np.nanmin(value))):
+            found[name] = value
+    return found
 
 
 # Polynomials in columns ----------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeAlias
 
 from jaxmed.errors import SpecError
-from jaxmed.terms import INTERCEPT, Factor, category_text, check_name, check_terms, columns, factors
+from jaxmed.terms import INTERCEPT, Factor, canonical, category_text, check_name, check_terms, columns, factors
 
 Pairs: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -44,15 +44,14 @@ def check_reference(reference: Any, roles: tuple[str, ...]) -> tuple[tuple[str, 
     return tuple((name, category_text(category)) for name, category in reference.items())
 
 
-def check_moderators(moderators: Any, every: tuple[str, ...], roles: tuple[str, ...]) -> Pairs:
-    """Moderators and the paths, of ``every``, that each moves."""
+def check_moderators(moderators: Any, kinds: Mapping[str, str], roles: tuple[str, ...]) -> Pairs:
+    """Moderators and the paths that each moves; ``kinds`` are the paths there are, and of what kind each is."""
     if moderators is None:
         return ()
-    kinds = dict.fromkeys(name.split("_")[0] if name != "c_prime" else name for name in every)
     if isinstance(moderators, str):
         moderators = [moderators]
     if not isinstance(moderators, Mapping):
-        moderators = dict.fromkeys(check_terms(moderators, "moderators"), every)
+        moderators = dict.fromkeys(check_terms(moderators, "moderators"), tuple(kinds))
     chosen = []
     for name, paths in moderators.items():
         check_name(name, "every moderator")
@@ -66,17 +65,12 @@ def check_moderators(moderators: Any, every: tuple[str, ...], roles: tuple[str, 
                 "as a jaxmed.System with products such as 'm:x'"
             )
         wanted = (paths,) if isinstance(paths, str) else tuple(paths) if isinstance(paths, Iterable) else ()
-        unknown = [path for path in wanted if path not in every and path not in kinds]
+        unknown = [path for path in wanted if path not in kinds and path not in kinds.values()]
         if unknown or not wanted:
-            choices = list(dict.fromkeys((*kinds, *every)))
+            choices = list(dict.fromkeys((*kinds.values(), *kinds)))
             raise SpecError(f"moderators[{name!r}]={paths!r}: choose paths from {choices}")
-        chosen.append((name, tuple(p for p in every if p in wanted or any(_is_kind(p, k) for k in wanted))))
+        chosen.append((name, tuple(path for path, kind in kinds.items() if path in wanted or kind in wanted)))
     return tuple(chosen)
-
-
-def _is_kind(path: str, kind: str) -> bool:
-    """Whether ``kind`` ("a", "b", "d") names all paths of the kind of ``path``."""
-    return kind in ("a", "b", "d") and path.startswith(f"{kind}_")
 
 
 def check_covariates(
@@ -118,7 +112,7 @@ def check_covariates(
 def check_random(
     random: Any, predictors: Mapping[str, tuple[str, ...]], x: str, is_coded: Callable[[str], bool]
 ) -> str | Pairs:
-    """ "all", "none", or outcomes and the random effects of each, in the order of its predictors.
+    """Outcomes and the random effects of each, in the order of its predictors; or "all" or "none".
 
     ``is_coded`` tells terms with the indicator of a category, whose name only the data can confirm.
     """
@@ -135,7 +129,9 @@ def check_random(
         raise SpecError(f"random has the key {unknown[0]!r}; the outcomes of this model are {list(outcomes)}")
     chosen = []
     for outcome in outcomes:
-        names = check_terms(random.get(outcome, ()), f"random[{outcome!r}]")
+        spelled = {canonical(name): name for name in predictors[outcome]}
+        given = check_terms(random.get(outcome, ()), f"random[{outcome!r}]")
+        names = tuple(spelled.get(canonical(name), name) for name in given)
         extra = [name for name in names if name not in predictors[outcome] and not is_coded(name)]
         if extra:
             raise SpecError(

@@ -86,7 +86,8 @@ def predict_clusters(found: Estimates, theta: Floats, moments: Moments) -> pd.Da
         columns[f"{label}_se"] = np.sqrt(variance)
     if isinstance(found.spec, Mediation):
         columns |= _paths(found, found.spec.estimands(found.facts), predicted, beta_cov, moments)
-    return pd.DataFrame(columns, index=pd.Index(moments.clusters, name=found.system.cluster))
+    table = pd.DataFrame(columns, index=pd.Index(moments.clusters, name=found.system.cluster))
+    return table[make_design(found.system, moments).sizes > 0]  # a cluster may have no row that counts
 
 
 def _on_user_scale(found: Estimates, theta: Floats, moments: Moments) -> ClusterPredictions:
@@ -116,8 +117,10 @@ def _paths(
     normal, from which follow mean and variance of their products.
     """
     labels, random = list(found.system.labels), list(found.system.random_labels)
-    # Slopes that do not vary within clusters at all (between) and c' are not along a route to predict.
-    names = [name for name in estimands.paths if not name.startswith("c_prime") and not name.endswith("_between")]
+    # Slopes between clusters do not vary, and c' is no part of a route through a mediator.
+    edges = found.spec.edges if isinstance(found.spec, Mediation) else ()
+    names = [e.name + part for e in edges for part in ("", "_within") if e.kind != "c_prime"]
+    names = [name for name in names if name in estimands.paths]
     means, slopes, loads = [], [], []
     for name in names:
         value, load = np.zeros(moments.n_clusters), np.zeros((len(random), moments.n_clusters))
@@ -144,7 +147,7 @@ def _paths(
         columns[name], columns[f"{name}_se"] = mean[k], np.sqrt(covariance[k, k])
     for row in estimands.rows:
         along = row.terms[0][1]
-        if len(row.terms) == 1 and len(along) > 1 and not row.covariance and set(along) <= set(names):
+        if row.kind == "indirect" and len(row.terms) == 1 and set(along) <= set(names):
             route = tuple(names.index(path) for path in along)
             product, variance = _product(route, mean, covariance)
             name = "ab" + row.name.removeprefix("indirect")

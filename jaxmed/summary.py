@@ -101,7 +101,8 @@ def _content(
         list(fit.params.index), fit.params.to_numpy(), fit.standard_errors(kind).to_numpy(), critical
     )
     shown.append(Table("Fixed effects", _coefficients(coefficients, level)))
-    tests = [("no random effects", fit.lr_test())] if fit.free else []
+    alone = "no random effects, independent residuals" if fit.system.residual_pairs else "no random effects"
+    tests = [(alone, fit.lr_test())] if fit.free else []
     if len(fit.system.outcomes) > 1:
         tests.append(("linear regression", fit.lr_test("pooled")))
     note = "\n".join(f"LR test vs. {against}: {_test(test)}" for against, test in tests)

@@ -108,6 +108,7 @@ def unconverged(data: pd.DataFrame) -> jm.Fit:
         (lambda data: jm.fit(data[data["id"] > 3], system(["1"])), "the fits have different clusters"),
         (lambda data: jm.fit(data.iloc[1:], system(["1"])), "the fits use different rows"),
         (lambda data: jm.fit(data, system(["1", "x"])), "the fits are of the same model"),
+        (lambda data: jm.fit(data.assign(y=1.3 * data["y"]), system(["1"])), "the fits are of different data: 'y' has"),
         (
             lambda data: jm.fit(data, jm.System([jm.Equation("y", ["1", "m"], ["1"])], "id")),
             "the fits are not nested: only the smaller one has 'y~m'",
@@ -122,3 +123,14 @@ def test_refusals(data, other, message):
     fit = jm.fit(data, system(["1", "x"]))
     with pytest.raises(jm.FitError, match=message):
         jm.compare(fit, other(data))
+
+
+def test_a_variance_is_not_its_fixed_effect(data):
+    """m~x and its variance m~x~~m~x are different parameters, and the hypothesis names them."""
+    small = jm.Mediation(**ROLES, random={"m": ["1"], "y": ["1"]}, covariance="diagonal")
+    large = jm.Mediation(**ROLES, random={"m": ["1", "x"], "y": ["1"]}, covariance="diagonal")
+    found = jm.compare(jm.fit(data, small), jm.fit(data, large))
+    assert found.hypothesis.startswith("m~x~~m~x = 0; 50:50 mixture of chi2(0) and chi2(1)")
+    other = jm.System([jm.Equation("m", ["1"], ["1"]), jm.Equation("y", ["1", "m", "x"], ["1", "m"])], "id", "block")
+    with pytest.raises(jm.FitError, match="the fits are not nested"):
+        jm.compare(jm.fit(data, large, reml=False), jm.fit(data, other, reml=False))

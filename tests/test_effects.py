@@ -1139,3 +1139,15 @@ def test_predictions_of_serial_mediators(data, fits):
     slopes = {name: [(label, one)] for name, label in names.items()}
     routes = {"ab_m1": ["a_m1", "b_m1"], "ab_m2": ["a_m2", "b_m2"], "ab_m1_m2": ["a_m1", "d_m1_m2", "b_m2"]}
     assert_predictions(fits("serial"), data, slopes, routes)
+
+
+@pytest.mark.parametrize("name", ["post_between", "c_prime2", "indirect - x"])
+def test_names_of_mediators_mean_nothing(base, name):
+    """A mediator may be called as our effects are."""
+    model = jm.Mediation("x", name, "y", "id")
+    fit = made_up(base, model)
+    assert list(fit.heterogeneity().index) == ["sd_indirect", "sd_total", "share_indirect_positive"]
+    rows = [row.kind for row in model.estimands(Facts()).rows]
+    assert rows == ["path", "path", "path", "covariance", "indirect", "total"]
+    several = jm.Mediation("x", [name, "other"], "y", "id").estimands(Facts()).rows
+    assert [row.kind for row in several][-5:] == ["indirect", "indirect", "indirect", "total", "contrast"]

@@ -433,3 +433,44 @@ def test_serial_mediators_with_independent_equations(extended):
     for part in parts:
         np.testing.assert_allclose((fit.params[part.params.index] - part.params) / part.bse, 0, atol=1e-6)
         np.testing.assert_allclose(fit.bse[part.bse.index], part.bse, rtol=1e-5)
+
+
+def test_chunks_of_single_rows_keep_what_they_know_of_levels(extended):
+    """In the first rows of clusters every column has one value; together with the rest it is known which do vary."""
+    first = ~extended["id"].duplicated()
+    model = jm.Mediation("tx", "mt", "yt", "id", moderators={"w": "b"})
+    parts = [read(rows, model.system()) for rows in (extended[first], extended[~first])]
+    whole = read(extended, model.system())
+    assert parts[0].cluster_level == frozenset()
+    for moments in (parts[0] + parts[1], parts[0] + parts[1].lean(), parts[1].lean() + parts[0]):
+        assert moments.cluster_level == whole.cluster_level == {"tx", "w"}
+    assert (parts[0] + parts[1].lean()).row_products == whole.lean().row_products
+    moved = extended.assign(w=extended["w"].where(first, extended["w"] + 1))
+    both = [read(rows, model.system()) for rows in (moved[first], moved[~first])]
+    assert (both[0] + both[1]).cluster_level == {"tx"}
+    with pytest.raises(jm.DataError, match="a moderator varies within clusters in one part of the data only"):
+        both[0] + both[1].lean()
+
+
+def test_a_column_is_of_the_clusters_in_the_rows_that_count(extended):
+    """tx is 9 in one row without an outcome: listwise that row is not there."""
+    data = extended.assign(
+        yt=extended["yt"].where(extended.index != 3), tx=extended["tx"].where(extended.index != 3, 9)
+    )
+    model = jm.Mediation("tx", "mt", "yt", "id")
+    assert "tx" in read(data, model.system(), "listwise").cluster_level
+    assert "tx" not in read(data, model.system()).cluster_level
+
+
+@pytest.mark.parametrize("model", [CENTRED, jm.Mediation("x", "m1_miss", "y_miss", "id", random="none")])
+def test_clusters_without_a_row_that_counts_are_not_counted(extended, model):
+    """Also where their x has a mean, and where a listwise fit is made from moments that hold more."""
+    idle = extended["id"].isin(["c41", "c84"])
+    data = extended.assign(m1_miss=extended["m1_miss"].mask(idle))
+    read_all = jm.fit(data, model)
+    listwise = jm.fit(read(data, model.system()), model, missing="listwise") if model.center is None else read_all
+    for fit in (read_all, listwise):
+        assert fit.n_clusters == extended["id"].nunique() - 2
+        assert fit.cluster_sizes[0] > 0
+        if fit.free:
+            assert len(fit.ranef()) == fit.n_clusters

@@ -487,7 +487,7 @@ def test_categories_of_data_that_are_none(extended):
     model = jm.Mediation(**EXTENDED, covariates=["g"], reference={"g": "A"})
     with pytest.raises(jm.DataError, match="column 'g' has no values: it is missing in every row"):
         jm.fit(extended.assign(g=None), model)
-    with pytest.raises(jm.DataError, match="the categorical column 'g' has 768 categories, more than 100"):
+    with pytest.raises(jm.DataError, match="the categorical column 'g' has more than 100 categories"):
         jm.fit(extended.assign(g=np.arange(768)), model)
     with pytest.raises(jm.DataError, match="column 'g' has the single category 'A'"):
         jm.fit(extended.assign(g="A"), model)

@@ -75,8 +75,8 @@ def simulate(seed=SEED):
         no_y = rng.random(n) < 0.12
         no_m1 = rng.random(n) < np.where(no_y, 0.25, 0.055)
         rows += [
-            (f"c{j + 1:02d}", x[k], w, v[k], age[k], age10[k], site, tx, m1[k], m2[k], y[k], mt[k], yt[k], xc, mc, yc[k],
-             mv[k], yv[k], None if no_y[k] else y[k], None if no_m1[k] else m1[k])
+            (f"c{j + 1:02d}", x[k], w, v[k], age[k], age10[k], site, tx, m1[k], m2[k], y[k], mt[k], yt[k], xc, mc,
+             yc[k], mv[k], yv[k], None if no_y[k] else y[k], None if no_m1[k] else m1[k])
             for k in range(n)
         ]  # fmt: skip
     return [rows[k] for k in rng.permutation(len(rows))]
