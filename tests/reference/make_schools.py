@@ -25,13 +25,24 @@ SYSTEM = jm.System(
     cluster="school",
 )
 PARAMS = {
-    "morale~1": 0.0, "morale~training": 0.8,
-    "motivation~1": 0.2, "motivation~support": 0.5, "motivation~climate": 0.2, "motivation~support:climate": 0.2,
+    "morale~1": 0.0,
+    "morale~training": 0.8,
+    "motivation~1": 0.2,
+    "motivation~support": 0.5,
+    "motivation~climate": 0.2,
+    "motivation~support:climate": 0.2,
     "motivation~training": 0.3,
-    "effort~1": 0.0, "effort~motivation": 0.3, "effort~support": 0.4,
-    "achievement~1": -2.6, "achievement~motivation": 0.5, "achievement~effort": 0.3, "achievement~support": 0.2,
-    "achievement~morale": 0.4, "achievement~age": 0.2,
-    "achievement~sector[private]": 0.3, "achievement~sector[church]": 0.1,
+    "effort~1": 0.0,
+    "effort~motivation": 0.3,
+    "effort~support": 0.4,
+    "achievement~1": -2.6,
+    "achievement~motivation": 0.5,
+    "achievement~effort": 0.3,
+    "achievement~support": 0.2,
+    "achievement~morale": 0.4,
+    "achievement~age": 0.2,
+    "achievement~sector[private]": 0.3,
+    "achievement~sector[church]": 0.1,
 }
 RANDOM_SD = np.array([0.7, 0.35, 0.6, 0.35, 0.7, 0.35])
 RANDOM_CORRELATION = np.eye(6)
