@@ -64,6 +64,11 @@ def _check_collinear(equation: Equation, names: tuple[str, ...], total: Floats) 
                 f"{equation.outcome!r} is an exact linear function of {others}, to 10 digits: nothing is left for a "
                 f"residual variance. Check that {equation.outcome!r} is not a copy of another column"
             )
+        if not any(name != INTERCEPT for name in involved):
+            raise DataError(
+                f"column {names[k]!r} is collinear with the intercept in the equation of {equation.outcome!r}: it has "
+                "one value in all rows that count there; remove it, or merge a category that has no rows with another"
+            )
         raise DataError(
             f"column {names[k]!r} is collinear with {others} in the equation of {equation.outcome!r}, so their effects "
             f"cannot be told apart; remove one of them"

@@ -22,6 +22,7 @@ from jaxmed.describe import stack as stack_data
 from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, JaxmedError, SpecError
 from jaxmed.fit import Fit
 from jaxmed.fit import fit as fit_model
+from jaxmed.mediation import Mediation
 from jaxmed.store import write_atomically
 
 BAD_INPUT, NO_FIT, INTERRUPTED = 2, 1, 130
@@ -223,21 +224,26 @@ def fit(
     level, se = settings.get("level", 0.95), settings.get("se", "joint")
     if isinstance(level, bool) or not isinstance(level, (int, float)) or not 0 < level < 1:
         raise SpecError(f"level={level!r} is not a confidence level; give a number between 0 and 1, such as 0.95")
+    if se not in tuple(StandardErrors):
+        raise SpecError(f"se={se!r} is not known; choose one of {[choice.value for choice in StandardErrors]}")
+    shown = {name: settings[name] for name in ("at", "difference", "heterogeneity") if settings.get(name)}
+    model = jobs.model_of(settings)
+    if shown and not isinstance(model, Mediation):
+        raise SpecError(f"{next(iter(shown))} is of effects, and formulas have none; give x, m, y and cluster instead")
     options = {name: settings[name] for name in ("reml", "missing", "max_iter") if name in settings}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", DesignWarning)  # the summary says so too
-        fitted = fit_model(_data(settings), jobs.model_of(settings), **options)
-    tables = {name: settings[name] for name in ("at", "difference", "heterogeneity") if name in settings}
+        fitted = fit_model(_data(settings), model, **options)
     json, save = settings.get("json"), settings.get("save")
     if settings.get("verbose"):
         _log(fitted)
     if not settings.get("quiet") and str(json) != "-":
-        typer.echo(fitted.summary(se, level, **tables))
+        typer.echo(fitted.summary(se, level, **shown))
     if str(json) == "-":
-        typer.echo(fitted.to_json(at=settings.get("at")))
+        typer.echo(fitted.to_json(**shown))
     elif json is not None:
-        _write(Path(json), fitted.to_json(at=settings.get("at")) + "\n")
+        _write(Path(json), fitted.to_json(**shown) + "\n")
     if save is not None:
         fitted.save(save)
     if not fitted.converged:
@@ -334,6 +340,10 @@ def _reference(options: Sequence[str] | None) -> dict[str, str] | None:
     wrong = [name for name, sign, category in pairs if not (name and sign and category)]
     if wrong:
         raise SpecError(f"--reference {wrong[0]!r} is not understood; write --reference COLUMN=CATEGORY")
+    names = [name for name, _, _ in pairs]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise SpecError(f"--reference names {twice[0]!r} twice; each column has one category to compare with")
     return {name: category for name, _, category in pairs} or None
 
 

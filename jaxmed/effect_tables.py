@@ -16,7 +16,7 @@ from jaxmed.intervals import check_level, critical_value, limits_on_scale, norma
 from jaxmed.mediation import Mediation
 from jaxmed.moments import Floats
 from jaxmed.result import Estimates
-from jaxmed.terms import category_text
+from jaxmed.terms import find_category
 
 Value = float | str
 Point = dict[str, Value]
@@ -159,13 +159,13 @@ def _points(found: Estimates, at: Mapping[str, Any] | None) -> list[Point]:
 
 def _value(found: Estimates, name: str, value: Any) -> Value:
     if name in found.facts.categories:
-        if category_text(value) not in found.facts.categories[name]:
+        category = find_category(value, found.facts.categories[name])
+        if category is None:
             raise SpecError(
                 f"at[{name!r}] has {value!r}; the categories of {name!r} are {list(found.facts.categories[name])}"
             )
-        return category_text(value)
-    numeric = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    if not numeric or not np.isfinite(value):
+        return category
+    if not isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating)) or not np.isfinite(value):
         raise SpecError(f"at[{name!r}] has {value!r}; give finite numbers")
     return float(value)
 

@@ -33,6 +33,7 @@ from jaxmed.result import Estimates, fields_from_dict, plain_data
 from jaxmed.terms import INTERCEPT
 
 MANY_CLUSTERS = 100_000  # from here on a fit starts at the optimum of a subsample
+SE_KINDS = ("joint", "bauer")
 SUBSAMPLE = 2_000  # clusters in it, at least
 
 
@@ -407,25 +408,28 @@ class Fit(Estimates):
     def _repr_html_(self) -> str:
         return summary.html(self, self._effect_tables(), "joint", 0.95)
 
-    def to_dict(self, at: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def to_dict(
+        self, at: Mapping[str, Any] | None = None, difference: bool = False, heterogeneity: bool = False
+    ) -> dict[str, Any]:
         """Plain data under the public names; see also :meth:`to_json` and :meth:`save`.
 
         Of a model with moderators, ``effects`` holds a list of rows, with the moderators as further columns; ``at`` are
-        their values as in :meth:`effects`.
+        their values as in :meth:`effects`. ``difference`` and ``heterogeneity`` add ``effect_differences`` and
+        ``heterogeneity``, the tables of :meth:`effects` and :meth:`heterogeneity`, in the same form.
         """
         plain = super().to_dict() | {"theta": self.theta.tolist()}
         if not isinstance(self.spec, Mediation):
             return plain
-        plain["effects"] = {}
-        for se in ("joint", "bauer") if self.spec.simple else ("joint",):
-            table = self.effects(se, at=at)
-            rows = table.reset_index().to_dict("records") if self.spec.moderators else table.to_dict(orient="index")
-            plain["effects"][se] = plain_data(rows)
+        plain["effects"] = {se: _rows(self.effects(se, at=at)) for se in SE_KINDS if se == "joint" or self.spec.simple}
+        if difference:
+            plain["effect_differences"] = _rows(self.effects(at=at, difference=True))
+        if heterogeneity:
+            plain["heterogeneity"] = _rows(self.heterogeneity(at=at))
         return plain
 
-    def to_json(self, indent: int | None = 1, at: Mapping[str, Any] | None = None) -> str:
-        """JSON text of :meth:`to_dict`; numbers keep all their digits, NaN is null."""
-        return json.dumps(self.to_dict(at), indent=indent, allow_nan=False, ensure_ascii=False)
+    def to_json(self, indent: int | None = 1, **tables: Any) -> str:
+        """JSON text of :meth:`to_dict`, which takes ``tables``; numbers keep all their digits, NaN is null."""
+        return json.dumps(self.to_dict(**tables), indent=indent, allow_nan=False, ensure_ascii=False)
 
     def save(self, path: str | Path) -> None:
         """Write the fit and its moments to one file (a zip of JSON and NumPy arrays, no pickle), all or nothing.
@@ -433,6 +437,12 @@ class Fit(Estimates):
         :func:`jaxmed.load` reads it back. The rows of the data are not in it, only cross-products per cluster.
         """
         store.write(path, self.to_dict(), self.moments)
+
+
+def _rows(table: pd.DataFrame) -> Any:
+    """A table of effects as plain data: by effect, or a list of rows where it has moderators."""
+    by_row = isinstance(table.index, pd.MultiIndex)
+    return plain_data(table.reset_index().to_dict("records") if by_row else table.to_dict(orient="index"))
 
 
 def load(path: str | Path, verify: bool = False) -> Fit:

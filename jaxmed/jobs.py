@@ -29,6 +29,10 @@ MODEL = (
 )
 
 
+COMMANDS = ("demo", "fit", "describe", "stack")
+FLAGS = ("serial", "reml", "difference", "heterogeneity", "verbose", "quiet")
+
+
 def read_job(path: Path, command: str, allowed: Iterable[str]) -> dict[str, Any]:
     """Settings of one command: its table ``[command]``, over those of the table ``[model]``.
 
@@ -51,11 +55,20 @@ def read_job(path: Path, command: str, allowed: Iterable[str]) -> dict[str, Any]
         raise SpecError(
             f"the job file {str(path)!r} sets {loose[0]!r} outside a table; put it below [model] or [{command}]"
         )
+    unknown = [name for name in tables if name not in ("model", *COMMANDS)]
+    if unknown:
+        raise SpecError(
+            f"the job file {str(path)!r} has a table [{unknown[0]}]; it may have [model] and "
+            f"{', '.join(f'[{name}]' for name in COMMANDS)}"
+        )
     _check_keys(path, "[model]", tables.get("model", {}), MODEL)
     _check_keys(path, f"[{command}]", tables.get(command, {}), allowed)
     settings = tables.get("model", {}) | tables.get(command, {})
     if not settings:
         raise SpecError(f"the job file {str(path)!r} has neither a table [model] nor [{command}]")
+    for name in FLAGS:
+        if not isinstance(settings.get(name, True), bool):
+            raise SpecError(f"the job file {str(path)!r} has {name}={settings[name]!r}; write true or false")
     for name in ("data", "json", "save", "out"):
         if name in settings and not isinstance(settings[name], str):
             raise SpecError(f"the job file {str(path)!r} has {name}={settings[name]!r}; give a path as text")
@@ -103,7 +116,9 @@ def parse_lists(options: Iterable[str] | None, option: str, *, keys: str) -> dic
     chosen: dict[str, list[str]] = {}
     for text in options:
         key, sign, names = text.rpartition("=")
-        if not sign or not key or key in chosen:
+        if key in chosen:
+            raise SpecError(f"{option} {text!r}: {key!r} is named twice; list all that belongs to it in one {option}")
+        if not sign or not key:
             raise SpecError(
                 f"{option} {text!r} is not understood; write {option} {keys}=COLUMN,COLUMN once per {keys.lower()}"
             )

@@ -11,7 +11,7 @@ from jaxmed.errors import DataError, SpecError
 from jaxmed.estimands import Edge, Estimands, Path, effect_rows
 from jaxmed.options import Pairs, check_covariates, check_moderators, check_random, check_reference, check_roles
 from jaxmed.spec import Equation, System, check_covariance, plain_covariance
-from jaxmed.terms import INTERCEPT, columns, factors, varies_within
+from jaxmed.terms import INTERCEPT, columns, factors, find_category, varies_within
 
 Groups = Mapping[str, Iterable[str]]
 
@@ -220,14 +220,15 @@ class Mediation:
         if name not in reference:
             return (name,)
         categories = facts.categories[name]
-        if reference[name] not in categories:
+        compared = find_category(reference[name], categories)
+        if compared is None:
             raise DataError(
                 f"reference[{name!r}]={reference[name]!r} is not among the categories of column {name!r}: "
                 f"{list(categories)}"
             )
         if len(categories) < 2:
             raise DataError(f"column {name!r} has the single category {categories[0]!r}; leave it out of the model")
-        return tuple(f"{name}[{category}]" for category in categories if category != reference[name])
+        return tuple(f"{name}[{category}]" for category in categories if category != compared)
 
     def _parts(self, source: str, facts: Facts) -> dict[str, str]:
         """Terms of a source by suffix of the path: itself, or its deviation and its cluster mean."""

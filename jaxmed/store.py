@@ -42,6 +42,8 @@ def write_atomically(target: Path, fill: Callable[[BinaryIO], object]) -> None:
 
     A target that is no regular file, such as /dev/stdout, is written to as it is.
     """
+    if not target.name:
+        raise FitError(f"{str(target)!r} is no file name; give one to write to")
     beside = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
         if target.exists() and not target.is_file():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -100,6 +100,22 @@ def varies_within(term: str, cluster_level: frozenset[str]) -> bool:
 def category_text(value: Any) -> str:
     """A category as text; whole numbers without a decimal point."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def find_category(value: Any, categories: Sequence[str]) -> str | None:
+    """The category that a user means: by its text, or as the same number; None if there is none."""
+    text = category_text(value)
+    if text in categories:
+        return text
+    number = _number(text)
+    return next((category for category in categories if number is not None and _number(category) == number), None)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return {"True": 1.0, "False": 0.0}.get(text.capitalize()) if text.isalpha() else float(text)
+    except ValueError:
+        return None
 
 
 def check_name(value: Any, what: str) -> str:

@@ -234,7 +234,7 @@ def test_nothing_asked_shows_help(run):
         (["--random", "m=1", "--random", "m=x"], "--random 'm=x' is not understood"),
         (["--random", "q=1"], "random has the key 'q'"),
         (["--random", "m=1,y"], "not a predictor of 'm'"),
-        (["--m", "x"], "x and m are the same column 'x'"),
+        (["--m", "x"], "x and m[1] are the same column 'x'"),  # a further mediator
         (["--m", "M"], "there is no column 'M'"),
     ],
 )
@@ -253,8 +253,6 @@ def test_bad_data_is_code_2(run, command, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["fit"],
-        ["fit", "rows.csv", "--x", "x"],
         ["fit", "rows.csv", *COLUMNS, "--se", "robust"],
         ["fit", "rows.csv", *COLUMNS, "--covariance", "free"],
         ["fit", "rows.csv", *COLUMNS, "--level", "high"],
@@ -267,6 +265,12 @@ def test_bad_usage_is_code_2(run, arguments):
     assert (code, out) == (2, "")
     assert "Usage" in err
     assert "Traceback" not in err
+
+
+def test_data_or_columns_left_out_are_code_2(run):
+    """Either may come from a job file, so that it is no usage of the command line that is wrong."""
+    failed(run("fit"), 2, "which data? Give the path")
+    failed(run("fit", "rows.csv", "--x", "x"), 2, "which columns are m, y, cluster?")
 
 
 @pytest.mark.parametrize("option", ["--json", "--save"])

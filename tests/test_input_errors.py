@@ -197,10 +197,14 @@ def test_cluster_ids_of_several_parts(make):
 
 @pytest.mark.parametrize("covariance", ["unstructured", "diagonal"])
 def test_predictor_of_the_cluster_cannot_have_a_random_slope(covariance):
-    """Where the slope is asked for; random="all" leaves it out and says so."""
-    model = jm.Mediation(**ROLES, covariance=covariance, random={"m": ["1", "x"]})
+    """A System is taken at its word; a Mediation fixes the slope, asked for or not, and says so."""
+    data = changed(x=lambda d: np.sin(d["id"]))
     message = "'x' does not vary within any cluster, so its slope in the equation of 'm'.*leave it out of random"
-    refused(message, changed(x=lambda d: np.sin(d["id"])), model)
+    refused(message, data, jm.System([jm.Equation("m", ["1", "x"], ["1", "x"])], "id", covariance))
+    model = jm.Mediation(**ROLES, covariance=covariance, random={"m": ["1", "x"]})
+    with pytest.warns(jm.DesignWarning, match="'x' does not vary within clusters: its slope cannot vary"):
+        fit = jm.fit(data, model)
+    assert fit.system.random_labels == ("m~1",)
 
 
 def test_mediator_of_the_cluster():
@@ -214,7 +218,9 @@ def test_mediator_of_the_cluster_cannot_have_a_random_slope():
     message = "'m' does not vary within any cluster, so its slope in the equation of 'y'"
     refused(message, data, jm.System(EQUATIONS[1], "id"))
     model = jm.Mediation(**ROLES, random={"y": ["1", "m"]})
-    refused(message, data.assign(x=lambda d: np.cos(d["id"])), model)
+    with pytest.warns(jm.DesignWarning, match="'m' does not vary within clusters: .*its slope cannot vary"):
+        fit = jm.fit(data.assign(x=lambda d: np.cos(d["id"])), model)
+    assert fit.system.random_labels == ("y~1",)
 
 
 def test_outcome_of_the_cluster():

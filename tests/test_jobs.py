@@ -163,6 +163,11 @@ def test_describe_and_stack_read_the_same_job(passes, schools, tmp_path):
         ("[model]\nxx = 'x'", "has 'xx' in [model]; did you mean 'x'?"),
         ("[fit]\nmising = 'raise'", "did you mean 'missing'?"),
         ("[fit", "is not TOML"),
+        ("[optoins]\nreml = false", "has a table [optoins]; it may have [model] and [demo], [fit]"),
+        ("[fit]\nquiet = 'no'", "has quiet='no'; write true or false"),
+        ("[model]\nserial = 1", "has serial=1; write true or false"),
+        ("[fit]\ndata = 5", "has data=5; give a path as text"),
+        ("[fit]\ndata='a.csv'\nse='robust'\nx='x'\nm='m'\ny='y'\ncluster='id'", "se='robust' is not known"),
         ("", "has neither a table [model] nor [fit]"),
         ("[describe]\ndata = 'x.csv'", "has neither a table [model] nor [fit]"),
         ("[fit]\ndata = 'nowhere.csv'\nx = 'x'", "which columns are m, y, cluster? Give --m and --y and --cluster"),
@@ -189,7 +194,11 @@ def test_no_job_file(refused):
     ("options", "message"),
     [
         (["--random", "x"], "--random 'x' is not understood"),
-        (["--random", "m=1", "--random", "m=x"], "--random 'm=x' is not understood"),
+        (
+            ["--random", "m=1", "--random", "m=x"],
+            "--random 'm=x': 'm' is named twice; list all that belongs to it in one",
+        ),
+        (["--reference", "g=A", "--reference", "g=B"], "--reference names 'g' twice"),
         (["--moderator", "w=a", "--moderator", "v"], "--moderator 'v': name its paths too"),
         (["--reference", "site"], "--reference 'site' is not understood; write --reference COLUMN=CATEGORY"),
         (["--at", "w"], "--at 'w' is not understood; write --at MODERATOR=VALUE,VALUE"),
@@ -208,3 +217,23 @@ def test_names_and_values():
     assert jobs.parse_lists(["a=b=c"], "--random", keys="OUTCOME") == {"a=b": ["c"]}
     assert jobs.parse_lists(None, "--random", keys="OUTCOME") is None
     assert jobs.parse_values(["w=-1,.5", "sex=f,m"]) == {"w": [-1.0, 0.5], "sex": ["f", "m"]}
+
+
+def test_tables_reach_the_json(schools, passes):
+    options = ["--moderator", "climate=a", "--difference", "--heterogeneity", "--at", "climate=0,1", "--json", "-"]
+    plain = json.loads(passes("fit", schools, *PLAIN, *AB, *options))
+    assert {row["climate"] for row in plain["effect_differences"]} == {"1 vs 0"}
+    assert {row["effect"] for row in plain["heterogeneity"]} == {"sd_indirect", "sd_total", "share_indirect_positive"}
+
+
+def test_effects_of_formulas_are_refused(refused):
+    error = refused("fit", "a.csv", "--formula", "y ~ x + (1 | id)", "--at", "w=1")
+    assert "at is of effects, and formulas have none" in error
+
+
+@pytest.mark.parametrize("target", [".", ""])
+def test_no_file_name_to_write_to(schools, run, target):
+    options = ["--random", "none", "--json", target, "--quiet"]
+    code, out, err = run("fit", schools, *PLAIN, *options)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert "no file name" in err

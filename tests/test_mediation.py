@@ -694,7 +694,7 @@ def test_saved_fits(fits, tmp_path, name):
         ({"at": {"w": "low"}}, r"at\['w'\] has 'low'; give finite numbers"),
         ({"at": {"w": [np.nan]}}, r"at\['w'\] has nan; give finite numbers"),
         ({"at": {"w": np.inf}}, r"at\['w'\] has inf; give finite numbers"),
-        ({"at": {"w": [True]}}, r"at\['w'\] has True; give finite numbers"),
+        ({"at": {"w": ["high"]}}, r"at\['w'\] has 'high'; give finite numbers"),
         ({"at": {"w": None}}, r"at\['w'\] has None; give finite numbers"),
         ({"at": {"w": [0, 1, 0.0]}}, r"at\['w'\]=\[0, 1, 0.0\] names a value twice"),
         ({"difference": 1}, "difference=1 must be True or False"),

@@ -14,8 +14,8 @@ import pytest
 
 import jaxmed as jm
 from jaxmed import frame, likelihood, optimise
+from jaxmed._runtime import PROGRAMS, jit_by_key
 from jaxmed.design import make_design
-from jaxmed.fit import _compiled
 from jaxmed.params import count_rows, make_layout
 
 MODEL = jm.Mediation("x", "m", "y", "id")
@@ -154,17 +154,34 @@ def test_nothing_private_of_jax_is_used(path):
 # Compilation ---------------------------------------------------------------------------------------------------------
 
 
-def test_similar_data_meets_the_compiled_program():
+def test_similar_data_meets_the_compiled_program(monkeypatch):
     """Other rows, other clusters, other numbers of either within a block: no new program; another model: one more."""
+    solve, traced = optimise.solve, []
+    monkeypatch.setattr(optimise, "solve", lambda *arguments: traced.append(1) or solve(*arguments))
     jm.fit(simulate(40, seed=1), MODEL)
-    size = _compiled._cache_size()
+    traced.clear()
     fit = jm.fit(simulate(65, n_rows=9, seed=2), MODEL)
     assert fit.converged
-    assert _compiled._cache_size() == size
     jm.fit(simulate(40, seed=1).rename(columns={"x": "dose", "id": "site"}), x="dose", m="m", y="y", cluster="site")
-    assert _compiled._cache_size() == size
+    assert len(traced) == 0
     jm.fit(simulate(200, seed=3), jm.System([jm.Equation("y", ["1"], ["1"])], "id"))
-    assert _compiled._cache_size() == size + 1
+    assert len(traced) == 1
+
+
+def test_compiled_programs_are_kept_but_not_without_limit():
+    """A program per key: the last is used again, the first of many more than are kept is compiled anew."""
+    traced = []
+
+    @jit_by_key
+    def product(key, value):
+        traced.append(key)
+        return key * value
+
+    for key in range(3 * PROGRAMS):
+        assert product(key, 2.0) == product(key, 2.0) == 2 * key
+    assert traced == list(range(3 * PROGRAMS))
+    product(0, 2.0)
+    assert traced[-1] == 0
 
 
 def test_results_leave_as_numpy():
