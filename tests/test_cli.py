@@ -231,7 +231,7 @@ def test_nothing_asked_shows_help(run):
         (["--max-iter", "0"], "max_iter=0 must be"),
         (["--random", "some"], "--random 'some' is not understood"),
         (["--random", "none", "--random", "m=1"], "--random 'none' is not understood"),
-        (["--random", "m=1", "--random", "m=x"], "--random 'm=x' is not understood"),
+        (["--random", "m=1", "--random", "m=x"], "--random 'm=x': 'm' is named twice"),
         (["--random", "q=1"], "random has the key 'q'"),
         (["--random", "m=1,y"], "not a predictor of 'm'"),
         (["--m", "x"], "x and m[1] are the same column 'x'"),  # a further mediator
@@ -269,7 +269,8 @@ def test_bad_usage_is_code_2(run, arguments):
 
 def test_data_or_columns_left_out_are_code_2(run):
     """Either may come from a job file, so that it is no usage of the command line that is wrong."""
-    failed(run("fit"), 2, "which data? Give the path")
+    failed(run("fit", *COLUMNS), 2, "which data? Give the path")
+    failed(run("fit"), 2, "which columns are x, m, y, cluster?")
     failed(run("fit", "rows.csv", "--x", "x"), 2, "which columns are m, y, cluster?")
 
 
