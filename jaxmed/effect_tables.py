@@ -12,7 +12,7 @@ import pandas as pd
 from jaxmed import effects
 from jaxmed.errors import FitError, SpecError
 from jaxmed.estimands import Estimands, Row
-from jaxmed.intervals import check_level, critical_value, limits_on_scale, normal_table
+from jaxmed.intervals import critical_value, limits_on_scale, normal_table
 from jaxmed.mediation import Mediation
 from jaxmed.moments import Floats
 from jaxmed.result import Estimates
@@ -84,7 +84,7 @@ def effect_table(
 
 def heterogeneity_table(found: Estimates, level: float, at: Mapping[str, Any] | None) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.heterogeneity`."""
-    check_level(level)
+    critical = critical_value(level)
     estimands = estimands_of(found)
     rows = [row for row in estimands.rows if row.kind in ("indirect", "total") and row.suffix != "_between"]
     if not rows:
@@ -102,8 +102,8 @@ def heterogeneity_table(found: Estimates, level: float, at: Mapping[str, Any] | 
     with np.errstate(divide="ignore", invalid="ignore"):
         sd_error = np.where(sd > 0, error[:, :n] / (2 * sd), np.where(error[:, :n] == 0, 0.0, np.nan))
     share, share_error = np.clip(value[:, n:], 0.0, 1.0), error[:, n:]
-    sd_limits = limits_on_scale(sd, sd_error, level, "log")
-    share_limits = limits_on_scale(share, share_error, level, "logit")
+    sd_limits = limits_on_scale(sd, sd_error, critical, "log")
+    share_limits = limits_on_scale(share, share_error, critical, "logit")
     columns = [sd, sd_error, *sd_limits], [share, share_error, *share_limits]
     names = [f"sd_{row.name}" for row in rows], [f"share_{row.name}_positive" for row in shares]
     table = np.concatenate([np.stack(part).transpose(2, 1, 0).reshape(-1, 4) for part in columns])

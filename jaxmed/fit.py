@@ -127,11 +127,10 @@ def _facts_and_moments(data: Any, spec: Spec, missing: str) -> tuple[Facts, Mome
 
 def _known_categories(spec: Spec, moments: Moments) -> dict[str, tuple[str, ...]]:
     """Categories of a model's categorical columns, as they were when the moments were read."""
-    names = spec.categorical if isinstance(spec, Mediation) else ()
-    absent = [name for name in names if name not in moments.categories]
+    absent = [name for name in spec.categorical if name not in moments.categories]
     if absent:
         raise DataError(f"these moments were read without the categories of {absent[0]!r}; fit from the data instead")
-    return {name: moments.categories[name] for name in names}
+    return {name: moments.categories[name] for name in spec.categorical}
 
 
 def _spec(spec: Spec | None, x: str | None, m: str | None, y: str | None, cluster: str | None) -> Spec:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from jaxmed.errors import DataError, SpecError
 from jaxmed.files import indicator, read_file, resolve_names
-from jaxmed.mediation import Facts, Mediation, Spec, check_spec
+from jaxmed.mediation import Facts, Spec, check_spec
 from jaxmed.moments import SAME, Floats, Intake, Moments, Monomial, Pattern, packed_rows
 from jaxmed.spec import System
 from jaxmed.terms import category_text
@@ -43,9 +43,8 @@ class Column:
 def survey(data: Any, spec: Spec) -> tuple[nw.LazyFrame[Any], Facts]:
     """Open the data of a model and look up the categories of its categorical columns."""
     check_spec(spec)
-    columns, categorical = spec.columns, spec.categorical if isinstance(spec, Mediation) else ()
-    frame = open_frame(data, (spec.cluster, *columns))
-    return frame, Facts({name: categories(frame, name) for name in categorical})
+    frame = open_frame(data, (spec.cluster, *spec.columns))
+    return frame, Facts({name: categories(frame, name) for name in spec.categorical})
 
 
 def categories(frame: nw.LazyFrame[Any], name: str) -> tuple[str, ...]:

@@ -42,16 +42,11 @@ def normal_table(names: Sequence[str], estimate: Floats, se: Floats, critical: f
     )
 
 
-def variance_limits(estimate: Floats, se: Floats, critical: float) -> tuple[Floats, Floats]:
-    """Limits of variances from the log scale, estimate * exp(-+ critical * se / estimate): they stay positive."""
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        width = critical * se / estimate
-        return estimate * np.exp(-width), estimate * np.exp(width)
+def limits_on_scale(estimate: Floats, se: Floats, critical: float, scale: str) -> tuple[Floats, Floats]:
+    """Limits that are symmetric on the log scale (of what is positive) or on the logit scale (of shares).
 
-
-def limits_on_scale(estimate: Floats, se: Floats, level: float, scale: str) -> tuple[Floats, Floats]:
-    """Limits that are symmetric on the log or logit scale; without uncertainty (se 0) the estimate itself."""
-    critical = critical_value(level)
+    On the log scale estimate * exp(-+ critical * se / estimate). Without uncertainty (se 0) the estimate itself.
+    """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         if scale == "log":
             width = critical * se / estimate

@@ -234,6 +234,11 @@ class System:
         return tuple(equation.columns for equation in self.equations)
 
     @property
+    def categorical(self) -> tuple[str, ...]:
+        """Columns whose categories only the data can tell: none, since a system names its indicators."""
+        return ()
+
+    @property
     def terms(self) -> tuple[str, ...]:
         """Distinct terms and outcomes of the equations, without the intercept."""
         every = (name for equation in self.equations for name in (*equation.predictors, equation.outcome))

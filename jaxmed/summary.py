@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmed.errors import SpecError
-from jaxmed.intervals import critical_value, normal_table, variance_limits
+from jaxmed.intervals import critical_value, limits_on_scale, normal_table
 from jaxmed.mediation import Mediation
 from jaxmed.moments import Floats
 from jaxmed.result import Estimates, TestResult
@@ -224,7 +224,7 @@ def _variances(fit: Estimates, critical: float, level: float, se: str) -> pd.Dat
         estimate.append(difference if difference > 0 else np.nan)
         error.append(np.sqrt(at[0, 0] + at[1, 1] - 2 * at[0, 1]) if difference > 0 else np.nan)
     values, errors = np.array(estimate), np.array(error)
-    lower, upper = variance_limits(values, errors, critical)
+    lower, upper = limits_on_scale(values, errors, critical, "log")
     plain = np.array([name.startswith("cov(") for name in names])
     lower[plain] = values[plain] - critical * errors[plain]
     upper[plain] = values[plain] + critical * errors[plain]

@@ -13,7 +13,7 @@ from scipy.stats import chi2, norm
 
 import jaxmed as jm
 from jaxmed import effects, inference
-from jaxmed.intervals import critical_value, normal_table, variance_limits
+from jaxmed.intervals import critical_value, limits_on_scale, normal_table
 from jaxmed.mediation import Facts
 from jaxmed.params import Layout
 
@@ -401,7 +401,7 @@ def test_wald_by_hand(ml, kind):
 
 
 def test_variance_limits_by_hand():
-    lower, upper = variance_limits(np.array([2.0, 0.0]), np.array([0.5, 0.1]), 1.96)
+    lower, upper = limits_on_scale(np.array([2.0, 0.0]), np.array([0.5, 0.1]), 1.96, "log")
     assert (lower[0], upper[0]) == pytest.approx((2 * np.exp(-0.49), 2 * np.exp(0.49)), rel=1e-15)
     assert np.isnan(upper[1])  # a variance of zero has no log scale
 
