@@ -44,20 +44,6 @@ def full():
     return jm.fit(jm.datasets.load_example(), MODEL)
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the program in this process: exit code, stdout, stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["jaxmed", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return stopped.value.code or 0, out, err
-
-    return call
-
-
 def succeeded(result):
     code, out, err = result
     assert (code, err) == (0, "")
