@@ -12,7 +12,7 @@ from compare import assert_same_fit
 from conftest import REFERENCE, read_reference
 
 import jaxmed as jm
-from jaxmed.intervals import critical_value, normal_table, variance_limits
+from jaxmed.intervals import critical_value, limits_on_scale, normal_table
 
 RANDOM = {
     "full": "all",
@@ -152,7 +152,7 @@ def values_of(fit: jm.Fit) -> dict[tuple[str, str], float]:
         values.update({(row, column): float(value) for column, value in columns.items()})
 
     def add_variance(row: str, estimate: float, se: float) -> None:
-        lower, upper = variance_limits(estimate, se, critical)
+        lower, upper = limits_on_scale(estimate, se, critical, "log")
         add(row, estimate=estimate, se=se, ci_lower=lower, ci_upper=upper)
 
     table = normal_table(fit.params.index, fit.params.to_numpy(), fit.standard_errors("block").to_numpy(), critical)
