@@ -8,8 +8,7 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -80,23 +79,6 @@ def use_compilation_cache(folder: Path | None = None) -> Path | None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return chosen
-
-
-@contextmanager
-def progress(title: str) -> Iterator[Callable[[str], None]]:
-    """A line on stderr that long work keeps up to date and removes at its end; silent where stderr is no terminal."""
-    shown = sys.stderr.isatty()
-
-    def say(text: str) -> None:
-        if shown:
-            sys.stderr.write(f"\r\033[K{title}: {text}")
-            sys.stderr.flush()
-
-    try:
-        yield say
-    finally:
-        if shown:
-            sys.stderr.write("\r\033[K")
 
 
 def drop_loader_noise() -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from jaxmed.design import term_values
 from jaxmed.errors import SpecError
-from jaxmed.frame import prepare, read, summarise, survey, to_pandas
+from jaxmed.frame import read, summarise, survey
 from jaxmed.mediation import Spec, compiled
 from jaxmed.moments import Intake, Moments
 from jaxmed.spec import Equation, System
@@ -77,12 +77,12 @@ def describe(data: Any, spec: Spec) -> Description:
     >>> int(found.clusters["n_clusters"])
     100
     """
-    frame, facts = survey(data, spec)
+    source, facts = survey(data, spec)
     system = compiled(spec, facts)
     # Every column on its own, so that its intraclass correlation uses every row that has it.
     alone = System([Equation(name, [INTERCEPT]) for name in system.columns], system.cluster)
-    summaries, rows, _ = summarise(prepare(frame, alone), alone)
-    moments = read(frame, alone)
+    summaries, rows, _ = summarise(source, alone)
+    moments = read(source, alone)
     variables = pd.DataFrame(
         {
             name: {
@@ -107,7 +107,7 @@ def describe(data: Any, spec: Spec) -> Description:
             "max": sizes.max(),
         }
     )
-    return Description(variables, _correlations(moments), clusters, read(frame, system).intake)
+    return Description(variables, _correlations(moments), clusters, read(source, system).intake)
 
 
 def _icc(moments: Moments, name: str) -> float:
@@ -158,12 +158,12 @@ def stack(data: Any, spec: Spec) -> pd.DataFrame:
     >>> list(long.columns)
     ['row', 'id', 'outcome', 'z', 's_m', 's_m:x', 's_y', 's_y:m', 's_y:x']
     """
-    frame, facts = survey(data, spec)
+    source, facts = survey(data, spec)
     system = compiled(spec, facts)
     reserved = {"row", "outcome", "z", *(f"s_{outcome}" for outcome in system.outcomes)}
     if system.cluster in reserved:
         raise SpecError(f"the stacked table has a column {system.cluster!r} of its own; rename the cluster column")
-    wide = to_pandas(prepare(frame, system))
+    wide = source.to_pandas(system)
     wide.columns = pd.Index([system.cluster, *system.columns])
     codes = pd.factorize(wide[system.cluster])[0].astype(np.int64)
     values = {name: wide[name].to_numpy(dtype=float) for name in system.columns}

@@ -1,22 +1,33 @@
-"""Data files -> frames, by the libraries that own the formats."""
+"""Data files -> tables, by the libraries that own the formats; long ones part by part."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import narwhals as nw
 import pandas as pd
+import pyarrow as pa
 
 from jaxmed.errors import DataError
 
 MISSING_TEXT = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "."]
-BLOCK = 1 << 26  # bytes of a csv file over which column types are inferred
+BLOCK = 1 << 24  # bytes of a csv file that are read at a time, and over the first of which column types are inferred
+ROWS = 1 << 20  # of a parquet file that are read at a time
+BUFFER = 1 << 20  # bytes of a column of a parquet file that are read at a time
+NEXT_TYPE = {pa.float64(): pa.bool_()}  # to try where a value does not fit; any other type becomes text
 
 
-def read_file(path: Path, columns: Sequence[str]) -> Any:
-    """The named columns of a .csv, .parquet, .feather or .dta file.
+class RetypedError(Exception):
+    """A value did not fit the type of its csv column, which has another now: read again from the start."""
+
+
+def open_file(path: Path, columns: Sequence[str]) -> Any:
+    """The named columns of a .csv, .parquet, .feather or .dta file: a frame, or a file to be read part by part.
 
     Raises
     ------
@@ -25,8 +36,8 @@ def read_file(path: Path, columns: Sequence[str]) -> Any:
         library cannot read (its own message is passed on).
     """
     readers: dict[str, Callable[[Path, list[str]], Any]] = {
-        ".csv": _read_csv,
-        ".parquet": _read_parquet,
+        ".csv": CsvFile,
+        ".parquet": ParquetFile,
         ".feather": _read_feather,
         ".dta": _read_stata,
     }
@@ -39,11 +50,18 @@ def read_file(path: Path, columns: Sequence[str]) -> Any:
         raise DataError(f"{str(path)!r} is not a file")
     if path.stat().st_size == 0:
         raise DataError(f"the file {str(path)!r} is empty")
-    try:
+    with _file_words(path):
         return reader(path, list(dict.fromkeys(columns)))
-    except (DataError, MemoryError):
+
+
+@contextmanager
+def _file_words(path: Path) -> Iterator[None]:
+    """Whatever a format's library says of a damaged file, as one sentence."""
+    try:
+        yield
+    except (DataError, MemoryError, RetypedError):
         raise
-    except Exception as error:  # whatever a format's library says of a damaged file, as one sentence
+    except Exception as error:
         raise DataError(f"{str(path)!r} cannot be read as {path.suffix} ({type(error).__name__}): {error}") from error
 
 
@@ -78,47 +96,124 @@ def _hint(present: Sequence[Any], name: str) -> str:
     return f"the columns are {shown}" + (f" and {len(present) - 12} more" if len(present) > 12 else "")
 
 
-def _read_csv(path: Path, columns: list[str]) -> Any:
-    """Strict: every line has as many fields as the header. Types are inferred, but for the id (the first column)."""
-    from pyarrow import ArrowInvalid, csv
+class CsvFile:
+    """A csv file, read strictly: every line has as many fields as the header.
 
-    try:
-        columns = resolve_names(csv.open_csv(path).schema.names, columns)
+    Types are those of the first block, numbers as float64; a later value that does not fit gives its column another
+    type (:class:`RetypedError`). The first column holds the ids, as they are written.
+    """
+
+    written_ids = True
+    rows: int | None = None
+
+    def __init__(self, path: Path, columns: list[str]) -> None:
+        from pyarrow import csv
+
+        self.title = f"reading {path.name}"
+        self._path = path
+        with self._strictly(), csv.open_csv(path) as opened:
+            self._names = opened.schema.names
+        columns = resolve_names(self._names, columns)
+        self._types: dict[str, pa.DataType] = {columns[0]: pa.string()}
+        with self._strictly(), self._open(columns) as opened:
+            inferred = opened.schema
+        for name in columns[1:]:
+            kind = inferred.field(name).type
+            self._types[name] = pa.float64() if pa.types.is_null(kind) or pa.types.is_integer(kind) else kind
+
+    @property
+    def schema(self) -> nw.Schema:
+        """Columns and their types."""
+        return _schema(pa.schema(self._types.items()))
+
+    def parts(self, columns: Sequence[str]) -> Iterator[nw.DataFrame[Any]]:
+        """Some columns, one block of the file at a time."""
+        with _file_words(self._path), self._strictly(), self._open(columns) as opened:
+            for batch in opened:
+                yield _frame(batch)
+
+    def _open(self, columns: Sequence[str]) -> Any:
+        from pyarrow import csv
+
         convert = csv.ConvertOptions(
-            include_columns=columns,
+            include_columns=list(columns),
             null_values=MISSING_TEXT,
             strings_can_be_null=True,
-            column_types={columns[0]: "string"},
+            column_types=self._types,
         )
-        table = csv.read_csv(path, csv.ReadOptions(block_size=BLOCK), convert_options=convert)
-    except ArrowInvalid as error:
-        if "Expected" not in str(error):
-            raise
-        raise DataError(
-            f"{str(path)!r}: every line must have as many fields as the header ({error}); give row names a header or "
-            "leave them out, and end no line with a comma"
-        ) from error
-    return table.set_column(0, columns[0], _ids(table.column(0)))
+        return csv.open_csv(self._path, csv.ReadOptions(block_size=BLOCK), convert_options=convert)
+
+    @contextmanager
+    def _strictly(self) -> Iterator[None]:
+        from pyarrow import ArrowInvalid
+
+        try:
+            yield
+        except ArrowInvalid as error:
+            if "Expected" in str(error):
+                raise DataError(
+                    f"{str(self._path)!r}: every line must have as many fields as the header ({error}); give row names "
+                    "a header or leave them out, and end no line with a comma"
+                ) from error
+            column = re.search(r"CSV column #(\d+):.*conversion error", str(error))
+            name = self._names[int(column[1])] if column else ""
+            if self._types.get(name, pa.string()) == pa.string():
+                raise
+            self._types[name] = NEXT_TYPE.get(self._types[name], pa.string())
+            raise RetypedError from error
 
 
-def _ids(text: Any) -> Any:
-    """Ids as numbers if every one is written as a number is, so that "01" and "1" stay two."""
-    from pyarrow import ArrowInvalid, compute
+def written_numbers(text: Any, numbers: Sequence[str] = ("int64", "float64")) -> tuple[str, ...]:
+    """The types among ``numbers`` that every one of these ids is written as; "01" is written as none."""
+    from pyarrow import compute
 
-    for pattern, kind in ((r"^-?(0|[1-9]\d*)$", "int64"), (r"^-?(0|[1-9]\d*)\.\d+$", "float64")):
-        if compute.all(compute.match_substring_regex(text, pattern)).as_py():
-            try:
-                return text.cast(kind)
-            except ArrowInvalid:  # more digits than fit
-                return text
-    return text
+    patterns = {"int64": r"^-?(0|[1-9]\d*)$", "float64": r"^-?(0|[1-9]\d*)\.\d+$"}
+    return tuple(kind for kind in numbers if compute.all(compute.match_substring_regex(text, patterns[kind])).as_py())
 
 
-def _read_parquet(path: Path, columns: list[str]) -> Any:
-    from pyarrow import parquet
+def numbers_if_they_fit(text: Any, numbers: Sequence[str]) -> Any:
+    """Ids as numbers of the first type that every one is written as, so that "01" and "1" stay two."""
+    from pyarrow import ArrowInvalid
 
-    columns = resolve_names(parquet.read_schema(path).names, columns)
-    return parquet.read_table(path, columns=columns, partitioning=None)
+    try:
+        return text.cast(numbers[0]) if numbers else text
+    except ArrowInvalid:  # more digits than fit
+        return text
+
+
+class ParquetFile:
+    """A parquet file, read some rows at a time whatever the size of its row groups."""
+
+    written_ids = False
+
+    def __init__(self, path: Path, columns: list[str]) -> None:
+        from pyarrow import parquet
+
+        self.title = f"reading {path.name}"
+        self._path = path
+        with parquet.ParquetFile(path) as opened:
+            self.rows: int | None = opened.metadata.num_rows
+            whole = opened.schema_arrow
+        self.schema = _schema(whole.empty_table().select(resolve_names(whole.names, columns)).schema)
+
+    def parts(self, columns: Sequence[str]) -> Iterator[nw.DataFrame[Any]]:
+        """Some columns, :data:`ROWS` at a time."""
+        from pyarrow import parquet
+
+        with (
+            _file_words(self._path),
+            parquet.ParquetFile(self._path, pre_buffer=False, buffer_size=BUFFER) as opened,
+        ):
+            for batch in opened.iter_batches(ROWS, columns=list(columns)):
+                yield _frame(batch.select(list(columns)))
+
+
+def _schema(schema: pa.Schema) -> nw.Schema:
+    return nw.from_native(schema.empty_table(), eager_only=True).schema
+
+
+def _frame(batch: pa.RecordBatch) -> nw.DataFrame[Any]:
+    return nw.from_native(pa.Table.from_batches([batch]), eager_only=True)
 
 
 def _read_feather(path: Path, columns: list[str]) -> Any:

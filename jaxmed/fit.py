@@ -16,7 +16,7 @@ import pandas as pd
 from jax import Array
 
 from jaxmed import inference, likelihood, optimise, store, summary
-from jaxmed._runtime import float64, jit_by_key, progress
+from jaxmed._runtime import float64, jit_by_key
 from jaxmed.checks import check_identified
 from jaxmed.design import Design, make_design
 from jaxmed.effect_tables import effect_table, heterogeneity_table
@@ -29,6 +29,7 @@ from jaxmed.moments import Floats, Moments
 from jaxmed.optimise import Solution
 from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_precision
 from jaxmed.predict import predict_clusters
+from jaxmed.progress import progress
 from jaxmed.result import Estimates, fields_from_dict, plain_data
 from jaxmed.terms import INTERCEPT
 
@@ -118,8 +119,8 @@ def _facts_and_moments(data: Any, spec: Spec, missing: str) -> tuple[Facts, Mome
         check_complete(data.intake.missing, missing)
         moments = data.for_columns(spec.cluster, system.columns, groups, averaged)
     else:
-        frame, facts = survey(data, spec)
-        moments = read(frame, compiled(spec, facts), missing, facts).lean()
+        source, facts = survey(data, spec)
+        moments = read(source, compiled(spec, facts), missing, facts).lean()
     if isinstance(spec, Mediation):
         facts = Facts(facts.categories, moments.cluster_level)
     return facts, moments

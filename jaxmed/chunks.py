@@ -1,0 +1,444 @@
+"""Rows in memory or in a file: chunk by chunk, summed by NumPy, so that memory follows clusters and not rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, reduce
+from operator import and_, mul, or_
+from typing import Any, Protocol, TypeVar
+
+import narwhals as nw
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from jaxmed.columns import Column, Grouped, Plan, check_one_kind, cluster_labels, no_ids, own_words, working_columns
+from jaxmed.errors import DataError
+from jaxmed.files import RetypedError, numbers_if_they_fit, resolve_names, written_numbers
+from jaxmed.moments import Floats
+from jaxmed.progress import progress
+from jaxmed.spec import System
+
+Result = TypeVar("Result")
+Codes = NDArray[np.intp]
+Tables = dict[int, list[Floats]]  # pattern -> values by cluster, one array per packed product
+
+ROWS = 1 << 20  # of a frame in memory that are looked at at a time
+WAITING = 1 << 20  # clusters of chunks that wait to be added up, at the least
+
+
+class Parts(Protocol):
+    """A table that can be gone through part by part, more than once."""
+
+    title: str
+    rows: int | None
+    written_ids: bool
+
+    @property
+    def schema(self) -> nw.Schema:
+        """Columns and their types."""
+
+    def parts(self, columns: Sequence[str]) -> Iterator[nw.DataFrame[Any]]:
+        """Some columns, part by part."""
+
+
+class Frame:
+    """Columns of a frame in memory, in slices."""
+
+    title = "reading the data"
+    written_ids = False
+
+    def __init__(self, frame: nw.DataFrame[Any], columns: Sequence[str]) -> None:
+        with own_words():
+            self._frame = frame.select(resolve_names(frame.columns, columns))
+        self.rows: int | None = len(frame)
+
+    @property
+    def schema(self) -> nw.Schema:
+        """Columns and their types."""
+        return self._frame.schema
+
+    def parts(self, columns: Sequence[str]) -> Iterator[nw.DataFrame[Any]]:
+        """Some columns, :data:`ROWS` at a time."""
+        for at in range(0, len(self._frame), ROWS):
+            yield self._frame.select(columns)[at : at + ROWS]
+
+
+class PandasFrame:
+    """Columns of a pandas frame, in slices: a selection of columns would copy them all."""
+
+    title = Frame.title
+    written_ids = False
+
+    def __init__(self, frame: pd.DataFrame, columns: Sequence[str]) -> None:
+        names = resolve_names(list(frame.columns), columns)
+        self._columns = {name: frame[name] for name in names}
+        self.rows: int | None = len(frame)
+
+    @property
+    def schema(self) -> nw.Schema:
+        """Columns and their types."""
+        dtypes = {
+            name: nw.from_native(_plain(column), series_only=True).dtype for name, column in self._columns.items()
+        }
+        return nw.Schema(dtypes)
+
+    def parts(self, columns: Sequence[str]) -> Iterator[nw.DataFrame[Any]]:
+        """Some columns, :data:`ROWS` at a time."""
+        for at in range(0, self.rows or 0, ROWS):
+            part = {name: _plain(self._columns[name].iloc[at : at + ROWS]) for name in columns}
+            yield nw.from_native(pd.DataFrame(part), eager_only=True)
+
+
+def _plain(column: pd.Series) -> pd.Series:
+    """A pandas Categorical whose categories are numbers as these numbers; any other column as it is."""
+    if isinstance(column.dtype, pd.CategoricalDtype) and pd.api.types.is_numeric_dtype(column.cat.categories):
+        return column.astype("Int64" if pd.api.types.is_integer_dtype(column.cat.categories) else "float64")
+    return column
+
+
+class Chunks:
+    """A table in parts; see :class:`jaxmed.columns.Source`."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._table = parts
+        self._schema: nw.Schema | None = None
+        self._kept: tuple[System, list[_Chunk]] | None = None  # what was read, where it is one chunk
+
+    def schema(self) -> nw.Schema:
+        """Columns and their types."""
+        if self._schema is None:
+            with own_words():
+                self._schema = self._table.schema
+        return self._schema
+
+    def values(self, name: str, distinct: bool) -> Iterator[list[Any]]:
+        """Values of a column that are not null, part by part; from the start again where its type changes."""
+        try:
+            for part in self._parts([name]):
+                present = part[name].drop_nulls()
+                yield (present.unique() if distinct else present).to_list()
+        except RetypedError:
+            self._schema = None
+            yield from self.values(name, distinct)
+
+    def _parts(self, columns: Sequence[str]) -> Iterator[nw.DataFrame[Any]]:
+        """Some columns, part by part, with a word on how far it is."""
+        done, rows = 0, self._table.rows
+        parts = self._table.parts(columns)
+        with progress(self._table.title) as say:
+            while True:
+                with own_words():
+                    part = next(parts, None)
+                if part is None:
+                    return
+                if done:
+                    say(f"{done:,} rows" + (f" of {rows:,}" if rows else ""))
+                done += len(part)
+                yield part
+
+    def _pass(self, action: Callable[[], Result]) -> Result:
+        """Go through the rows; again where a column turns out to have another type."""
+        while True:
+            try:
+                with np.errstate(all="ignore"):
+                    return action()
+            except RetypedError:
+                self._kept = self._schema = None
+
+    def _chunks(self, system: System) -> Iterator[_Chunk]:
+        """The working columns of a system."""
+        if self._kept is not None and self._kept[0] is system:
+            yield from self._kept[1]
+            return
+        wanted = working_columns(self, system)
+        columns = resolve_names(list(self.schema()), (system.cluster, *system.columns))
+        single: list[_Chunk] = []
+        many = False
+        for part in self._parts(columns):
+            with own_words():
+                chunk = _Chunk(part.select(*wanted), system)
+            many = many or bool(single)
+            single = [] if many else [chunk]
+            yield chunk
+        if not many and self._table.rows is not None:
+            self._kept = system, single
+
+    def summaries(self, system: System) -> tuple[list[Column], int, int]:
+        """Of the columns of a system; the number of rows, and of rows without a cluster id."""
+
+        def action() -> tuple[list[_Summary], int, int]:
+            found = [_Summary() for _ in system.columns]
+            rows = no_cluster = 0
+            for chunk in self._chunks(system):
+                rows += chunk.rows
+                no_cluster += chunk.no_cluster
+                for summary, values in zip(found, chunk.values, strict=True):
+                    summary.add(values)
+            return found, rows, no_cluster
+
+        found, rows, no_cluster = self._pass(action)
+        return [summary.column(name) for name, summary in zip(system.columns, found, strict=True)], rows, no_cluster
+
+    def grouped(self, plan: Plan) -> Grouped:
+        """Sums of products by cluster and pattern."""
+
+        def action() -> _Total:
+            total = _Total(plan.system.cluster, self._table.written_ids, np.add, 0.0)
+            for chunk in self._chunks(plan.system):
+                total.add(chunk.ids, chunk.products(plan))
+            return total
+
+        total = self._pass(action)
+        labels, tables = total.finish()
+        counts = sum((table[0] for table in tables.values()), np.zeros(len(labels)))
+        used = slice(None) if np.all(counts) else np.flatnonzero(counts)
+
+        def rows(table: list[Floats]) -> Iterator[Floats]:
+            while table:
+                yield table.pop(0)[used]
+
+        return Grouped(labels[used], {pattern: (slice(None), rows(table)) for pattern, table in tables.items()})
+
+    def extremes(
+        self, plan: Plan, names: Sequence[str]
+    ) -> tuple[NDArray[np.generic], dict[str, tuple[Floats, Floats]]]:
+        """Smallest and largest value of columns by cluster, over the rows that count."""
+        at = plan.positions(names)
+
+        def action() -> _Total:
+            total = _Total(plan.system.cluster, self._table.written_ids, np.minimum, np.inf)
+            for chunk in self._chunks(plan.system):
+                total.add(chunk.ids, {0: chunk.lowest(plan, at)})
+            return total
+
+        labels, tables = self._pass(action).finish()
+        ends = tables.get(0, [])
+        return labels, {name: (ends[2 * k], -ends[2 * k + 1]) for k, name in enumerate(names)}
+
+    def to_pandas(self, system: System) -> pd.DataFrame:
+        """The cluster id and the columns of a system, row by row."""
+
+        def action() -> pd.DataFrame:
+            return pd.concat([chunk.to_pandas() for chunk in self._chunks(system)], ignore_index=True)
+
+        table = self._pass(action)
+        if self._table.written_ids:
+            ids = pa.array(table["cluster"], pa.string(), from_pandas=True)
+            table["cluster"] = numbers_if_they_fit(ids, written_numbers(ids)).to_pandas()
+        return table
+
+
+class _Chunk:
+    """The cluster ids and the columns of a system over some rows."""
+
+    def __init__(self, prepared: nw.DataFrame[Any], system: System) -> None:
+        self._prepared = prepared
+        self._cluster = system.cluster
+        self.rows = len(prepared)
+        self.values: list[Floats] = [
+            prepared[f"v{at}"].to_numpy().astype(np.float64, copy=False) for at in range(len(system.columns))
+        ]
+
+    @property
+    def no_cluster(self) -> int:
+        """Rows without a cluster id."""
+        return self._prepared["cluster"].null_count()
+
+    @cached_property
+    def _coded(self) -> tuple[Codes, Any]:
+        return _encode(self._prepared["cluster"], self._cluster)
+
+    @property
+    def ids(self) -> Any:
+        """Cluster ids that occur."""
+        return self._coded[1]
+
+    def _complete(self, plan: Plan) -> list[NDArray[np.bool_]]:
+        """Whether a row has all columns of each group."""
+        present = [~np.isnan(values) for values in self.values]
+        return [reduce(and_, (present[k] for k in plan.positions(group))) for group in plan.bits]
+
+    def products(self, plan: Plan) -> Tables:
+        """Sums of products by the clusters of this chunk."""
+        codes, ids = self._coded
+        pattern = sum((flag.astype(np.int64) << e for e, flag in enumerate(self._complete(plan))), 0 * codes)
+        pattern[codes < 0] = 0
+        found = {}
+        for bits in np.unique(pattern):
+            if bits:
+                rows = slice(None) if np.all(pattern == bits) else np.flatnonzero(pattern == bits)
+                found[int(bits)] = self._sums(plan, int(bits), codes[rows], rows, len(ids))
+        return found
+
+    def _sums(self, plan: Plan, pattern: int, codes: Codes, rows: Any, n_clusters: int) -> list[Floats]:
+        columns = plan.positions(plan.observed(pattern))
+        working = {k: (self.values[k][rows] - plan.shift[k]) / plan.scale[k] for k in columns}
+        factors: list[Floats] = []
+        for k in plan.kept(pattern)[1:]:
+            at = plan.positions(plan.monomials[k])
+            factors.append(reduce(mul, (working[column] for column in at)))
+        sums: list[Any] = [np.bincount(codes, minlength=n_clusters).astype(np.float64)]
+        sums += [np.bincount(codes, factor, n_clusters) for factor in factors]
+        for k, left in enumerate(factors):
+            sums += [np.bincount(codes, left * right, n_clusters) for right in factors[k:]]
+        return sums
+
+    def lowest(self, plan: Plan, columns: Sequence[int]) -> list[Floats]:
+        """Smallest value and smallest negative value of columns, by the clusters of this chunk."""
+        codes, ids = self._coded
+        counts = (codes >= 0) & reduce(or_, self._complete(plan))
+        found = []
+        for k in columns:
+            rows = np.flatnonzero(counts & ~np.isnan(self.values[k]))
+            for sign in (1.0, -1.0):
+                low = np.full(len(ids), np.inf)
+                np.minimum.at(low, codes[rows], sign * self.values[k][rows])
+                found.append(low)
+        return found
+
+    def to_pandas(self) -> pd.DataFrame:
+        """As it is, row by row."""
+        return self._prepared.to_pandas()
+
+
+class _Summary:
+    """Count, mean and sum of squares around it, smallest and largest value of a column, chunk by chunk."""
+
+    def __init__(self) -> None:
+        self.missing = self.count = self.infinite = 0
+        self.mean = self.square = np.float64(0)
+        self.minimum, self.maximum = math.inf, -math.inf
+
+    def add(self, values: Floats) -> None:
+        """Take in more values (Chan, Golub & LeVeque 1983)."""
+        missing = np.isnan(values)
+        here = int(np.count_nonzero(missing))
+        self.missing += here
+        seen = values[~missing] if here else values
+        if not len(seen):
+            return
+        self.minimum, self.maximum = min(self.minimum, float(seen.min())), max(self.maximum, float(seen.max()))
+        if math.inf in (self.maximum, -self.minimum):
+            self.infinite += int(np.count_nonzero(np.isinf(seen)))
+            return
+        mean = seen.mean()
+        around = seen - mean
+        total = self.count + len(seen)
+        off = mean - self.mean
+        self.square += np.dot(around, around) + off * off * self.count * len(seen) / total
+        self.mean += off * len(seen) / total
+        self.count = total
+
+    def column(self, name: str) -> Column:
+        """What was found."""
+        sd = float(np.sqrt(self.square / (self.count - 1))) if self.count > 1 else math.nan
+        return Column(name, self.missing, float(self.mean), sd, self.minimum, self.maximum, self.infinite)
+
+
+# Ids -----------------------------------------------------------------------------------------------------------------
+
+
+class _Total:
+    """Tables by cluster to which chunks are added; clusters are found as they come."""
+
+    def __init__(self, cluster: str, written: bool, combine: np.ufunc, empty: float) -> None:
+        self._cluster, self._combine, self._empty = cluster, combine, empty
+        self._numbers: tuple[str, ...] = ("int64", "float64") if written else ()
+        self._written = written
+        self._ids: Any = None
+        self._tables: Tables = {}
+        self._waiting: list[tuple[Any, Tables]] = []
+
+    def add(self, ids: Any, tables: Tables) -> None:
+        """Take in tables of some clusters."""
+        if self._written:
+            self._numbers = written_numbers(ids, self._numbers)
+        if self._ids is None:
+            self._ids, self._tables = ids, tables
+            return
+        self._waiting.append((ids, tables))
+        if sum(len(ids) for ids, _ in self._waiting) > max(WAITING, len(self._ids) // 2):
+            self._settle()
+
+    def _settle(self) -> None:
+        """Add up what waits."""
+        before = len(self._ids)
+        places, self._ids = _unify([self._ids, *(ids for ids, _ in self._waiting)], self._cluster)
+        size = len(self._ids)
+        for table in self._tables.values():
+            for k, old in enumerate(table):
+                table[k] = np.concatenate([old, np.full(size - before, self._empty)])
+        for place, (_, tables) in zip(places[1:], self._waiting, strict=True):
+            for pattern, rows in tables.items():
+                if pattern not in self._tables:
+                    self._tables[pattern] = [np.full(size, self._empty) for _ in rows]
+                for old, new in zip(self._tables[pattern], rows, strict=True):
+                    old[place] = self._combine(old[place], new)  # a cluster is in a chunk once
+        self._waiting = []
+
+    def finish(self) -> tuple[NDArray[np.generic], Tables]:
+        """Cluster labels and their tables."""
+        if self._ids is None:
+            return np.empty(0), {}
+        if self._waiting:
+            self._settle()
+        ids = numbers_if_they_fit(self._ids, self._numbers) if self._written else self._ids
+        if isinstance(ids, pa.Array):
+            ids = ids.to_pylist() if pa.types.is_string(ids.type) else ids.to_numpy(zero_copy_only=False)
+        return cluster_labels(ids, self._cluster), self._tables
+
+
+def _encode(series: nw.Series[Any], name: str) -> tuple[Codes, Any]:
+    """Code of every id, -1 where it is missing, and the ids: a NumPy array, or text as a pyarrow array."""
+    if isinstance(series.dtype, nw.Object):
+        values = pd.Series(series.to_list(), dtype=object).to_numpy()
+        try:
+            codes, found = pd.factorize(values)
+            check_one_kind(list(found), name)
+            return codes, _text_or_numpy(pa.array(list(found)))
+        except (TypeError, OverflowError, pa.ArrowException) as error:
+            raise no_ids(values[0], name) from error
+    values = series.to_arrow()
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if values.null_count == 0 and pa.types.is_primitive(values.type):
+        return _factorize(values.to_numpy(zero_copy_only=False))
+    if pa.types.is_string_view(values.type):
+        values = values.cast(pa.large_string())
+    coded = values.dictionary_encode()
+    codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.intp)
+    return codes, _text_or_numpy(coded.dictionary)
+
+
+def _text_or_numpy(ids: pa.Array) -> Any:
+    if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
+        return ids.cast(pa.string())
+    return ids.to_numpy(zero_copy_only=False)
+
+
+def _factorize(values: NDArray[Any]) -> tuple[Codes, NDArray[Any]]:
+    """Codes and distinct values, in order of appearance."""
+    if values.dtype.kind in "mMb":  # pandas knows not every unit of time
+        bits = f"i{values.dtype.itemsize}"
+        codes, found = pd.factorize(values.view(bits))
+        return codes, found.view(values.dtype)
+    return pd.factorize(values)
+
+
+def _unify(parts: list[Any], name: str) -> tuple[list[Codes], Any]:
+    """Codes of ids in parts among all of them; those of the first part come first and keep their order."""
+    kinds = sorted({"str" if isinstance(part, pa.Array) else str(part.dtype) for part in parts})
+    if len(kinds) > 1:
+        raise DataError(
+            f"the cluster column {name!r} mixes types ({', '.join(kinds)}); make them one type first, e.g. "
+            f"data[{name!r}] = data[{name!r}].astype(str)"
+        )
+    if isinstance(parts[0], pa.Array):
+        coded = pa.chunked_array(parts).combine_chunks().dictionary_encode()
+        codes, ids = coded.indices.to_numpy().astype(np.intp), coded.dictionary
+    else:
+        codes, ids = _factorize(np.concatenate(parts))
+    return np.split(codes, np.cumsum([len(part) for part in parts])[:-1]), ids

@@ -1,0 +1,255 @@
+"""What is read from data, whoever does the reading: ids, columns as float64, and sums of products by cluster."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import narwhals as nw
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from jaxmed.errors import DataError
+from jaxmed.files import RetypedError, indicator
+from jaxmed.moments import Floats, Monomial, packed_rows
+from jaxmed.spec import System
+
+
+@dataclass(frozen=True)
+class Column:
+    """Summary of one numeric column over its observed values."""
+
+    name: str
+    missing: int
+    mean: float
+    sd: float
+    minimum: float
+    maximum: float
+    infinite: int = 0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the second pass has to do.
+
+    Attributes
+    ----------
+    groups : tuple of tuple of str
+        Columns that a row must have observed, per equation.
+    averaged : tuple of str
+        Columns of which every value counts, whatever else the row lacks.
+    shift, scale : ndarray, shape (n_columns,)
+        Of the working columns.
+    categories : dict
+        Of the columns that the system has indicators of.
+    """
+
+    system: System
+    groups: tuple[tuple[str, ...], ...]
+    averaged: tuple[str, ...]
+    shift: Floats
+    scale: Floats
+    categories: Mapping[str, tuple[str, ...]]
+
+    @property
+    def bits(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of columns whose completeness tells patterns apart: the equations', then the averaged columns."""
+        return (*self.groups, *((name,) for name in self.averaged if (name,) not in self.groups))
+
+    def positions(self, names: Sequence[str]) -> list[int]:
+        """Where columns are among those of the system."""
+        at = {name: k for k, name in enumerate(self.system.columns)}
+        return [at[name] for name in names]
+
+    @property
+    def monomials(self) -> list[Monomial]:
+        """What the products are of."""
+        return [(), *((name,) for name in self.system.columns), *self.system.row_products]
+
+    def observed(self, pattern: int) -> tuple[str, ...]:
+        """Columns that the rows of a pattern have, as far as its bits say."""
+        complete = {name for e, group in enumerate(self.bits) if pattern >> e & 1 for name in group}
+        return tuple(name for name in self.system.columns if name in complete)
+
+    def kept(self, pattern: int) -> list[int]:
+        """Positions of the monomials that the rows of a pattern have."""
+        observed = set(self.observed(pattern))
+        return [k for k, found in enumerate(self.monomials) if set(found) <= observed]
+
+    def packed(self, pattern: int) -> NDArray[np.int64]:
+        """Rows of the packed products of all monomials that a pattern has."""
+        return packed_rows(len(self.monomials), self.kept(pattern))
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Sums of products by cluster and pattern.
+
+    Attributes
+    ----------
+    labels : ndarray
+        Cluster ids, possibly one several times.
+    patterns : dict
+        Pattern -> positions among ``labels``, and an iterator over its packed products, each for these positions. It
+        can be gone through once, so that whoever fills a table need not hold all products twice.
+    """
+
+    labels: NDArray[np.generic]
+    patterns: dict[int, tuple[Any, Iterator[Floats]]]
+
+
+class Source(Protocol):
+    """Data that can be asked for what moments need: rows in memory or in a file, or a query of some engine."""
+
+    def schema(self) -> nw.Schema:
+        """Columns and their types."""
+
+    def values(self, name: str, distinct: bool) -> Iterator[list[Any]]:
+        """Values of a column that are not null, in parts; none where there are no rows."""
+
+    def summaries(self, system: System) -> tuple[list[Column], int, int]:
+        """Of the columns of a system; the number of rows, and of rows without a cluster id."""
+
+    def grouped(self, plan: Plan) -> Grouped:
+        """Sums of products by cluster and pattern."""
+
+    def extremes(
+        self, plan: Plan, names: Sequence[str]
+    ) -> tuple[NDArray[np.generic], dict[str, tuple[Floats, Floats]]]:
+        """Smallest and largest value of columns by cluster, over the rows that count; not finite for none."""
+
+    def to_pandas(self, system: System) -> pd.DataFrame:
+        """The cluster id and the columns of a system, row by row."""
+
+
+@contextmanager
+def own_words() -> Iterator[None]:
+    """Pass an error inside the data's own library on as one sentence; NumPy's floating-point warnings are not news."""
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    except (DataError, MemoryError, RetypedError):
+        raise
+    except Exception as error:
+        raise DataError(f"the data could not be read by its own library ({type(error).__name__}): {error}") from error
+
+
+def working_columns(source: Source, system: System) -> list[nw.Expr]:
+    """The cluster id as ``cluster`` and the columns of the system as ``v0, v1, ...``, float64 with null or NaN."""
+    schema = source.schema()
+    return [
+        _cluster(schema[system.cluster], system.cluster).alias("cluster"),
+        *(_value(source, schema, name).alias(f"v{at}") for at, name in enumerate(system.columns)),
+    ]
+
+
+def _cluster(dtype: nw.dtypes.DType, name: str) -> nw.Expr:
+    cluster = nw.col(name)
+    if dtype.is_nested():
+        raise DataError(f"the cluster column {name!r} has type {dtype}; use numbers, text or dates as ids")
+    if isinstance(dtype, nw.Datetime) and dtype.time_zone is not None:
+        raise DataError(
+            f"the cluster column {name!r} holds times in a time zone, which predictions by cluster could not "
+            f"keep; make them text first, e.g. data[{name!r}] = data[{name!r}].astype(str)"
+        )
+    if dtype.is_float():
+        return cluster.fill_nan(None)
+    if isinstance(dtype, (nw.String, nw.Categorical, nw.Enum)):
+        text = cluster if isinstance(dtype, nw.String) else cluster.cast(nw.String)
+        # An empty text is no id, nor is what a cast makes of a missing one.
+        return nw.when(~nw.col(name).is_null(), text != "").then(text)
+    return cluster
+
+
+def _value(source: Source, schema: nw.Schema, name: str) -> nw.Expr:
+    """A column as float64; ``"g[B]"``, unless there is such a column, as the indicator of g being B."""
+    if name in schema:
+        _check_numeric(source, name, schema[name])
+        return nw.col(name).cast(nw.Float64)
+    column, category = indicator(name)
+    dtype = schema[column]
+    present = ~nw.col(column).is_null()
+    if dtype.is_numeric():
+        present = ~nw.col(column).cast(nw.Float64).fill_nan(None).is_null()
+        same = nw.col(column) == _to_number(category)
+    elif isinstance(dtype, nw.Boolean):
+        same = nw.col(column) == (category == "True")
+    else:
+        same = nw.col(column).cast(nw.String) == category
+    return nw.when(present).then(same.cast(nw.Float64))
+
+
+def _to_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _check_numeric(source: Source, name: str, dtype: nw.dtypes.DType) -> None:
+    if dtype.is_numeric() or isinstance(dtype, nw.Boolean):
+        return
+    first: list[Any] = []
+    rows = False
+    for seen in source.values(name, distinct=False):
+        rows = True
+        first = first or seen[:1]
+        wrong = [value for value in seen if not _is_number(value)]
+        if wrong:
+            first = wrong[:1]
+            break
+    if not rows:
+        raise DataError("the data has no rows")
+    if not first and not dtype.is_temporal():
+        raise DataError(f"column {name!r} has no values: it is missing in every row")
+    example = first[0] if first else None
+    raise DataError(
+        f"column {name!r} must be numeric, but it has type {dtype} with values such as {example!r}; "
+        f"convert it first, e.g. data[{name!r}] = pandas.to_numeric(data[{name!r}], errors='coerce'), "
+        "or code its categories as 0 and 1 (a categorical covariate or moderator: name the category to compare with in "
+        f"reference={{{name!r}: ...}})"
+    )
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def cluster_labels(ids: NDArray[np.generic] | list[Any], name: str) -> NDArray[np.generic]:
+    """Cluster ids as a sortable NumPy array: integers, text or dates as they are, whole floats as integers."""
+    if isinstance(ids, list):
+        kinds = check_one_kind(ids, name)
+        labels = np.array(ids, dtype="datetime64[D]" if kinds == ["date"] else None)
+        if kinds == ["str"] and any(value.endswith("\0") for value in ids):
+            raise DataError(f"the cluster column {name!r} has ids that end in a NUL character; remove it")
+    else:
+        labels = ids
+    if labels.ndim != 1 or labels.dtype == object:
+        raise no_ids(labels.flat[0], name)
+    if labels.dtype.kind == "f" and np.all(labels == np.floor(labels)) and np.all(np.abs(labels) < 2**53):
+        labels = labels.astype(np.int64)
+    return labels
+
+
+def no_ids(example: Any, name: str) -> DataError:
+    """What to say of ids of another type."""
+    return DataError(f"the cluster column {name!r} has ids such as {example}; use numbers, text or dates")
+
+
+def check_one_kind(ids: list[Any], name: str) -> list[str]:
+    """The Python type of ids in a list, of which there may be one only."""
+    kinds = sorted({type(value).__name__ for value in ids})
+    if len(kinds) > 1:
+        raise DataError(
+            f"the cluster column {name!r} mixes types ({', '.join(kinds)}); make them one type first, e.g. "
+            f"data[{name!r}] = data[{name!r}].astype(str)"
+        )
+    return kinds
