@@ -8,9 +8,11 @@ from jaxmed.compare import compare
 from jaxmed.describe import Description, describe, stack
 from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, JaxmedError, SpecError, Status
 from jaxmed.fit import Fit, fit, load
+from jaxmed.frame import read_moments
 from jaxmed.mediation import Mediation
 from jaxmed.simulate import simulate
 from jaxmed.spec import Equation, System
+from jaxmed.store import load_moments, save_moments
 
 __all__ = [
     "ConvergenceWarning",
@@ -31,6 +33,9 @@ __all__ = [
     "describe",
     "fit",
     "load",
+    "load_moments",
+    "read_moments",
+    "save_moments",
     "simulate",
     "stack",
 ]

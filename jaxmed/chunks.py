@@ -26,6 +26,7 @@ Codes = NDArray[np.intp]
 Tables = dict[int, list[Floats]]  # pattern -> values by cluster, one array per packed product
 
 ROWS = 1 << 20  # of a frame in memory that are looked at at a time
+BLOCK = 1 << 14  # rows whose products stay in the processor's cache
 WAITING = 1 << 20  # clusters of chunks that wait to be added up, at the least
 
 
@@ -176,7 +177,8 @@ class Chunks:
                 rows += chunk.rows
                 no_cluster += chunk.no_cluster
                 for summary, values in zip(found, chunk.values, strict=True):
-                    summary.add(values)
+                    for at in range(0, chunk.rows, BLOCK):
+                        summary.add(values[at : at + BLOCK])
             return found, rows, no_cluster
 
         found, rows, no_cluster = self._pass(action)
@@ -245,7 +247,7 @@ class _Chunk:
     @property
     def no_cluster(self) -> int:
         """Rows without a cluster id."""
-        return self._prepared["cluster"].null_count()
+        return int(self._prepared["cluster"].null_count())
 
     @cached_property
     def _coded(self) -> tuple[Codes, Any]:
@@ -264,27 +266,18 @@ class _Chunk:
     def products(self, plan: Plan) -> Tables:
         """Sums of products by the clusters of this chunk."""
         codes, ids = self._coded
-        pattern = sum((flag.astype(np.int64) << e for e, flag in enumerate(self._complete(plan))), 0 * codes)
+        complete = self._complete(plan)
+        if codes.min() >= 0 and all(np.all(flag) for flag in complete):
+            every = 2 ** len(complete) - 1
+            return {every: _sums(plan, every, codes, self.values, len(ids))}
+        pattern = sum((flag.astype(np.int64) << e for e, flag in enumerate(complete)), 0 * codes)
         pattern[codes < 0] = 0
         found = {}
-        for bits in np.unique(pattern):
+        for bits in map(int, np.unique(pattern)):
             if bits:
-                rows = slice(None) if np.all(pattern == bits) else np.flatnonzero(pattern == bits)
-                found[int(bits)] = self._sums(plan, int(bits), codes[rows], rows, len(ids))
+                rows = np.flatnonzero(pattern == bits)
+                found[bits] = _sums(plan, bits, codes[rows], [values[rows] for values in self.values], len(ids))
         return found
-
-    def _sums(self, plan: Plan, pattern: int, codes: Codes, rows: Any, n_clusters: int) -> list[Floats]:
-        columns = plan.positions(plan.observed(pattern))
-        working = {k: (self.values[k][rows] - plan.shift[k]) / plan.scale[k] for k in columns}
-        factors: list[Floats] = []
-        for k in plan.kept(pattern)[1:]:
-            at = plan.positions(plan.monomials[k])
-            factors.append(reduce(mul, (working[column] for column in at)))
-        sums: list[Any] = [np.bincount(codes, minlength=n_clusters).astype(np.float64)]
-        sums += [np.bincount(codes, factor, n_clusters) for factor in factors]
-        for k, left in enumerate(factors):
-            sums += [np.bincount(codes, left * right, n_clusters) for right in factors[k:]]
-        return sums
 
     def lowest(self, plan: Plan, columns: Sequence[int]) -> list[Floats]:
         """Smallest value and smallest negative value of columns, by the clusters of this chunk."""
@@ -302,6 +295,48 @@ class _Chunk:
     def to_pandas(self) -> pd.DataFrame:
         """As it is, row by row."""
         return self._prepared.to_pandas()
+
+
+def _sums(plan: Plan, pattern: int, codes: Codes, values: list[Floats], n_clusters: int) -> list[Floats]:
+    """Packed products by cluster, of rows of one pattern.
+
+    Runs of rows of one cluster are summed first, some rows at a time: ``bincount`` is slow where it adds to the same
+    place again and again.
+    """
+    columns = plan.positions(plan.observed(pattern))
+    factors = [plan.positions(plan.monomials[k]) for k in plan.kept(pattern)[1:]]
+
+    def working(values: list[Floats]) -> dict[int, Floats]:
+        return {k: (values[k] - plan.shift[k]) / plan.scale[k] for k in columns}
+
+    edges = codes[1:] != codes[:-1]
+    edges[BLOCK - 1 :: BLOCK] = True
+    starts = np.concatenate([[0], np.flatnonzero(edges) + 1])
+    if 2 * len(starts) > len(codes):
+        counts = np.bincount(codes, minlength=n_clusters).astype(np.float64)
+        return [counts, *(_by_code(codes, product, n_clusters) for product in _products(factors, working(values)))]
+    runs = np.empty((len(plan.packed(pattern)), len(starts)))
+    runs[0] = np.diff(starts, append=len(codes))
+    for at in range(0, len(codes), BLOCK):
+        low, high = np.searchsorted(starts, [at, at + BLOCK])
+        part = [column[at : at + BLOCK] for column in values]
+        for row, product in zip(runs[1:], _products(factors, working(part)), strict=True):
+            np.add.reduceat(product, starts[low:high] - at, out=row[low:high])
+    return [_by_code(codes[starts], row, n_clusters) for row in runs]
+
+
+def _products(factors: list[list[int]], working: dict[int, Floats]) -> Iterator[Floats]:
+    """Packed products of 1 and monomials, given by their columns, without that of 1 and 1."""
+    monomials = [reduce(mul, (working[k] for k in factor)) for factor in factors]
+    yield from monomials
+    for k, left in enumerate(monomials):
+        for right in monomials[k:]:
+            yield left * right
+
+
+def _by_code(codes: Codes, values: Floats, n_clusters: int) -> Floats:
+    sums: Any = np.bincount(codes, values, n_clusters)
+    return sums
 
 
 class _Summary:
@@ -328,7 +363,8 @@ class _Summary:
         around = seen - mean
         total = self.count + len(seen)
         off = mean - self.mean
-        self.square += np.dot(around, around) + off * off * self.count * len(seen) / total
+        around *= around  # not np.dot, whose threads wait for each other
+        self.square += around.sum() + off * off * self.count * len(seen) / total
         self.mean += off * len(seen) / total
         self.count = total
 

@@ -21,7 +21,7 @@ from jaxmed.checks import check_identified
 from jaxmed.design import Design, make_design
 from jaxmed.effect_tables import effect_table, heterogeneity_table
 from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, SpecError, Status
-from jaxmed.frame import check_complete, equation_groups, read, survey
+from jaxmed.frame import check_complete, equation_groups, read_moments
 from jaxmed.intervals import check_level
 from jaxmed.likelihood import Data
 from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
@@ -56,7 +56,8 @@ def fit(
     ----------
     data : frame, path or Moments
         pandas, polars (eager or lazy), pyarrow, DuckDB or PySpark frame, or a path to .csv, .parquet, .dta, .feather.
-        One row per observation. ``fit.moments`` of an earlier fit stands for its data and saves reading it again.
+        One row per observation. Moments stand for the data they were read from and save reading it again:
+        ``fit.moments``, those of :func:`jaxmed.read_moments`, or the path of a .moments file.
     spec : Mediation or System, optional
         The model. Without it, the 1-1-1 model of ``x``, ``m``, ``y`` and ``cluster`` with all coefficients random.
     x, m, y, cluster : str, optional
@@ -112,6 +113,8 @@ def fit(
 
 def _facts_and_moments(data: Any, spec: Spec, missing: str) -> tuple[Facts, Moments]:
     """Read the data of a model, and what they say about it."""
+    if isinstance(data, (str, Path)) and Path(data).suffix == store.MOMENTS:
+        data = store.load_moments(data)
     if isinstance(data, Moments):
         facts = Facts(_known_categories(spec, data))
         system = compiled(spec, facts)
@@ -119,8 +122,8 @@ def _facts_and_moments(data: Any, spec: Spec, missing: str) -> tuple[Facts, Mome
         check_complete(data.intake.missing, missing)
         moments = data.for_columns(spec.cluster, system.columns, groups, averaged)
     else:
-        source, facts = survey(data, spec)
-        moments = read(source, compiled(spec, facts), missing, facts).lean()
+        moments = read_moments(data, spec, missing)
+        facts = Facts(moments.categories)
     if isinstance(spec, Mediation):
         facts = Facts(facts.categories, moments.cluster_level)
     return facts, moments

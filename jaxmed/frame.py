@@ -16,7 +16,7 @@ from jaxmed.chunks import Chunks, Frame, PandasFrame
 from jaxmed.columns import Column, Grouped, Plan, Source, own_words
 from jaxmed.errors import DataError, SpecError
 from jaxmed.files import CsvFile, ParquetFile, open_file, resolve_names
-from jaxmed.mediation import Facts, Spec, check_spec
+from jaxmed.mediation import Facts, Spec, check_spec, compiled
 from jaxmed.moments import SAME, Floats, Intake, Moments, Pattern
 from jaxmed.queries import Query
 from jaxmed.spec import System
@@ -32,6 +32,41 @@ def survey(data: Any, spec: Spec) -> tuple[Source, Facts]:
     check_spec(spec)
     source = open_data(data, (spec.cluster, *spec.columns))
     return source, Facts({name: categories(source, name) for name in spec.categorical})
+
+
+def read_moments(data: Any, spec: Spec, missing: str = "available") -> Moments:
+    """Read the data of a model once and for all: what a fit needs of them, by cluster.
+
+    Moments stand for the data in :func:`jaxmed.fit`, :func:`jaxmed.save_moments` keeps them in a file, and those of
+    disjoint sets of rows add up, so that parts of the data may be read in different places.
+
+    Parameters
+    ----------
+    data : frame or path
+        As for :func:`jaxmed.fit`.
+    spec : Mediation or System
+        The model; others over the same columns can be fitted to the same moments, as far as no rows were left out.
+    missing : {"available", "listwise", "raise"}
+        As for :func:`jaxmed.fit`.
+
+    Raises
+    ------
+    DataError
+        The data cannot be read, see :func:`jaxmed.fit`.
+
+    Examples
+    --------
+    >>> import jaxmed as jm
+    >>> rows = jm.datasets.load_example()
+    >>> model = jm.Mediation(x="x", m="m", y="y", cluster="id")
+    >>> moments = jm.read_moments(rows[:500], model) + jm.read_moments(rows[500:], model)
+    >>> moments.n_clusters, moments.intake.rows
+    (100, 800)
+    >>> jm.fit(moments, model).converged
+    True
+    """
+    source, facts = survey(data, spec)
+    return read(source, compiled(spec, facts), missing, facts).lean()
 
 
 def open_data(data: Any, columns: Sequence[str]) -> Source:

@@ -1,11 +1,12 @@
-"""A saved fit: one zip file of JSON text and NumPy arrays. No pickle, so reading a stranger's file runs nothing."""
+"""Saved fits and moments: a zip file of JSON text and NumPy arrays, no pickle, so that reading it runs no code."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,9 +17,60 @@ from numpy.typing import NDArray
 from jaxmed.errors import DataError, FitError
 from jaxmed.moments import Moments, Pattern, intake_from_dict
 
+MOMENTS = ".moments"  # how the names of files of moments end
+
 
 def write(path: str | Path, plain: dict[str, Any], moments: Moments) -> None:
     """Write plain data and moments, all or nothing: a failure leaves an earlier file as it was."""
+    _write(path, {"fit": _text(plain)} | _arrays(moments))
+
+
+def save_moments(moments: Moments, path: str | Path) -> None:
+    """Write moments to one file, all or nothing, so that the data need be read once.
+
+    Parameters
+    ----------
+    moments : Moments
+        Of :func:`jaxmed.read_moments`, or ``fit.moments``.
+    path : path
+        With the ending ``.moments``; :func:`jaxmed.fit` takes it in place of data, and :func:`jaxmed.load_moments`
+        reads it back. The rows of the data are not in it, only cluster ids and cross-products per cluster.
+
+    Raises
+    ------
+    FitError
+        The file cannot be written, or has another ending.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import jaxmed as jm
+    >>> model = jm.Mediation(x="x", m="m", y="y", cluster="id")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "example.moments"
+    ...     jm.save_moments(jm.read_moments(jm.datasets.load_example(), model), path)
+    ...     jm.fit(path, model).n_clusters
+    100
+    """
+    if Path(path).suffix != MOMENTS:
+        raise FitError(f"{str(path)!r}: the name of a file of moments must end in {MOMENTS}, so that a fit knows it")
+    _write(path, _arrays(moments))
+
+
+def load_moments(path: str | Path) -> Moments:
+    """Read moments that :func:`save_moments` wrote, or those of a saved fit.
+
+    Raises
+    ------
+    DataError
+        No such file, or no moments in it.
+    """
+    with _opened(path, "is not a file of moments that jaxmed saved, or is damaged") as stored:
+        return _moments(stored)
+
+
+def _arrays(moments: Moments) -> dict[str, NDArray[Any]]:
     header = {
         "cluster": moments.cluster,
         "columns": moments.columns,
@@ -30,11 +82,15 @@ def write(path: str | Path, plain: dict[str, Any], moments: Moments) -> None:
         "observed": [pattern.observed for pattern in moments.patterns],
         "intake": asdict(moments.intake),
     }
-    arrays: dict[str, NDArray[Any]] = {"fit": _text(plain), "moments": _text(header), "clusters": moments.clusters}
+    arrays: dict[str, NDArray[Any]] = {"moments": _text(header), "clusters": moments.clusters}
     arrays |= {"shift": moments.shift, "scale": moments.scale}
     arrays |= {f"constant{k}": value for k, value in enumerate(moments.constants.values())}
-    arrays |= {f"products{k}": pattern.products for k, pattern in enumerate(moments.patterns)}
-    write_atomically(Path(path), lambda stream: np.savez_compressed(stream, allow_pickle=False, **arrays))
+    return arrays | {f"products{k}": pattern.products for k, pattern in enumerate(moments.patterns)}
+
+
+def _write(path: str | Path, arrays: dict[str, NDArray[Any]]) -> None:
+    # Not compressed: sums of products shrink by a fifth, in forty times the time.
+    write_atomically(Path(path), lambda stream: np.savez(stream, allow_pickle=False, **arrays))
 
 
 def write_atomically(target: Path, fill: Callable[[BinaryIO], object]) -> None:
@@ -62,18 +118,24 @@ def write_atomically(target: Path, fill: Callable[[BinaryIO], object]) -> None:
 
 def read(path: str | Path) -> tuple[dict[str, Any], Moments]:
     """Inverse of :func:`write`."""
+    with _opened(path, "is not a fit that jaxmed saved, or is damaged") as stored:
+        return json.loads(stored["fit"].tobytes()), _moments(stored)
+
+
+@contextmanager
+def _opened(path: str | Path, refusal: str) -> Iterator[Any]:
+    """The arrays of a file, by name."""
     try:
         with np.load(path, allow_pickle=False) as stored:
             if not isinstance(stored, np.lib.npyio.NpzFile):
                 raise ValueError("it is a single array")
-            plain = json.loads(stored["fit"].tobytes())
-            return plain, _moments(stored)
+            yield stored
     except FileNotFoundError as error:
         raise DataError(f"there is no file {str(path)!r}") from error
     except MemoryError:
         raise
     except Exception as error:  # zip, zlib and NumPy have many words for a damaged file
-        raise DataError(f"{str(path)!r} is not a fit that jaxmed saved, or is damaged") from error
+        raise DataError(f"{str(path)!r} {refusal}") from error
 
 
 def _text(plain: Any) -> NDArray[np.uint8]:
