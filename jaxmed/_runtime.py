@@ -46,15 +46,20 @@ def jit_by_key(function: Callable[..., Result], *, static: int = 1) -> Callable[
     """
     compiled: Any = jax.jit(function, static_argnums=tuple(range(static)))
     known: set[Any] = set()
+    lock = threading.Lock()
 
     @functools.wraps(function)
     def call(*args: Any) -> Result:
         key = args[:static]
-        if key not in known and len(known) >= PROGRAMS:
-            compiled.clear_cache()
-            known.clear()
-        known.add(key)
-        return compiled(*args)
+        if key in known:
+            return compiled(*args)
+        with lock:  # threads that come with a new key wait for the first one to compile
+            if key not in known and len(known) >= PROGRAMS:
+                compiled.clear_cache()
+                known.clear()
+            result = compiled(*args)
+            known.add(key)
+        return result
 
     return call
 

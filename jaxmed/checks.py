@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from jaxmed.design import Design
@@ -9,35 +11,36 @@ from jaxmed.errors import DataError
 from jaxmed.moments import CONSTANT, Floats
 from jaxmed.spec import Equation
 from jaxmed.terms import INTERCEPT
+from jaxmed.totals import EquationTotals, Totals, outer_products
 
 COLLINEAR = 1e-10  # share of a column's sum of squares that the columns before it leave unexplained
 FAR = 1e3  # sds from zero, for columns whose origin matters to the model
 
 
-def check_identified(design: Design) -> None:
-    """Raise :class:`DataError`, naming columns and remedy, where the likelihood has no unique finite maximum."""
-    for e, equation in enumerate(design.system.equations):
-        names = design.names(e)
-        products = design.cross_products(e)
-        total = products.sum(axis=-1)
-        rows = design.used[e]
-        _check_origin(design, e)
-        if rows <= len(equation.predictors):
+def check_identified(design: Design, totals: Totals, add: Callable[[Floats], Floats] = lambda sums: sums) -> None:
+    """Raise :class:`DataError`, naming columns and remedy, where the likelihood has no unique finite maximum.
+
+    ``totals`` are sums over all clusters; where the design has only some of them, ``add`` adds up the others' sums.
+    """
+    for e, (equation, sums) in enumerate(zip(design.system.equations, totals.equations, strict=True)):
+        _check_origin(design.names(e), sums, design.system.centred)
+        if sums.rows <= len(equation.predictors):
             raise DataError(
-                f"only {rows} rows have all of {', '.join(map(repr, equation.columns))} observed, too few for the "
+                f"only {sums.rows} rows have all of {', '.join(map(repr, equation.columns))} observed, too few for the "
                 f"{len(equation.predictors)} coefficients of {equation.outcome!r}"
             )
-        _check_collinear(equation, names, total)
-        _check_within(equation, products, total, design.constant)
-        _check_variances(equation, products, rows)
+        _check_collinear(equation, design.names(e), sums.among(design.names(e)))
+        _check_within(equation, sums, design.constant)
+        if equation.random:
+            _check_variances(design, e, sums, add)
 
 
-def _check_origin(design: Design, e: int) -> None:
+def _check_origin(names: tuple[str, ...], sums: EquationTotals, centred: frozenset[str]) -> None:
     """A term whose origin matters to the model must not lie far from it."""
-    for name in design.names(e):
-        if name == INTERCEPT or name in design.system.centred:
+    for name in names:
+        if name == INTERCEPT or name in centred:
             continue
-        total = design.cross_products(e, (INTERCEPT, name)).sum(axis=-1)
+        total = sums.among((INTERCEPT, name))
         mean = total[0, 1] / total[0, 0]
         sd = np.sqrt(max(total[1, 1] / total[0, 0] - mean**2, 0.0))
         if abs(mean) > FAR * sd:
@@ -75,21 +78,17 @@ def _check_collinear(equation: Equation, names: tuple[str, ...], total: Floats) 
         )
 
 
-def _check_within(equation: Equation, products: Floats, total: Floats, constant: frozenset[str]) -> None:
+def _check_within(equation: Equation, sums: EquationTotals, constant: frozenset[str]) -> None:
     """Next to a random intercept, random slopes and the outcome must vary within clusters."""
     if INTERCEPT not in equation.random:
         return
-    names = (*equation.predictors, equation.outcome)
-    at = names.index(INTERCEPT)
-    rows = products[at, at]
-    used = rows > 0
-    for k, name in enumerate(names):
-        is_outcome = k == len(names) - 1
+    total = sums.total
+    for k, name in enumerate(sums.names):
+        is_outcome = k == len(sums.names) - 1
         if name == INTERCEPT or not (is_outcome or name in equation.random):
             continue
-        within = np.sum(products[k, k, used] - products[at, k, used] ** 2 / rows[used])
-        centred = total[k, k] - total[at, k] ** 2 / total[at, at]
-        if name not in constant and within > CONSTANT * max(centred, np.finfo(float).tiny):
+        centred = total[k, k] - total[0, k] ** 2 / total[0, 0]
+        if name not in constant and sums.within[k, k] > CONSTANT * max(centred, np.finfo(float).tiny):
             continue
         if is_outcome:
             raise DataError(
@@ -103,32 +102,25 @@ def _check_within(equation: Equation, products: Floats, total: Floats, constant:
         )
 
 
-def _check_variances(equation: Equation, products: Floats, rows: int) -> None:
+def _check_variances(design: Design, e: int, sums: EquationTotals, add: Callable[[Floats], Floats]) -> None:
     """Variances and covariances of the random effects and the residual must move V_j in different directions.
 
     The directions are Z_j E Z_j' for every entry of the equation's G, and I; their Gram matrix, sum_j tr(dV_j dV_j'),
     depends on the cross-products Z_j'Z_j alone.
     """
-    at = [equation.predictors.index(name) for name in equation.random]
-    if not at:
-        return
-    own = products[np.ix_(at, at)]
-    # In a basis of uncorrelated columns: collinear ones are another check's business.
-    basis_change = np.linalg.inv(np.linalg.cholesky(own.sum(axis=-1)))
-    own = np.einsum("ab,bcj,dc->adj", basis_change, own, basis_change, optimize=True)
-    flat = own.reshape(len(at) ** 2, -1)
-    outer = (flat @ flat.T).reshape((len(at),) * 4)  # sum_j A_ab A_cd
-    basis = []
-    for row in range(len(at)):
-        for col in range(row + 1):
-            entry = np.zeros((len(at), len(at)))
-            entry[row, col] = entry[col, row] = 1.0
-            basis.append(entry)
-    directions = np.array(basis)
-    gram = np.zeros((len(basis) + 1, len(basis) + 1))
-    gram[:-1, :-1] = np.einsum("abcd,kbc,lda->kl", outer, directions, directions)
-    gram[:-1, -1] = gram[-1, :-1] = np.einsum("ab,kab->k", own.sum(axis=-1), directions)
-    gram[-1, -1] = rows
+    equation = design.system.equations[e]
+    q = len(equation.random)
+    # In a basis of uncorrelated columns, whose total is the identity: collinear ones are another check's business.
+    change = np.linalg.inv(np.linalg.cholesky(sums.among(equation.random)))
+    outer = add(outer_products(design, e, equation.random, change))  # sum_j A_ab A_cd
+    row, col = np.tril_indices(q)
+    directions = np.zeros((len(row), q, q))
+    directions[np.arange(len(row)), row, col] = directions[np.arange(len(row)), col, row] = 1.0
+    gram = np.zeros((len(row) + 1, len(row) + 1))
+    moved = np.tensordot(directions, outer, axes=([1, 2], [1, 2]))  # (k, a, d), summed over b and c
+    gram[:-1, :-1] = moved.reshape(len(row), -1) @ directions.swapaxes(1, 2).reshape(len(row), -1).T
+    gram[:-1, -1] = gram[-1, :-1] = np.trace(directions, axis1=1, axis2=2)
+    gram[-1, -1] = sums.rows
     unit = 1 / np.sqrt(np.diag(gram))
     if np.linalg.eigvalsh(gram * unit[:, None] * unit)[0] < COLLINEAR:
         raise DataError(

@@ -70,24 +70,31 @@ def gradient(layout: Layout, root: Array, tau: Array, data: Data) -> tuple[Array
     """The negative log likelihood f and its gradient in (free entries of G, tau)."""
     total, logdet = marginal_blocks(layout, root, tau, data)
     f, beta_cov, contrast = profile(layout, total[0], logdet, tau, data.n_rows)
-    indices = _Indices(layout)
-    sums = _second_pass(layout, indices, root, tau, data, beta_cov, contrast, curvature=False)
-    return f, _gradient(layout, indices, sums[0], sums[1], sums[2], beta_cov, contrast, tau, data.n_rows)
+    sums = second_pass(layout, root, tau, data, beta_cov, contrast, curvature=False)
+    return f, _gradient(layout, _Indices(layout), sums[:3], beta_cov, contrast, tau, data.n_rows)
 
 
 def evaluate(layout: Layout, root: Array, tau: Array, data: Data) -> Evaluation:
     """The negative log likelihood f, gradient and Hessian in (free entries of G, tau), and the GLS estimate."""
+    first = marginal_blocks(layout, root, tau, data)
+    _, beta_cov, contrast = profile(layout, first[0][0], first[1], tau, data.n_rows)
+    second = second_pass(layout, root, tau, data, beta_cov, contrast)
+    return assemble(layout, tau, data.n_rows, first, second)
+
+
+def assemble(
+    layout: Layout, tau: Array, n_rows: Array, first: tuple[Array, Array], second: tuple[Array, ...]
+) -> Evaluation:
+    """The evaluation from the sums of the two passes over all clusters."""
     p, q = layout.n_fixed, layout.n_random
-    total, logdet = marginal_blocks(layout, root, tau, data)
-    f, beta_cov, contrast = profile(layout, total[0], logdet, tau, data.n_rows)
+    total, logdet = first
+    f, beta_cov, contrast = profile(layout, total[0], logdet, tau, n_rows)
     at = _Indices(layout)
-    sum_g, trace, sum_q, outer, mixed, square = _second_pass(
-        layout, at, root, tau, data, beta_cov, contrast, curvature=True
-    )
-    grad = _gradient(layout, at, sum_g, trace, sum_q, beta_cov, contrast, tau, data.n_rows)
+    _, _, sum_q, outer, mixed, square = second
+    grad = _gradient(layout, at, second[:3], beta_cov, contrast, tau, n_rows)
 
     def volume(tau: Array) -> Array:
-        return log_precision(layout, tau, data.n_rows)
+        return log_precision(layout, tau, n_rows)
 
     # Expand the packed sums of products: P_zx (x) P_zx, P_zx (x) r and P_zz (x) (2 P_z Lambda P_z' - P_zz).
     n_unique = len(at.unique_row)
@@ -117,22 +124,21 @@ def evaluate(layout: Layout, root: Array, tau: Array, data: Data) -> Evaluation:
         relative = beta_cov @ jnp.concatenate([d_g, sum_q[:, :p, :p]])
         flat = relative.reshape(len(relative), p * p)
         hessian = hessian - flat @ relative.swapaxes(1, 2).reshape(len(relative), p * p).T
-    magnitude = contrast @ total[1] @ contrast + jnp.abs(logdet) + jnp.abs(volume(tau)) + jnp.sum(data.n_rows) + 1
+    magnitude = contrast @ total[1] @ contrast + jnp.abs(logdet) + jnp.abs(volume(tau)) + jnp.sum(n_rows) + 1
     return Evaluation(f, grad, (hessian + hessian.T) / 4, -contrast[:p], beta_cov, jacobian, magnitude)
 
 
 def _gradient(
     layout: Layout,
     at: _Indices,
-    sum_g: Array,
-    trace: Array,
-    sum_q: Array,
+    sums: tuple[Array, ...],
     beta_cov: Array,
     contrast: Array,
     tau: Array,
     n_rows: Array,
 ) -> Array:
-    """Gradient of f from the sums over clusters."""
+    """Gradient of f from the first three sums of the second pass."""
+    sum_g, trace, sum_q = sums
     weight = jnp.outer(contrast, contrast)
     if layout.reml:
         weight = weight.at[:-1, :-1].add(beta_cov)
@@ -142,16 +148,15 @@ def _gradient(
     return jnp.concatenate([in_g, in_tau]) / 2
 
 
-def _second_pass(
+def second_pass(
     layout: Layout,
-    at: _Indices,
     root: Array,
     tau: Array,
     data: Data,
     beta_cov: Array,
     contrast: Array,
     *,
-    curvature: bool,
+    curvature: bool = True,
 ) -> tuple[Array, ...]:
     """Sums over clusters behind gradient and Hessian, at fixed Lambda = df/dS (docs/method.md, Derivatives).
 
@@ -159,6 +164,7 @@ def _second_pass(
     sum_g = P_zz - P_z Lambda P_z'; trace_c = tr(K W_c,zz); sum_q = Q_c = B'W_cB = dP/dtau_c. For the curvature also
     the outer products of P_z with (P_z, r, 2 P_z Lambda P_z' - P_zz) and the sums that mix G with tau and tau with tau.
     """
+    at = _Indices(layout)
     p, q, n_pieces = layout.n_fixed, layout.n_random, len(layout.pieces)
     places = [place(layout, piece) for piece in layout.pieces]
     own = [found.own for found in places]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,8 +46,6 @@ class Design:
     shift, scale : dict of str to float
         Working term = (user term - shift) / scale.
     n_clusters : int
-    used : tuple of int
-        Rows per equation; of an equation of level 2, clusters.
     constant : frozenset of str
         Terms and outcomes that do not vary within any cluster.
     """
@@ -57,15 +55,21 @@ class Design:
     shift: dict[str, float]
     scale: dict[str, float]
     n_clusters: int
-    used: tuple[int, ...]
     constant: frozenset[str]
 
     def part(self, clusters: slice) -> Design:
         """The design of some of the clusters."""
         blocks = tuple(replace(block, products=block.products[:, clusters]) for block in self.blocks)
-        used = tuple(round(float(self.row_counts(e)[clusters].sum())) for e in range(len(self.used)))
-        n_clusters = len(range(*clusters.indices(self.n_clusters)))
-        return replace(self, blocks=blocks, n_clusters=n_clusters, used=used)
+        return replace(self, blocks=blocks, n_clusters=len(range(*clusters.indices(self.n_clusters))))
+
+    def with_blocks(self, keys: Iterable[tuple[int, ...]]) -> Design:
+        """The same design with a block for each of some sets of equations, empty where there was none."""
+        known = {block.equations: block for block in self.blocks}
+        for key in keys:
+            if key not in known:
+                names = _names(self.system, key)
+                known[key] = Block(key, names, np.zeros((len(names) * (len(names) + 1) // 2, self.n_clusters)))
+        return replace(self, blocks=tuple(known[key] for key in sorted(known)))
 
     @property
     def table(self) -> Floats:
@@ -95,30 +99,12 @@ class Design:
             offset += len(block.products)
         return np.array(found, dtype=np.int64).reshape(-1, len(self.names(e)), len(self.names(f)))
 
-    def cross_products(self, e: int, names: tuple[str, ...] | None = None) -> Floats:
-        """Cross-products of working terms over the rows of equation e, shape (k, k, n_clusters).
-
-        ``names`` are predictors and outcome unless others of its block are asked for, such as ``"1"``.
-        """
-        names = self.names(e) if names is None else names
-        total = np.zeros((len(names), len(names), self.n_clusters))
-        for block in self.blocks:
-            if e in block.equations:
-                at = [block.names.index(name) for name in names]
-                total += block.products[packed_index(len(block.names))[np.ix_(at, at)]]
-        return total
-
     @property
     def sizes(self) -> Floats:
         """Stacked rows per cluster, shape (n_clusters,)."""
-        return np.sum([self.row_counts(e) for e in range(len(self.used))], axis=0)
-
-    def row_counts(self, e: int) -> Floats:
-        """Rows per cluster in equation e, shape (n_clusters,)."""
         found = np.zeros(self.n_clusters)
         for block in self.blocks:
-            if e in block.equations:
-                found += block.products[0]
+            found += len(block.equations) * block.products[0]
         return found
 
 
@@ -160,15 +146,8 @@ def make_design(system: System, moments: Moments) -> Design:
         values = np.stack([_cluster_value(name, moments, shift, scale) for name in names]) * weight
         row, col = np.triu_indices(len(names))
         add(equations, names, values[row] * values[col])
-    counts = [
-        sum((b.products[0] for b in blocks.values() if e in b.equations), np.zeros(1))
-        for e in range(len(system.equations))
-    ]
-    used = tuple(round(float(count.sum())) for count in counts)
     constant = frozenset(name for name in system.terms if not terms.varies_within(name, moments.cluster_level))
-    return Design(
-        system, tuple(blocks[key] for key in sorted(blocks)), shift, scale, moments.n_clusters, used, constant
-    )
+    return Design(system, tuple(blocks[key] for key in sorted(blocks)), shift, scale, moments.n_clusters, constant)
 
 
 def _names(system: System, equations: tuple[int, ...]) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -19,23 +18,25 @@ from jaxmed import inference, likelihood, optimise, store, summary
 from jaxmed._runtime import float64, jit_by_key
 from jaxmed.checks import check_identified
 from jaxmed.design import Design, make_design
+from jaxmed.distributed import agree, common_blocks, over_all, together
 from jaxmed.effect_tables import effect_table, heterogeneity_table
 from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, SpecError, Status
 from jaxmed.frame import check_complete, equation_groups, read_moments
+from jaxmed.hosts import ALONE, Hosts, all_hosts
 from jaxmed.intervals import check_level
 from jaxmed.likelihood import Data
 from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
-from jaxmed.moments import Floats, Moments
+from jaxmed.moments import Floats, Intake, Moments
 from jaxmed.optimise import Solution
 from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_precision
 from jaxmed.predict import predict_clusters
 from jaxmed.progress import progress
 from jaxmed.result import Estimates, fields_from_dict, plain_data
-from jaxmed.terms import INTERCEPT
+from jaxmed.shards import make_shards, value_shards
+from jaxmed.totals import Totals, add_up
 
-MANY_CLUSTERS = 100_000  # from here on a fit starts at the optimum of a subsample
 SE_KINDS = ("joint", "bauer")
-SUBSAMPLE = 2_000  # clusters in it, at least
+SAMPLE = 1024  # clusters; a fit to four times as many starts at the optimum of so many
 
 
 def fit(
@@ -49,6 +50,7 @@ def fit(
     reml: bool = True,
     missing: str = "available",
     max_iter: int = 100,
+    distributed: bool = False,
 ) -> Fit:
     """Fit a multilevel mediation model, or any system of mixed equations, by its exact marginal likelihood.
 
@@ -69,6 +71,10 @@ def fit(
         or missing values are refused. Rows are taken to be missing at random given what is observed in the equation.
     max_iter : int
         Newton iterations at the most.
+    distributed : bool
+        ``data`` holds the clusters of this process of ``jax.distributed``: every process calls ``fit`` with its own,
+        small sums are added over processes, and all get the same estimates; ``moments`` and ``ranef()`` are those of
+        their own clusters (docs/scale.md).
 
     Returns
     -------
@@ -102,13 +108,17 @@ def fit(
         raise SpecError(f"max_iter={max_iter!r} must be a whole number of at least 1")
     if not isinstance(reml, (bool, np.bool_)):
         raise SpecError(f"reml={reml!r} must be True (REML) or False (maximum likelihood)")
-    facts, moments = _facts_and_moments(data, spec, missing)
+    hosts = all_hosts() if distributed else ALONE
+    facts, moments = together(hosts, lambda: _facts_and_moments(data, spec, missing))
+    moments, intake = agree(moments, hosts)
     system = compiled(spec, facts)
-    design = make_design(system, moments)
-    check_identified(design)
+    design = common_blocks(together(hosts, lambda: make_design(system, moments)), hosts)
+    totals = over_all(add_up(design), hosts)
+    check_identified(design, totals, hosts.add)
     layout = make_layout(design, bool(reml))
-    solution, covariances = _solve(layout, design, int(max_iter))
-    return _assemble(spec, facts, layout, design, moments, solution, covariances)
+    solution, covariances = _solve(layout, design, totals, int(max_iter), hosts)
+    values = _moderator_values(spec, facts, moments, intake, hosts)
+    return _assemble(spec, facts, layout, design, totals, moments, intake, values, solution, covariances)
 
 
 def _facts_and_moments(data: Any, spec: Spec, missing: str) -> tuple[Facts, Moments]:
@@ -154,22 +164,26 @@ def _spec(spec: Spec | None, x: str | None, m: str | None, y: str | None, cluste
 
 
 @float64
-def _solve(layout: Layout, design: Design, max_iter: int) -> tuple[Solution, inference.Covariances]:
-    """Optimise and infer. Very many clusters start from the optimum of some thousand of them, evenly picked."""
+def _solve(
+    layout: Layout, design: Design, totals: Totals, max_iter: int, hosts: Hosts
+) -> tuple[Solution, inference.Covariances]:
+    """Optimise and infer. Many clusters start from the optimum of some thousand of them, evenly picked."""
     table, n_clusters = design.table, design.n_clusters
-    start = jnp.asarray(optimise.starting_values(layout, design))
-    data = likelihood.make_data(table, count_rows(layout, design))
-    if n_clusters < MANY_CLUSTERS:
-        return _compiled(layout, data, start, max_iter)
-    part = slice(None, None, n_clusters // SUBSAMPLE)
-    counts = count_rows(layout, design.part(part))
-    sample, _ = _compiled(layout, likelihood.make_data(table[:, part], counts), start, max_iter)
-    if int(sample.status) == Status.CONVERGED:
+    n_rows = count_rows(layout, design.system, totals)
+    start: Any = optimise.starting_values(layout, design.system, totals)
+    if n_clusters < 4 * SAMPLE and hosts == ALONE:
+        return _compiled(layout, likelihood.make_data(table, n_rows), start, max_iter)
+    stride = max(n_clusters // SAMPLE, 1)
+    picked = slice(0, SAMPLE * stride, stride)
+    sampled = count_rows(layout, design.system, add_up(design.part(picked)))
+    sample, _ = _compiled(layout, likelihood.make_data(table[:, picked], sampled), start, max_iter)
+    if sample.status == Status.CONVERGED:
         start = sample.theta
-    with progress(f"fitting {n_clusters} clusters") as say:
+    start = hosts.first(np.asarray(start))
+    with progress(f"fitting {totals.clusters} clusters") as say:
         solution = optimise.solve_in_steps(
             layout,
-            jax.device_put(data),
+            make_shards(table, n_rows, hosts),
             start,
             max_iter,
             lambda step, left: say(f"Newton step {step}, {left:.1e} left to gain"),
@@ -177,6 +191,7 @@ def _solve(layout: Layout, design: Design, max_iter: int) -> tuple[Solution, inf
     return solution, _covariances(layout, solution.theta, solution.evaluation)
 
 
+@float64
 @jit_by_key
 def _compiled(layout: Layout, data: Data, start: Array, max_iter: int) -> tuple[Solution, inference.Covariances]:
     solution = optimise.solve(layout, data, start, max_iter)
@@ -191,17 +206,19 @@ def _assemble(
     facts: Facts,
     layout: Layout,
     design: Design,
+    totals: Totals,
     moments: Moments,
+    intake: Intake,
+    moderator_values: dict[str, tuple[float | str, ...]],
     solution: Solution,
     found: inference.Covariances,
 ) -> Fit:
     """Estimates on the user's scale, with everything a reader asks of them."""
     theta = np.asarray(solution.theta)
-    counts = [design.row_counts(e) for e in range(layout.n_equations)]
     mean_square = np.array(
         [
-            design.cross_products(e, (name,)).sum() / counts[e].sum()
-            for e, equation in enumerate(design.system.equations)
+            sums.among((name,))[0, 0] / sums.rows
+            for equation, sums in zip(design.system.equations, totals.equations, strict=True)
             for name in equation.random
         ]
     )
@@ -209,15 +226,15 @@ def _assemble(
     reduced_rank = singular and not np.all(np.isfinite(found.joint))
     if reduced_rank:
         found = inference.rank_constrained(layout, theta, solution.evaluation)
-    scale = make_scale(design, layout)
+    used = tuple(sums.rows for sums in totals.equations)
+    scale = make_scale(design, layout, used)
     offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])
-    sizes = design.sizes[design.sizes > 0]
-    null, null_pooled = inference.null_models(design, layout.reml)
+    null, null_pooled = inference.null_models(design.system, design.scale, totals, layout.reml)
     made = int(np.sum(np.isfinite(solution.trace[:, 1])))
     fit = Fit(
         spec=spec,
         facts=facts,
-        moderator_values=_moderator_values(spec, facts, moments),
+        moderator_values=moderator_values,
         reml=layout.reml,
         values=scale.matrix @ found.values + offset,
         joint=scale.matrix @ found.joint @ scale.matrix.T,
@@ -226,9 +243,9 @@ def _assemble(
         loglik=float(scale.loglik - solution.evaluation.value),
         null=null,
         null_pooled=null_pooled,
-        intake=replace(moments.intake, used=design.used),
-        cluster_sizes=(int(sizes.min()), float(sizes.mean()), int(sizes.max())),
-        n_clusters=len(sizes),
+        intake=replace(intake, used=used),
+        cluster_sizes=(totals.smallest, totals.rows / totals.clusters, totals.largest),
+        n_clusters=totals.clusters,
         status=int(solution.status),
         n_iter=int(solution.n_iter),
         grad_norm=float(solution.grad_norm),
@@ -246,7 +263,9 @@ def _assemble(
     return fit
 
 
-def _moderator_values(spec: Spec, facts: Facts, moments: Moments) -> dict[str, tuple[float | str, ...]]:
+def _moderator_values(
+    spec: Spec, facts: Facts, moments: Moments, intake: Intake, hosts: Hosts
+) -> dict[str, tuple[float | str, ...]]:
     """Values at which to show effects: mean and mean -+ sd, the two values of a binary column, or all categories.
 
     Of a column of the clusters, mean and sd (divisor n - 1) are those over clusters.
@@ -256,17 +275,20 @@ def _moderator_values(spec: Spec, facts: Facts, moments: Moments) -> dict[str, t
         if name in facts.categories:
             found[name] = facts.categories[name]
             continue
-        low, high = moments.intake.ranges[name]
-        rows = moments.cross_products((INTERCEPT, name))[0, 0]
-        mean, variance, _ = moments.spread(name)
+        low, high = intake.ranges[name]
+        shift, scale = moments.unit(name)
+
+        def spread(sums: Floats, shift: float = shift, scale: float = scale) -> tuple[float, float, float]:
+            count, total, square = hosts.add(sums)
+            return count, shift + scale * total / count, scale**2 * (square / count - (total / count) ** 2)
+
+        count, mean, variance = spread(moments.sums(name).sum(axis=1))
         if abs(variance + (mean - low) * (mean - high)) <= 1e-9 * (high - low) ** 2:
             found[name] = (float(low), float(high))
             continue
-        count = rows.sum()
         if name in facts.cluster_level:
-            shift, scale = moments.unit(name)
-            values = shift + scale * moments.cluster_means(name)[rows > 0]
-            mean, variance, count = float(np.mean(values)), float(np.var(values)), len(values)
+            values = moments.cluster_means(name)[moments.sums(name)[0] > 0]
+            count, mean, variance = spread(np.array([len(values), values.sum(), (values**2).sum()]))
         sd = float(np.sqrt(variance * count / (count - 1)))
         found[name] = (mean - sd, mean, mean + sd)
     return found
@@ -472,21 +494,24 @@ def load(path: str | Path, verify: bool = False) -> Fit:
             raise
         raise DataError(f"{str(path)!r} is not a fit that jaxmed saved, or is damaged ({error!r})") from error
     if verify:
+        clusters = add_up(make_design(fit.system, fit.moments)).clusters
+        if clusters != fit.n_clusters:
+            raise FitError(
+                f"{str(path)!r} holds {clusters} of the {fit.n_clusters} clusters of a fit over several processes, so "
+                "its log likelihood cannot be verified; load it with verify=False"
+            )
         again = _loglik(fit)
         if not abs(again - fit.loglik) <= 1e-9 * (1 + abs(fit.loglik)):
             raise FitError(f"{str(path)!r}: log likelihood is {again!r} from its moments, but {fit.loglik!r} is stored")
     return fit
 
 
+@float64
 def _loglik(fit: Fit) -> float:
     """Log likelihood at the fit's estimates, evaluated from its moments."""
     design = make_design(fit.system, fit.moments)
     layout = make_layout(design, fit.reml)
-    data = likelihood.make_data(design.table, count_rows(layout, design))
-    return make_scale(design, layout).loglik - float(_value(layout, fit.theta, data))
-
-
-@float64
-@jit_by_key
-def _value(layout: Layout, theta: Array, data: Data) -> Array:
-    return likelihood.value(layout, *root_and_precision(layout, theta), data)
+    totals = add_up(design)
+    scale = make_scale(design, layout, [sums.rows for sums in totals.equations])
+    shards = make_shards(design.table, count_rows(layout, design.system, totals))
+    return scale.loglik - value_shards(layout, *root_and_precision(layout, jnp.asarray(fit.theta)), shards)

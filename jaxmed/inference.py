@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,6 @@ from jax import Array
 from jaxmed import linalg
 from jaxmed._runtime import float64
 from jaxmed.derivatives import Evaluation
-from jaxmed.design import Design
 from jaxmed.moments import Floats
 from jaxmed.params import (
     Layout,
@@ -25,6 +25,8 @@ from jaxmed.params import (
     triangular,
     variances_to_precisions,
 )
+from jaxmed.spec import System
+from jaxmed.totals import Totals
 
 SINGULAR_EIGENVALUE = 1e-6  # of the correlation matrix of the random effects
 SINGULAR_VARIANCE = 1e-9  # of a random effect's share, relative to the residual variance
@@ -126,20 +128,21 @@ def is_singular(layout: Layout, theta: Floats, mean_square: Floats) -> bool:
     return bool(np.linalg.eigvalsh(matrix * unit[:, None] * unit)[0] < SINGULAR_EIGENVALUE)
 
 
-def null_models(design: Design, reml: bool) -> tuple[tuple[float, int], tuple[float, int]]:
+def null_models(
+    system: System, scale: Mapping[str, float], totals: Totals, reml: bool
+) -> tuple[tuple[float, int], tuple[float, int]]:
     """(log likelihood, number of residual variances) of the system without random effects.
 
     First with one residual variance per outcome, then with one for all outcomes together: the "linear regression" that
     a stacked model is tested against in Stata. Closed form, ordinary least squares from the summed cross-products.
     Residuals are independent in both.
     """
-    scale = design.scale
     rss, rows, fixed, logdet = [], [], [], []
-    for e, equation in enumerate(design.system.equations):
-        total = design.cross_products(e).sum(axis=-1)
+    for equation, sums in zip(system.equations, totals.equations, strict=True):
+        total = sums.among((*equation.predictors, equation.outcome))
         x_x, x_y = total[:-1, :-1], total[:-1, -1]
         rss.append((total[-1, -1] - x_y @ np.linalg.solve(x_x, x_y)) * scale[equation.outcome] ** 2)
-        rows.append(design.used[e])
+        rows.append(sums.rows)
         fixed.append(len(equation.predictors))
         units = sum(np.log(scale.get(name, 1.0)) for name in equation.predictors)
         logdet.append(np.linalg.slogdet(x_x)[1] + 2 * units)

@@ -31,12 +31,12 @@ Sums = TypeVar("Sums", bound=tuple[Array, ...])
 
 
 class Data(NamedTuple):
-    """What the likelihood reads: the padded table of moments and the counts of rows.
+    """What the likelihood reads: blocks of moments and the counts of rows.
 
     Attributes
     ----------
-    table : Array, shape (rows, padded clusters)
-        Packed moments, clusters last, padded with zeros to a whole number of blocks.
+    table : Array, shape (padded blocks, rows, clusters of a block)
+        Packed moments, clusters last, padded with empty clusters and blocks.
     n_blocks : Array, int
         Blocks that hold data (the padding beyond them is not visited).
     n_rows : Array, shape (n_sets,)
@@ -48,17 +48,24 @@ class Data(NamedTuple):
     n_rows: Array
 
 
-def make_data(table: NDArray[np.float64], n_rows: tuple[int, ...]) -> Data:
-    """Pad a table of moments with empty clusters to one of a few sizes, so that compiled programs are used again."""
+def make_data(table: NDArray[np.float64], n_rows: tuple[int, ...], block: int = BLOCK) -> Data:
+    """Cut a table of moments, shape (rows, clusters), into blocks.
+
+    Padded with empty clusters to 1, 8, 64, ... blocks, so that compiled programs are used again; only blocks with data
+    are visited.
+    """
     n_clusters = table.shape[1]
-    n_blocks = max(1, -(-n_clusters // BLOCK))
+    n_blocks = max(1, -(-n_clusters // block))
     padded = 1
     while padded < n_blocks:
-        padded = padded + padded // 2 if (padded & (padded - 1)) == 0 and padded > 1 else -(-padded * 4 // 3)
-    wide = np.zeros((len(table), padded * BLOCK))
-    wide[:, :n_clusters] = table
+        padded *= 8
+    cut = np.zeros((padded, len(table), block))
+    whole = n_clusters // block
+    cut[:whole] = table[:, : whole * block].reshape(len(table), whole, block).swapaxes(0, 1)
+    if whole < n_blocks:
+        cut[whole, :, : n_clusters - whole * block] = table[:, whole * block :]
     # NumPy until a compiled program takes them in: float64 arrays cannot exist outside the float64 scope.
-    return Data(wide, np.int64(n_blocks), np.asarray(n_rows, dtype=np.float64))  # type: ignore[arg-type]
+    return Data(cut, np.int64(n_blocks), np.asarray(n_rows, dtype=np.float64))  # type: ignore[arg-type]
 
 
 # The model of one block ----------------------------------------------------------------------------------------------
@@ -172,7 +179,8 @@ def negative_loglik(layout: Layout, root: Array, tau: Array, data: Data) -> Arra
 
     Stacked as in Bauer, Preacher & Gil (2006); REML as in Harville (1974) without the constant log|X'X|.
     """
-    total, logdet = _marginal(layout, root, tau, data.table)
+    blocks, rows, size = data.table.shape
+    total, logdet = _marginal(layout, root, tau, data.table.swapaxes(0, 1).reshape(rows, blocks * size))
     return profile(layout, total[0], logdet, tau, data.n_rows)[0]
 
 
@@ -183,7 +191,7 @@ def over_blocks(data: Data, body: Callable[[Array], Sums], zeros: Sums) -> Sums:
     """Sum ``body(block)`` over the blocks of clusters."""
 
     def step(index: Array, sums: Sums) -> Sums:
-        block = lax.dynamic_slice_in_dim(data.table, index * BLOCK, BLOCK, axis=1)
+        block = lax.dynamic_index_in_dim(data.table, index, keepdims=False)
         return jax.tree.map(jnp.add, sums, body(block))
 
     return lax.fori_loop(0, data.n_blocks, step, zeros)

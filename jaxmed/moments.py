@@ -163,27 +163,27 @@ class Moments:
                 total += pattern.products[packed_index(len(monomials))[np.ix_(at, at)]]
         return total
 
-    def _sums(self, column: str) -> tuple[Floats, Floats, Floats]:
-        """Rows, sum and sum of squares of a working column by cluster, over all rows in which it is observed."""
+    def sums(self, column: str) -> Floats:
+        """Rows, sum and sum of squares of a working column, over all rows in which it is observed, (3, n_clusters)."""
         found = np.zeros((3, self.n_clusters))
         for pattern in self.patterns:
             if column in pattern.observed:
                 index = packed_index(len(self.monomials(pattern.observed)))
                 at = 1 + pattern.observed.index(column)
                 found += pattern.products[[0, index[0, at], index[at, at]]]
-        return found[0], found[1], found[2]
+        return found
 
     def cluster_means(self, column: str) -> Floats:
         """Mean of a working column by cluster, over all rows in which it is observed; 0 where it never is."""
         if column in self.constants:
             shift, scale = self.unit(column)
             return np.nan_to_num((self.constants[column] - shift) / scale)
-        rows, total, _ = self._sums(column)
+        rows, total, _ = self.sums(column)
         return np.divide(total, rows, out=np.zeros_like(total), where=rows > 0)
 
     def spread(self, column: str) -> tuple[float, float, float]:
         """Mean of a column, and its mean squares around that mean: in all, and within clusters (user's scale)."""
-        rows, total, square = self._sums(column)
+        rows, total, square = self.sums(column)
         shift, scale = self.unit(column)
         mean = total.sum() / rows.sum()
         around = square.sum() - total.sum() * mean
@@ -193,13 +193,13 @@ class Moments:
     @property
     def cluster_level(self) -> frozenset[str]:
         """Columns that do not vary within any cluster, of those that some cluster has twice."""
-        return frozenset(name for name in self.constants if np.any(self._sums(name)[0] > 1))
+        return frozenset(name for name in self.constants if np.any(self.sums(name)[0] > 1))
 
     def nearly_constant(self) -> tuple[str, ...]:
         """Columns that, to rounding, may not vary within clusters."""
         found = []
         for column in self.columns:
-            if np.any(self._sums(column)[0] > 0):
+            if np.any(self.sums(column)[0] > 0):
                 _, around, within = self.spread(column)
                 if within <= NEARLY * around:
                     found.append(column)

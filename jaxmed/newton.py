@@ -41,12 +41,16 @@ class Point(NamedTuple):
 
 
 class State(NamedTuple):
-    """An iteration under way: the best point, the damping, and what to report.
+    """An iteration under way: the best point, the step to try next, and what to report.
 
-    ``decrement`` is g'H^-1g / 2 at the point before the last step; ``row`` the row of ``trace`` to be written next.
+    ``direction`` is the damped Newton step in local coordinates and ``predicted`` what it should gain; ``decrement`` is
+    that of the undamped step, g'H^-1g / 2, infinite where the Hessian is not positive definite. ``row`` is the row of
+    ``trace`` to be written next.
     """
 
     point: Point
+    direction: Array
+    predicted: Array
     ridge: Array
     decrement: Array
     status: Array
@@ -55,15 +59,34 @@ class State(NamedTuple):
     trace: Array
 
 
-def start(layout: Layout, theta: Array, row: Array, trace: Array) -> State:
-    """The state before the first step.
+class Candidate(NamedTuple):
+    """Where to evaluate next: a pivoted root of G with the order of its rows, and residual coordinates."""
 
-    It is a point of infinite value, from which the first step goes nowhere and is accepted, so that the evaluation is
-    compiled once, in the step.
+    root: Array
+    order: Array
+    spread: Array
+
+
+def start(layout: Layout, theta: Array, row: Array, trace: Array) -> State:
+    """The state before the first evaluation.
+
+    It is a point of infinite value with a step to nowhere, which is accepted, so that the evaluation is compiled once,
+    in the step.
     """
-    n_free = len(layout.free)
+    n_free, infinite = len(layout.free), jnp.asarray(jnp.inf)
     nowhere = _nowhere(layout, lower(layout, theta[:n_free]), theta[n_free:])
-    return State(nowhere, jnp.asarray(RIDGE), jnp.asarray(jnp.inf), jnp.asarray(GOING), jnp.asarray(-1), row, trace)
+    still = jnp.zeros(layout.n_theta)
+    return State(
+        nowhere,
+        still,
+        jnp.asarray(0.0),
+        jnp.asarray(RIDGE),
+        infinite,
+        jnp.asarray(GOING),
+        jnp.asarray(-1),
+        row,
+        trace,
+    )
 
 
 def going(state: State, max_iter: int | Array) -> Array:
@@ -73,38 +96,52 @@ def going(state: State, max_iter: int | Array) -> Array:
 
 def step(layout: Layout, data: Data, state: State) -> State:
     """One damped step (Levenberg): the ridge rises where the Hessian is indefinite or a step fails, and falls again."""
+    there = candidate(layout, state)
+    return judge(layout, state, there, derivatives.evaluate(layout, there.root, precisions(layout, there.spread), data))
+
+
+def candidate(layout: Layout, state: State) -> Candidate:
+    """Where the step leads: free entries of a triangle added to the pivoted rows of the root, pivoted again."""
+    n_free, point = len(layout.free), state.point
+    moved = jnp.zeros_like(point.root).at[point.order].set(lower(layout, state.direction[:n_free]))
+    root, order = triangular(layout, point.root + moved, pivot=True)
+    return Candidate(root, order, point.spread + state.direction[n_free:])
+
+
+def judge(layout: Layout, state: State, there: Candidate, evaluation: Evaluation) -> State:
+    """Accept the candidate or not, and prepare the next step."""
     point = state.point
+    new = _point(layout, there, evaluation)
+    f = point.evaluation.value
+    gained = f - evaluation.value
+    noise = 16 * jnp.finfo(f.dtype).eps * evaluation.magnitude
+    fresh = ~jnp.isfinite(f)
+    finite = jnp.isfinite(evaluation.value) & jnp.all(jnp.isfinite(new.hessian))
+    # Within rounding of f the gradient decides: a step that does not shrink it has nothing left to gain.
+    smaller = jnp.sum(scaled(new)[0] ** 2) <= jnp.sum(scaled(point)[0] ** 2)
+    predicted = state.predicted
+    accepted = finite & (fresh | ((gained >= 0.01 * predicted - noise) & ((predicted > noise) | smaller)))
+    easier = jnp.where((gained > 0.7 * predicted) | (predicted <= noise), state.ridge / 30, state.ridge)
+    ridge = jnp.where(accepted, easier, jnp.maximum(30 * state.ridge, 0.03))
+    ridge = jnp.where(ridge < 1e-7, RIDGE, ridge)
+    point = jax.tree.map(lambda ours, old: jnp.where(accepted, ours, old), new, point)
+
     gradient, hessian, unit = scaled(point)
-    # The certificate: what an undamped step would gain, whatever the damping of this one.
+    # The certificate: what an undamped step would gain, whatever the damping of the next.
     plain = linalg.cholesky(hessian + RIDGE * jnp.eye(len(hessian)))
     definite = jnp.all(jnp.isfinite(plain))
     decrement = jnp.where(definite, gradient @ linalg.solve_cholesky(plain, gradient) / 2, jnp.inf)
-    root, ridge = _factor(hessian, state.ridge)
-    direction = -linalg.solve_cholesky(root, gradient)
-    candidate = _evaluate(layout, data, *_moved(layout, point.root, point.order, point.spread, direction * unit))
+    factor, ridge = _factor(hessian, ridge)
+    direction = -linalg.solve_cholesky(factor, gradient)
     predicted = -(gradient @ direction + direction @ hessian @ direction / 2)
-    f = point.evaluation.value
-    gained = f - candidate.evaluation.value
-    noise = 16 * jnp.finfo(f.dtype).eps * candidate.evaluation.magnitude
 
-    fresh = ~jnp.isfinite(f)
-    finite = jnp.isfinite(candidate.evaluation.value) & jnp.all(jnp.isfinite(candidate.hessian))
-    # Within rounding of f the gradient decides: a step that does not shrink it has nothing left to gain.
-    smaller = jnp.sum(scaled(candidate)[0] ** 2) <= jnp.sum(gradient**2)
-    accepted = finite & (fresh | ((gained >= 0.01 * predicted - noise) & ((predicted > noise) | smaller)))
-
-    done = definite & ~fresh & (decrement < CERTIFICATE) & ((decrement < TARGET) | ~accepted)
+    done = definite & (decrement < CERTIFICATE) & ((decrement < TARGET) | ~accepted)
     status = jnp.where(done, Status.CONVERGED, state.status)
-    status = jnp.where(~done & ~accepted & (ridge >= 1e8), Status.STALLED, status)
+    status = jnp.where(~done & ~accepted & (state.ridge >= 1e8), Status.STALLED, status)
     status = jnp.where(fresh & ~finite, Status.NOT_FINITE, status)
-
-    easier = jnp.where((gained > 0.7 * predicted) | (predicted <= noise), ridge / 30, ridge)
-    ridge = jnp.where(accepted, easier, jnp.maximum(10 * ridge, 1e-3))
-    ridge = jnp.where(ridge < 1e-7, RIDGE, ridge)
-    point = jax.tree.map(lambda new, old: jnp.where(accepted, new, old), candidate, point)
-    row = jnp.where(fresh, len(state.trace), state.row)  # no row for the step from nowhere
-    trace = state.trace.at[row].set(jnp.stack([1.0, f, decrement]), mode="drop")
-    return State(point, ridge, decrement, status, state.taken + 1, state.row + ~fresh, trace)
+    row = jnp.stack([1.0, point.evaluation.value, decrement])
+    trace = state.trace.at[state.row].set(row, mode="drop")
+    return State(point, direction * unit, predicted, ridge, decrement, status, state.taken + 1, state.row + 1, trace)
 
 
 def _factor(hessian: Array, ridge: Array) -> tuple[Array, Array]:
@@ -121,21 +158,12 @@ def _factor(hessian: Array, ridge: Array) -> tuple[Array, Array]:
     return lax.while_loop(failed, again, (linalg.cholesky(hessian + ridge * identity), ridge))
 
 
-def _evaluate(layout: Layout, data: Data, root: Array, spread: Array) -> Point:
-    """Evaluate at a root of G, pivot it, and carry the derivatives over by the chain rule."""
-    root, order = triangular(layout, root, pivot=True)
-    evaluation = derivatives.evaluate(layout, root, precisions(layout, spread), data)
-    jacobian, curvature = root_chain(layout, root, order, spread, evaluation.gradient)
+def _point(layout: Layout, there: Candidate, evaluation: Evaluation) -> Point:
+    """A candidate with its derivatives in local coordinates, by the chain rule."""
+    jacobian, curvature = root_chain(layout, there.root, there.order, there.spread, evaluation.gradient)
     gradient = evaluation.gradient @ jacobian
     hessian = jacobian.T @ evaluation.hessian @ jacobian + curvature
-    return Point(root, order, spread, evaluation, gradient, hessian)
-
-
-def _moved(layout: Layout, root: Array, order: Array, spread: Array, local: Array) -> tuple[Array, Array]:
-    """Root and spread at local coordinates: free entries of a triangle added to the pivoted rows, and shifts."""
-    n_free = len(layout.free)
-    step = lower(layout, local[:n_free])
-    return root + jnp.zeros_like(root).at[order].set(step), spread + local[n_free:]
+    return Point(there.root, there.order, there.spread, evaluation, gradient, hessian)
 
 
 def _nowhere(layout: Layout, root: Array, spread: Array) -> Point:

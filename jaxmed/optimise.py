@@ -13,15 +13,18 @@ from jax import Array, lax
 from jaxmed import derivatives, likelihood, newton
 from jaxmed._runtime import jit_by_key
 from jaxmed.derivatives import Evaluation
-from jaxmed.design import Design
 from jaxmed.errors import Status
 from jaxmed.likelihood import Data
 from jaxmed.moments import Floats
-from jaxmed.params import Layout, free_entries, lower, root_and_precision, root_chain, triangular
+from jaxmed.params import Layout, free_entries, lower, precisions, root_and_precision, root_chain, triangular
+from jaxmed.shards import Shards, evaluate_shards
+from jaxmed.spec import System
 from jaxmed.terms import INTERCEPT
+from jaxmed.totals import Totals
 
 WARM_UP = 30  # L-BFGS iterations at the most
-LOGGED = 130  # iterations that the trace has room for
+ENOUGH = 1.0  # log likelihood units: an L-BFGS iteration that gains less is the last
+LOGGED = 131  # rows of the trace: warm-up, start and 100 Newton steps
 LIFT = 0.05  # residual sds: the least pivot of the root of G at a start
 
 
@@ -42,8 +45,8 @@ class Solution(NamedTuple):
     decrement : Array
         Newton decrement g'H^-1g / 2: the log likelihood still to be gained, to second order.
     trace : Array, shape (LOGGED, 3)
-        Stage (0 L-BFGS, 1 Newton), f and decrement (NaN in L-BFGS) by iteration, as far as there is room; NaN rows
-        beyond ``n_iter``.
+        Stage (0 L-BFGS, 1 Newton), f and decrement (NaN in L-BFGS) by evaluation, as far as there is room; NaN rows
+        beyond ``n_iter`` + 1.
     """
 
     theta: Array
@@ -55,7 +58,7 @@ class Solution(NamedTuple):
     trace: Array
 
 
-def starting_values(layout: Layout, design: Design) -> Floats:
+def starting_values(layout: Layout, system: System, totals: Totals) -> Floats:
     """Rough theta from moments within and between clusters; no covariances. The optimum does not depend on it.
 
     Per equation the residual variance of least squares within clusters is shared out: 60% stays residual, and 30% is
@@ -63,23 +66,19 @@ def starting_values(layout: Layout, design: Design) -> Floats:
     """
     theta = np.zeros(layout.n_theta)
     diagonal = {row: k for k, (row, col) in enumerate(layout.free) if row == col}
-    for e, equation in enumerate(design.system.equations):
-        names = (INTERCEPT, *(name for name in design.names(e) if name != INTERCEPT))
-        products = design.cross_products(e, names)
-        rows, sums = products[0, 0], products[0]
-        total = products.sum(axis=-1)
-        within = total - np.einsum("aj,bj->ab", sums / np.maximum(rows, 1), sums)
-        n, degrees = total[0, 0], max(total[0, 0] - np.count_nonzero(rows), 1)
+    for e, (equation, sums) in enumerate(zip(system.equations, totals.equations, strict=True)):
+        total, within = sums.total, sums.within
+        n, degrees = sums.rows, max(sums.rows - sums.clusters, 1)
         if not layout.random_of(e):  # nothing to share with; of an equation of level 2 there is nothing within
             within, degrees = total, n
-        fixed = [names.index(name) for name in equation.predictors]
+        fixed = sums.index(equation.predictors)
         left = _residual(total, fixed) / n
         inner = _residual(within, [at for at in fixed if within[at, at] > 1e-10 * total[at, at]]) / degrees
         inner = min(max(inner, 1e-8 * left), left)
         theta[len(layout.free) + e] = np.log((0.6 if layout.random_of(e) else 1.0) * inner) / 2
         for k in layout.random_of(e):
             name = equation.predictors[layout.random[k] - layout.starts[e]]
-            at = names.index(name)
+            at = sums.names.index(name)
             if name == INTERCEPT:
                 theta[diagonal[k]] = np.sqrt(max(left - inner, 0.3 * inner))
             else:
@@ -93,7 +92,9 @@ def _residual(total: Floats, fixed: list[int]) -> float:
     return float(total[-1, -1] - x_y @ np.linalg.lstsq(total[np.ix_(fixed, fixed)], x_y, rcond=1e-12)[0])
 
 
-def solve(layout: Layout, data: Data, start: Array, max_iter: int | Array = 100, *, warm_up: bool = True) -> Solution:
+def solve(
+    layout: Layout, data: Data, start: Array, max_iter: int | Array = 100, warm_up: int | Array = WARM_UP
+) -> Solution:
     """Minimise the negative log likelihood from ``start``.
 
     Parameters
@@ -103,14 +104,10 @@ def solve(layout: Layout, data: Data, start: Array, max_iter: int | Array = 100,
     start : Array, shape (n,)
     max_iter : int
         Newton iterations at the most.
-    warm_up : bool
-        Begin with L-BFGS (static); leave out when the start is good already, as in a bootstrap.
+    warm_up : int
+        L-BFGS iterations at the most; 0 where the start is good already.
     """
-    start = _lifted(layout, start)
-    trace = jnp.full((LOGGED, 3), jnp.nan)
-    theta, n_warm = start, jnp.asarray(0)
-    if warm_up:
-        theta, n_warm, trace = _lbfgs(layout, data, start, trace)
+    theta, n_warm, trace = _lbfgs(layout, data, _lifted(layout, start), jnp.full((LOGGED, 3), jnp.nan), warm_up)
     state = lax.while_loop(
         lambda state: newton.going(state, max_iter),
         lambda state: newton.step(layout, data, state),
@@ -120,15 +117,16 @@ def solve(layout: Layout, data: Data, start: Array, max_iter: int | Array = 100,
 
 
 def solve_in_steps(
-    layout: Layout, data: Data, start: Array, max_iter: int, report: Callable[[int, float], None]
+    layout: Layout, shards: Shards, start: Array, max_iter: int, report: Callable[[int, float], None]
 ) -> Solution:
-    """:func:`solve` without a warm-up, the loop in Python: for data so large that a step takes its time.
+    """:func:`solve` without a warm-up over data in shards, the loop in Python. Not for ``vmap``.
 
-    Every step ends in Python, where Ctrl-C is heard and ``report(step, decrement)`` is called. Not for ``vmap``.
+    Every step ends in Python, where Ctrl-C is heard and ``report(step, decrement)`` is called.
     """
     state = _first(layout, start)
     while newton.going(state, max_iter):
-        state = _next(layout, data, state)
+        there, tau = _candidate(layout, state)
+        state = _judge(layout, state, there, evaluate_shards(layout, there.root, tau, shards))
         report(int(state.taken), float(state.decrement))
     return _last(layout, state)
 
@@ -138,7 +136,13 @@ def _first(layout: Layout, start: Array) -> newton.State:
     return newton.start(layout, _lifted(layout, start), jnp.asarray(0), jnp.full((LOGGED, 3), jnp.nan))
 
 
-_next = jit_by_key(newton.step)
+@jit_by_key
+def _candidate(layout: Layout, state: newton.State) -> tuple[newton.Candidate, Array]:
+    there = newton.candidate(layout, state)
+    return there, precisions(layout, there.spread)
+
+
+_judge = jit_by_key(newton.judge)
 
 
 @jit_by_key
@@ -152,7 +156,8 @@ def _solution(layout: Layout, state: newton.State) -> Solution:
     root, _ = triangular(layout, state.point.root, pivot=False)
     theta = jnp.concatenate([free_entries(layout, root), state.point.spread])
     grad_norm = jnp.max(jnp.abs(newton.scaled(state.point)[0]))
-    return Solution(theta, state.point.evaluation, status, state.row, grad_norm, state.decrement, state.trace)
+    n_iter = state.row - 1  # the first row is that of the start
+    return Solution(theta, state.point.evaluation, status, n_iter, grad_norm, state.decrement, state.trace)
 
 
 def _lifted(layout: Layout, theta: Array) -> Array:
@@ -167,8 +172,8 @@ def _lifted(layout: Layout, theta: Array) -> Array:
     return jnp.concatenate([free_entries(layout, root), theta[n_free:]])
 
 
-def _lbfgs(layout: Layout, data: Data, start: Array, trace: Array) -> tuple[Array, Array, Array]:
-    """L-BFGS until the log likelihood gains less than 0.1 in an iteration; the last point, iterations and trace."""
+def _lbfgs(layout: Layout, data: Data, start: Array, trace: Array, warm_up: int | Array) -> tuple[Array, Array, Array]:
+    """L-BFGS until the log likelihood gains less than ENOUGH in an iteration; the last point, iterations and trace."""
     total = jnp.sum(data.n_rows)
 
     def objective(theta: Array) -> Array:
@@ -185,7 +190,7 @@ def _lbfgs(layout: Layout, data: Data, start: Array, trace: Array) -> tuple[Arra
 
     def going(state: tuple[Any, ...]) -> Array:
         _, _, _, gain, count, _ = state
-        return (count < WARM_UP) & (gain * total > 0.1)
+        return (count < warm_up) & (gain * total > ENOUGH)
 
     def step(state: tuple[Any, ...]) -> tuple[Any, ...]:
         theta, inner, last, _, count, trace = state

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -13,7 +13,9 @@ from jax import Array
 from jaxmed import linalg
 from jaxmed.design import Design
 from jaxmed.moments import Floats
+from jaxmed.spec import System
 from jaxmed.terms import INTERCEPT
+from jaxmed.totals import Totals
 
 Nested = tuple[tuple[tuple[int, ...], ...], ...]
 
@@ -140,14 +142,13 @@ def make_layout(design: Design, reml: bool) -> Layout:
     return Layout(sizes, random, system.random_pairs, system.residual_pairs, tuple(seen), tuple(pieces), reml)
 
 
-def count_rows(layout: Layout, design: Design) -> tuple[int, ...]:
+def count_rows(layout: Layout, system: System, totals: Totals) -> tuple[int, ...]:
     """Rows of each set of equations in ``layout.seen``."""
-    groups = design.system.residual_groups
     counts = []
     for equations in layout.seen:
-        group = next(group for group in groups if set(equations) <= set(group))
-        inside = [b for b in design.blocks if set(group) & set(b.equations) == set(equations)]
-        counts.append(round(sum(float(block.products[0].sum()) for block in inside)))
+        group = next(set(group) for group in system.residual_groups if set(equations) <= set(group))
+        inside = [rows for found, rows in totals.blocks.items() if group & set(found) == set(equations)]
+        counts.append(sum(inside))
     return tuple(counts)
 
 
@@ -326,8 +327,11 @@ class Scale:
     loglik: float
 
 
-def make_scale(design: Design, layout: Layout) -> Scale:
-    """Scale of a system's estimates over its data; exact, also for REML (whose constant depends on X)."""
+def make_scale(design: Design, layout: Layout, used: Sequence[int]) -> Scale:
+    """Scale of a system's estimates over its data, with ``used`` rows per equation.
+
+    Exact, also for REML, whose constant depends on X.
+    """
     system, shift, scale = design.system, design.shift, design.scale
     p, n_free = layout.n_fixed, len(layout.free)
     linear, offset = np.zeros((p, p)), np.zeros(p)
@@ -342,7 +346,7 @@ def make_scale(design: Design, layout: Layout) -> Scale:
                 linear[at[INTERCEPT], k] = -linear[k, k] * shift[name]
         if shift[equation.outcome] != 0:
             offset[at[INTERCEPT]] = shift[equation.outcome]
-        loglik -= design.used[e] * np.log(unit)
+        loglik -= used[e] * np.log(unit)
     if layout.reml:
         loglik += np.sum(np.log(np.diagonal(linear)))
     block = linear[np.ix_(layout.random, layout.random)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -12,15 +13,16 @@ from jax import Array, lax
 
 from jaxmed import likelihood, linalg
 from jaxmed._runtime import float64, jit_by_key
-from jaxmed.design import make_design
+from jaxmed.design import Design, make_design
 from jaxmed.effects import expected_product, product_covariance
 from jaxmed.errors import FitError
 from jaxmed.estimands import Estimands
 from jaxmed.likelihood import Data
 from jaxmed.mediation import Mediation
 from jaxmed.moments import Floats, Moments
-from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_precision
+from jaxmed.params import Layout, Scale, make_layout, make_scale, root_and_precision
 from jaxmed.result import Estimates
+from jaxmed.shards import SHARD
 
 
 class Predictions(NamedTuple):
@@ -46,14 +48,13 @@ def posterior(layout: Layout, root: Array, tau: Array, beta: Array, data: Data) 
     p = layout.n_fixed
     contrast = jnp.append(-beta, 1.0)
 
-    def body(index: Array) -> Predictions:
-        block = lax.dynamic_slice_in_dim(data.table, index * likelihood.BLOCK, likelihood.BLOCK, axis=1)
+    def body(block: Array) -> Predictions:
         half, half_root, _ = likelihood.eliminate(layout, root, likelihood.weighted_products(layout, tau, block))
         u = linalg.matmul(half_root.swapaxes(0, 1), half)
         covariance = linalg.matmul(half_root.swapaxes(0, 1), half_root)
         return Predictions(jnp.sum(u * contrast[:, None], axis=1), covariance, u[:, :p])
 
-    blocks = lax.map(body, jnp.arange(data.table.shape[1] // likelihood.BLOCK))
+    blocks = lax.map(body, data.table)
     return jax.tree.map(lambda part: jnp.moveaxis(part, 0, -2).reshape(*part.shape[1:-1], -1), blocks)
 
 
@@ -76,27 +77,35 @@ def predict_clusters(found: Estimates, theta: Floats, moments: Moments) -> pd.Da
     labels, random = found.system.labels, found.system.random_labels
     if not random:
         raise FitError("this model has no random effects, so there is nothing to predict by cluster")
-    predicted = _on_user_scale(found, theta, moments)
-    beta_cov = found.block[: len(labels), : len(labels)]
-    columns: dict[str, Floats] = {}
-    for k, label in enumerate(random):
-        moved = predicted.sensitivity[k]
-        variance = predicted.covariance[k, k] + np.einsum("pj,pr,rj->j", moved, beta_cov, moved)
-        columns[label] = predicted.effects[k]
-        columns[f"{label}_se"] = np.sqrt(variance)
-    if isinstance(found.spec, Mediation):
-        columns |= _paths(found, found.spec.estimands(found.facts), predicted, beta_cov, moments)
-    table = pd.DataFrame(columns, index=pd.Index(moments.clusters, name=found.system.cluster))
-    return table[make_design(found.system, moments).sizes > 0]  # a cluster may have no row that counts
-
-
-def _on_user_scale(found: Estimates, theta: Floats, moments: Moments) -> ClusterPredictions:
-    """Conditional means, covariances and sensitivities to the user's fixed effects."""
     design = make_design(found.system, moments)
     layout = make_layout(design, found.reml)
-    scale = make_scale(design, layout)
+    scale = make_scale(design, layout, found.intake.used)
+    beta_cov = found.block[: len(labels), : len(labels)]
+    estimands = found.spec.estimands(found.facts) if isinstance(found.spec, Mediation) else None
+    moderators = {} if estimands is None else {name: _moderator(moments, name) for name in _moderators(estimands)}
+    parts: list[dict[str, Floats]] = []
+    for first in range(0, design.n_clusters, SHARD):  # some at a time: what is in between is larger than the table
+        some = slice(first, first + SHARD)
+        predicted = _on_user_scale(found, theta, design.part(some), layout, scale)
+        columns: dict[str, Floats] = {}
+        for k, label in enumerate(random):
+            moved = predicted.sensitivity[k]
+            variance = predicted.covariance[k, k] + np.einsum("pj,pr,rj->j", moved, beta_cov, moved)
+            columns[label] = predicted.effects[k]
+            columns[f"{label}_se"] = np.sqrt(variance)
+        if estimands is not None:
+            own = {name: value[some] for name, value in moderators.items()}
+            columns |= _paths(found, estimands, predicted, beta_cov, own)
+        parts.append(columns)
+    whole = {name: np.concatenate([columns[name] for columns in parts]) for name in parts[0]}
+    table = pd.DataFrame(whole, index=pd.Index(moments.clusters, name=found.system.cluster))
+    return table[design.sizes > 0]  # a cluster may have no row that counts
+
+
+def _on_user_scale(found: Estimates, theta: Floats, design: Design, layout: Layout, scale: Scale) -> ClusterPredictions:
+    """Conditional means, covariances and sensitivities to the user's fixed effects, of the clusters of a design."""
     beta = np.linalg.solve(scale.linear, found.values[: layout.n_fixed] - scale.offset)
-    data = likelihood.make_data(design.table, count_rows(layout, design))
+    data = likelihood.make_data(design.table, (0,) * len(layout.seen))
     effects, covariance, sensitivity = (
         np.asarray(part)[..., : design.n_clusters] for part in _predict(layout, theta, beta, data)
     )
@@ -109,7 +118,11 @@ def _on_user_scale(found: Estimates, theta: Floats, moments: Moments) -> Cluster
 
 
 def _paths(
-    found: Estimates, estimands: Estimands, predicted: ClusterPredictions, beta_cov: Floats, moments: Moments
+    found: Estimates,
+    estimands: Estimands,
+    predicted: ClusterPredictions,
+    beta_cov: Floats,
+    moderators: Mapping[str, Floats],
 ) -> dict[str, Floats]:
     """Slopes of every cluster along the routes from x to y, and the expected products along each.
 
@@ -122,11 +135,12 @@ def _paths(
     names = [e.name + part for e in edges for part in ("", "_within") if e.kind != "c_prime"]
     names = [name for name in names if name in estimands.paths]
     means, slopes, loads = [], [], []
+    n_clusters = predicted.effects.shape[1]
     for name in names:
-        value, load = np.zeros(moments.n_clusters), np.zeros((len(random), moments.n_clusters))
-        direction = np.zeros((len(labels), moments.n_clusters))
+        value, load = np.zeros(n_clusters), np.zeros((len(random), n_clusters))
+        direction = np.zeros((len(labels), n_clusters))
         for label, by in estimands.paths[name].pieces:
-            weight = np.prod([_moderator(moments, column) for column in by], axis=0) * np.ones(moments.n_clusters)
+            weight = np.prod([moderators[column] for column in by], axis=0) * np.ones(n_clusters)
             value += weight * found.params[label]
             direction[labels.index(label)] += weight
             if label in random:
@@ -153,6 +167,11 @@ def _paths(
             name = "ab" + row.name.removeprefix("indirect")
             columns[name], columns[f"{name}_se"] = product, np.sqrt(variance)
     return columns
+
+
+def _moderators(estimands: Estimands) -> set[str]:
+    """Columns that paths depend on."""
+    return {column for path in estimands.paths.values() for _, by in path.pieces for column in by}
 
 
 def _moderator(moments: Moments, column: str) -> Floats:

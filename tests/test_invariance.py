@@ -21,6 +21,7 @@ from jaxmed.design import make_design
 from jaxmed.errors import Status
 from jaxmed.fit import _compiled
 from jaxmed.params import Layout, count_rows, make_layout
+from jaxmed.totals import add_up
 
 MODEL = jm.Mediation("x", "m", "y", "id")
 
@@ -33,7 +34,7 @@ def base(unbalanced) -> jm.Fit:
 def prepared(fit: jm.Fit) -> tuple[Layout, likelihood.Data]:
     design = make_design(fit.system, fit.moments)
     layout = make_layout(design, fit.reml)
-    return layout, likelihood.make_data(design.table, count_rows(layout, design))
+    return layout, likelihood.make_data(design.table, count_rows(layout, fit.system, add_up(design)))
 
 
 def assert_same(fit: jm.Fit, base: jm.Fit, tolerance: float) -> None:

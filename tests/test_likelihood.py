@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -14,7 +15,7 @@ import pytest
 from scipy.linalg import null_space
 from scipy.stats import multivariate_normal
 
-from jaxmed import Equation, Mediation, System, derivatives, frame, likelihood, linalg, params, predict
+from jaxmed import Equation, Mediation, System, derivatives, frame, likelihood, linalg, params, predict, totals
 from jaxmed.design import make_design
 from jaxmed.likelihood import BLOCK
 
@@ -262,7 +263,11 @@ class Case:
 
     @cached_property
     def packed(self) -> likelihood.Data:
-        return likelihood.make_data(self.design.table, params.count_rows(self.layout, self.design))
+        return likelihood.make_data(self.design.table, params.count_rows(self.layout, self.system, self.totals))
+
+    @cached_property
+    def totals(self) -> totals.Totals:
+        return totals.add_up(self.design)
 
     @cached_property
     def evaluation(self) -> derivatives.Evaluation:
@@ -341,7 +346,7 @@ def test_dense_reml_is_the_density_of_error_contrasts():
 
 def test_value_equals_dense_on_the_users_scale(case):
     """1e-9 relative: working columns are rounded, and sums of squares of the user's columns are large."""
-    scale = params.make_scale(case.design, case.layout)
+    scale = params.make_scale(case.design, case.layout, [sums.rows for sums in case.totals.equations])
     unit = scale.linear[np.ix_(case.layout.random, case.layout.random)]
     units = np.array([case.design.scale[outcome] for outcome in case.system.outcomes])
     g, sigma = case.split(case.core)[0], case.sigma * np.outer(units, units)
@@ -367,7 +372,8 @@ def test_data_really_are_unbalanced_and_incomplete():
     assert CASES["two groups of residuals, interleaved, REML"].layout.pairs == ((2, 0), (3, 1))
     for name in ("mediator of the cluster", "mediators of the cluster, correlated residuals"):
         case = CASES[f"{name}, REML"]
-        assert case.design.used[0] < case.data["id"].nunique() < case.design.used[1]
+        rows = [sums.rows for sums in case.totals.equations]
+        assert rows[0] < case.data["id"].nunique() < rows[1]
     means = CASES["within and between, REML"]
     assert {"x"} in [set(pattern.observed) for pattern in means.moments.patterns]  # counts in a mean and nowhere else
 
@@ -467,7 +473,7 @@ def test_padding_changes_nothing():
     """Empty clusters add exact zeros: in the same block bit by bit, in further blocks too."""
     case = CASES["block, REML"]
     table = case.packed.table
-    longer = likelihood.Data(np.concatenate([table, np.zeros_like(table)], axis=1), np.int64(2), case.packed.n_rows)
+    longer = likelihood.Data(np.concatenate([table, np.zeros_like(table)]), np.int64(2), case.packed.n_rows)
     for padded in jax.tree.leaves(
         jax.tree.map(np.array_equal, case.run(derivatives.evaluate, longer), case.evaluation)
     ):
@@ -477,39 +483,39 @@ def test_padding_changes_nothing():
 def test_blocks_beyond_n_blocks_are_not_visited():
     case = CASES["block, REML"]
     table = case.packed.table
-    poisoned = likelihood.Data(np.concatenate([table, table * np.nan], axis=1), np.int64(1), case.packed.n_rows)
+    poisoned = likelihood.Data(np.concatenate([table, table * np.nan]), np.int64(1), case.packed.n_rows)
     assert case.run(likelihood.value, poisoned) == case.run(likelihood.value)
 
 
-def test_padded_sizes_are_few_monotone_and_not_wasteful():
-    """New data of similar size must meet a compiled program: few sizes, yet never more than 1/3 of the blocks empty."""
-    whole = BLOCK * np.arange(1, 600)
+def test_padded_sizes_are_few_and_monotone():
+    """New data of similar size must meet a compiled program; what is padded is not visited."""
+    whole = BLOCK * np.arange(1, 80)
     clusters = np.unique(np.concatenate([np.arange(1, 2000, 7), whole, whole + 1]))
     sizes, used = [], []
     for n in clusters:
         data = likelihood.make_data(np.ones((1, n)), (int(n),))
-        sizes.append(data.table.shape[1] // BLOCK)
+        sizes.append(len(data.table))
         used.append(int(data.n_blocks))
-        assert data.table.shape[1] % BLOCK == 0
+        assert data.table.shape[1:] == (1, BLOCK)
         assert data.table.sum() == n
     sizes, used = np.array(sizes), np.array(used)
     assert np.all(used == -(-clusters // BLOCK))
     assert np.all(np.diff(sizes) >= 0)
-    assert len(set(sizes.tolist())) <= 2 * np.log2(sizes.max()) + 2
-    assert np.all(3 * (sizes - used) <= sizes)
+    assert sorted(set(sizes.tolist())) == [1, 8, 64, 512]
 
 
 def test_make_data_keeps_the_moments_and_counts(case):
     """Rows by the set of equations that they are seen in; without correlated residuals, by equation."""
     n = case.moments.n_clusters
-    np.testing.assert_array_equal(case.packed.table[:, :n], case.design.table)
-    assert not case.packed.table[:, n:].any()
+    table = np.concatenate(case.packed.table, axis=1)
+    np.testing.assert_array_equal(table[:, :n], case.design.table)
+    assert not table[:, n:].any()
     counts = [
         [np.sum(c.seen == sum(2**e for e in seen)) / len(seen) for c in case.working] for seen in case.layout.seen
     ]
     assert case.packed.n_rows.tolist() == [sum(own) for own in counts]
     by_equation = [sum(np.sum(c.equation == e) for c in case.working) for e in range(case.layout.n_equations)]
-    assert list(case.design.used) == by_equation
+    assert [sums.rows for sums in case.totals.equations] == by_equation
     if not case.system.residuals:
         assert case.packed.n_rows.tolist() == by_equation
 
@@ -523,15 +529,54 @@ def test_cross_products_of_terms_equal_dense(case):
     for e, start in enumerate(case.layout.starts):
         own = slice(start, start + case.layout.sizes[e])
         stacked = [np.column_stack([c.x[:, own], c.y])[c.equation == e] for c in case.working]
-        found = case.design.cross_products(e)[..., present]
-        assert_close(found, np.stack([rows.T @ rows for rows in stacked], axis=-1), 1e-12)
-        np.testing.assert_array_equal(case.design.row_counts(e)[present], [len(rows) for rows in stacked])
+        names = case.design.names(e)
+        (packed,) = totals.packed_products(case.design, e, names)
+        expected = np.stack([rows.T @ rows for rows in stacked], axis=-1)
+        assert_close(packed[:, present], expected[np.triu_indices(len(names))], 1e-12)
+        sums = case.totals.equations[e]
+        assert_close(sums.among(names), expected.sum(axis=-1), 1e-12)
+        around = sum((rows - rows.mean(axis=0)).T @ (rows - rows.mean(axis=0)) for rows in stacked if len(rows))
+        at = sums.index(names)
+        rounding = 1e-13 * np.abs(sums.total).max()
+        np.testing.assert_allclose(sums.within[np.ix_(at, at)], around, rtol=0, atol=rounding)
+        assert sums.clusters == sum(len(rows) > 0 for rows in stacked)
+        random = case.system.equations[e].random
+        if random:
+            change = np.random.default_rng(e).normal(size=(len(random), len(random)))
+            own = [names.index(name) for name in random]
+            moved = np.einsum("ab,bcj,dc->adj", change, expected[np.ix_(own, own)], change)
+            found = totals.outer_products(case.design, e, random, change)
+            assert_close(found, np.einsum("abj,cdj->abcd", moved, moved), 1e-11)
+    assert case.totals.rows == sum(len(c.y) for c in case.working)
+    sizes = [len(c.y) for c in case.working]
+    assert (case.totals.clusters, case.totals.smallest, case.totals.largest) == (len(sizes), min(sizes), max(sizes))
+
+
+def test_totals_of_some_clusters_add_up(case):
+    """Parts of the clusters, one of them as plain data (as another process sends it), equal the whole."""
+    one, other = (totals.add_up(case.design.part(part)) for part in (slice(0, 5), slice(5, None)))
+    found = one + totals.totals_from_dict(json.loads(json.dumps(other.to_dict())))
+    for part, whole in zip(found.equations, case.totals.equations, strict=True):
+        assert (part.names, part.clusters, part.rows) == (whole.names, whole.clusters, whole.rows)
+        assert_close(part.total, whole.total, 1e-13)
+        np.testing.assert_allclose(part.within, whole.within, rtol=0, atol=1e-13 * np.abs(whole.total).max())
+    assert found.blocks == case.totals.blocks
+    for name in ("clusters", "smallest", "largest", "rows"):
+        assert getattr(found, name) == getattr(case.totals, name)
+
+
+def test_totals_in_chunks(case, monkeypatch):
+    monkeypatch.setattr(totals, "CHUNK", 3)
+    found = totals.add_up(case.design)
+    for part, whole in zip(found.equations, case.totals.equations, strict=True):
+        assert_close(part.total, whole.total, 1e-13)
+        np.testing.assert_allclose(part.within, whole.within, rtol=0, atol=1e-13 * np.abs(whole.total).max())
 
 
 def test_moments_without_needless_products_give_the_same_design(case):
     """Products with a column of the cluster follow from the others; the same to rounding."""
     lean = make_design(case.system, case.moments.lean())
-    assert (lean.used, lean.shift, lean.scale) == (case.design.used, case.design.shift, case.design.scale)
+    assert (lean.shift, lean.scale) == (case.design.shift, case.design.scale)
     assert_close(lean.table, case.design.table, 1e-12)
 
 
@@ -552,9 +597,11 @@ def test_the_design_of_some_clusters(case, part):
     assert some.n_clusters == len(labels)
     np.testing.assert_array_equal(some.table, case.design.table[:, part])
     inside = [c for c in case.working if c.label in labels]
-    assert list(some.used) == [sum(np.sum(c.equation == e) for c in inside) for e in range(case.layout.n_equations)]
+    sums = totals.add_up(some)
+    rows = [sum(np.sum(c.equation == e) for c in inside) for e in range(case.layout.n_equations)]
+    assert [found.rows for found in sums.equations] == rows
     counts = [sum(np.sum(c.seen == sum(2**e for e in s)) / len(s) for c in inside) for s in case.layout.seen]
-    assert list(params.count_rows(case.layout, some)) == counts
+    assert list(params.count_rows(case.layout, case.system, sums)) == counts
 
 
 # Residual (co)variances ----------------------------------------------------------------------------------------------

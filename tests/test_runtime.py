@@ -17,6 +17,7 @@ from jaxmed import frame, likelihood, optimise
 from jaxmed._runtime import PROGRAMS, jit_by_key
 from jaxmed.design import make_design
 from jaxmed.params import count_rows, make_layout
+from jaxmed.totals import add_up
 
 MODEL = jm.Mediation("x", "m", "y", "id")
 PACKAGE = Path(jm.__file__).parent
@@ -54,8 +55,9 @@ def prepared(n_clusters: int):
     """Layout, starting values and data of the model."""
     design = make_design(MODEL.system(), frame.read(simulate(n_clusters), MODEL.system()))
     layout = make_layout(design, True)
-    data = likelihood.make_data(design.table, count_rows(layout, design))
-    return layout, optimise.starting_values(layout, design), data
+    totals = add_up(design)
+    data = likelihood.make_data(design.table, count_rows(layout, design.system, totals))
+    return layout, optimise.starting_values(layout, design.system, totals), data
 
 
 SETUP = f"""
@@ -83,12 +85,12 @@ with jax.enable_x64(True):
         evaluation = jax.jit(derivatives.evaluate, static_argnums=0)(layout, *point, data)
         assert np.all(np.isfinite(evaluation.hessian)), n
     layout, start, data = prepared(100)
-    weights = np.random.default_rng(1).exponential(size=(64, 1, data.table.shape[1]))
+    weights = np.random.default_rng(1).exponential(size=(64, len(data.table), 1, data.table.shape[2]))
 
     def refit(weight):
         table = data.table * weight
-        rows = data.n_rows * jnp.sum(table[0]) / jnp.sum(data.table[0])
-        return optimise.solve(layout, data._replace(table=table, n_rows=rows), start, warm_up=False)
+        rows = data.n_rows * jnp.sum(table[:, 0]) / jnp.sum(data.table[:, 0])
+        return optimise.solve(layout, data._replace(table=table, n_rows=rows), start, warm_up=0)
 
     found = jax.jit(jax.vmap(refit))(weights)
     assert found.status.shape == (64,)

@@ -1,0 +1,123 @@
+"""Very many clusters: the two passes of the likelihood over shards, on all cores, devices and hosts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+from numpy.typing import NDArray
+
+from jaxmed._runtime import float64, jit_by_key
+from jaxmed.derivatives import Evaluation, assemble, second_pass
+from jaxmed.hosts import ALONE, Hosts
+from jaxmed.likelihood import BLOCK, Data, make_data, marginal_blocks, profile
+from jaxmed.params import Layout
+
+SHARD = 64 * BLOCK  # clusters; more of them are fitted shard by shard
+GPU_BLOCK, GPU_SHARD = 1 << 13, 1 << 16  # where thousands of threads wait for work
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Clusters in parts of one size, spread over the local devices.
+
+    Attributes
+    ----------
+    parts : tuple of Data
+        Of this process's clusters.
+    n_rows : ndarray, shape (n_sets,)
+        Rows of each set of equations, of all processes.
+    hosts : Hosts
+        The processes whose sums are added.
+    """
+
+    parts: tuple[Data, ...]
+    n_rows: NDArray[np.float64]
+    hosts: Hosts = ALONE
+
+
+def make_shards(
+    table: NDArray[np.float64], n_rows: tuple[int, ...], hosts: Hosts = ALONE, devices: Sequence[Any] | None = None
+) -> Shards:
+    """Cut a table of moments, shape (rows, clusters), into shards.
+
+    Sums are added shard by shard in their order, whatever the number of cores and devices.
+    """
+    devices = jax.local_devices() if devices is None else devices
+    block, size = (BLOCK, SHARD) if devices[0].platform == "cpu" else (GPU_BLOCK, GPU_SHARD)
+    parts = [
+        jax.device_put(
+            _padded(make_data(table[:, first : first + size], n_rows, block), size), devices[k % len(devices)]
+        )
+        for k, first in enumerate(range(0, max(table.shape[1], 1), size))
+    ]
+    return Shards(tuple(parts), np.asarray(n_rows, dtype=np.float64), hosts)
+
+
+def _padded(data: Data, clusters: int) -> Data:
+    """A last part padded to the size of the others."""
+    blocks, rows, block = np.shape(data.table)
+    table = np.zeros((clusters // block, rows, block))
+    table[:blocks] = data.table
+    return data._replace(table=table) if len(table) != blocks else data  # type: ignore[arg-type]
+
+
+def evaluate_shards(layout: Layout, root: Array, tau: Array, shards: Shards) -> Evaluation:
+    """:func:`jaxmed.derivatives.evaluate` over all shards of all processes."""
+    point = np.asarray(root), np.asarray(tau)
+    first = _over_shards(shards, partial(_first_pass, layout, *point))
+    _, beta_cov, contrast = _profile(layout, first, point[1], shards.n_rows)
+    second = _over_shards(shards, partial(_second_pass, layout, *point, beta_cov, contrast))
+    return _assemble(layout, point[1], shards.n_rows, first, second)
+
+
+def value_shards(layout: Layout, root: Array, tau: Array, shards: Shards) -> float:
+    """The negative log likelihood f over all shards of all processes."""
+    point = np.asarray(root), np.asarray(tau)
+    first = _over_shards(shards, partial(_first_pass, layout, *point))
+    return float(_profile(layout, first, point[1], shards.n_rows)[0])
+
+
+def _over_shards(shards: Shards, run: Callable[[Data], Any]) -> Any:
+    """Sum what a pass returns for every shard, in threads: one for each core or device."""
+    with ThreadPoolExecutor(min(_workers(), len(shards.parts))) as pool:
+        found = list(pool.map(run, shards.parts))
+    return shards.hosts.add(reduce(partial(jax.tree.map, np.add), found))
+
+
+def _workers() -> int:
+    """Shards at a time: the cores of this process, or the devices where these are others."""
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu":
+        return len(devices)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@float64
+@jit_by_key
+def _first_pass(layout: Layout, root: Array, tau: Array, data: Data) -> tuple[Array, Array]:
+    return marginal_blocks(layout, root, tau, data)
+
+
+@float64
+@jit_by_key
+def _profile(layout: Layout, first: tuple[Array, Array], tau: Array, n_rows: Array) -> tuple[Array, Array, Array]:
+    return profile(layout, first[0][0], first[1], tau, n_rows)
+
+
+@float64
+@jit_by_key
+def _second_pass(
+    layout: Layout, root: Array, tau: Array, beta_cov: Array, contrast: Array, data: Data
+) -> tuple[Array, ...]:
+    return second_pass(layout, root, tau, data, beta_cov, contrast)
+
+
+_assemble = float64(jit_by_key(assemble))
