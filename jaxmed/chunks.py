@@ -115,15 +115,23 @@ class Chunks:
                 self._schema = self._table.schema
         return self._schema
 
-    def values(self, name: str, distinct: bool) -> Iterator[list[Any]]:
-        """Values of a column that are not null, part by part; from the start again where its type changes."""
-        try:
+    def values(self, name: str) -> Iterator[list[Any]]:
+        """Values of a column that are not null, part by part."""
+        for part in self._parts([name]):
+            yield part[name].drop_nulls().to_list()
+
+    def distinct(self, name: str, most: int) -> set[Any]:
+        """Distinct values of a column that are not null, or some more than ``most`` of them."""
+
+        def action() -> set[Any]:
+            found: set[Any] = set()
             for part in self._parts([name]):
-                present = part[name].drop_nulls()
-                yield (present.unique() if distinct else present).to_list()
-        except RetypedError:
-            self._schema = None
-            yield from self.values(name, distinct)
+                found.update(part[name].drop_nulls().unique().to_list())
+                if len(found) > most:
+                    break
+            return found
+
+        return self._pass(action)
 
     def _parts(self, columns: Sequence[str]) -> Iterator[nw.DataFrame[Any]]:
         """Some columns, part by part, with a word on how far it is."""
@@ -266,11 +274,10 @@ class _Chunk:
     def products(self, plan: Plan) -> Tables:
         """Sums of products by the clusters of this chunk."""
         codes, ids = self._coded
-        complete = self._complete(plan)
-        if codes.min() >= 0 and all(np.all(flag) for flag in complete):
-            every = 2 ** len(complete) - 1
+        if not plan.missing:
+            every = 2 ** len(plan.bits) - 1
             return {every: _sums(plan, every, codes, self.values, len(ids))}
-        pattern = sum((flag.astype(np.int64) << e for e, flag in enumerate(complete)), 0 * codes)
+        pattern = sum((flag.astype(np.int64) << e for e, flag in enumerate(self._complete(plan))), 0 * codes)
         pattern[codes < 0] = 0
         found = {}
         for bits in map(int, np.unique(pattern)):

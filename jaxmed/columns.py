@@ -46,6 +46,8 @@ class Plan:
         Of the working columns.
     categories : dict
         Of the columns that the system has indicators of.
+    missing : set of str
+        Columns, the cluster id among them, that have missing values.
     """
 
     system: System
@@ -54,6 +56,7 @@ class Plan:
     shift: Floats
     scale: Floats
     categories: Mapping[str, tuple[str, ...]]
+    missing: frozenset[str]
 
     @property
     def bits(self) -> tuple[tuple[str, ...], ...]:
@@ -108,8 +111,11 @@ class Source(Protocol):
     def schema(self) -> nw.Schema:
         """Columns and their types."""
 
-    def values(self, name: str, distinct: bool) -> Iterator[list[Any]]:
-        """Values of a column that are not null, in parts; none where there are no rows."""
+    def values(self, name: str) -> Iterator[list[Any]]:
+        """Values of a column that are not null, in parts; no parts where there are no rows."""
+
+    def distinct(self, name: str, most: int) -> set[Any]:
+        """Distinct values of a column that are not null, or some more than ``most`` of them."""
 
     def summaries(self, system: System) -> tuple[list[Column], int, int]:
         """Of the columns of a system; the number of rows, and of rows without a cluster id."""
@@ -195,7 +201,7 @@ def _check_numeric(source: Source, name: str, dtype: nw.dtypes.DType) -> None:
         return
     first: list[Any] = []
     rows = False
-    for seen in source.values(name, distinct=False):
+    for seen in source.values(name):
         rows = True
         first = first or seen[:1]
         wrong = [value for value in seen if not _is_number(value)]

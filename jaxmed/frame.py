@@ -98,14 +98,13 @@ def categories(source: Source, name: str) -> tuple[str, ...]:
     dtype = source.schema()[name]
     if dtype.is_temporal() or dtype.is_nested():
         raise DataError(f"the categorical column {name!r} has type {dtype}; make its categories text or whole numbers")
-    found: set[Any] = set()
-    for values in source.values(name, distinct=True):
-        found.update(value for value in values if value == value)  # NaN is missing
-        if len(found) > CATEGORIES:
-            raise DataError(
-                f"the categorical column {name!r} has more than {CATEGORIES} categories; merge some, or take it out of "
-                "reference to use it as a number"
-            )
+    # NaN, which may be among the values, is missing.
+    found = {value for value in source.distinct(name, CATEGORIES + 1) if value == value}
+    if len(found) > CATEGORIES:
+        raise DataError(
+            f"the categorical column {name!r} has more than {CATEGORIES} categories; merge some, or take it out of "
+            "reference to use it as a number"
+        )
     if found & {math.inf, -math.inf}:
         raise DataError(
             f"the categorical column {name!r} has infinite values; set them to missing or remove these rows"
@@ -156,7 +155,8 @@ def read(data: Any, system: System, missing: str = "available", facts: Facts | N
     counts = {name: column.missing for name, column in summaries.items()} | {system.cluster: missing_cluster}
     check_complete(counts, missing)
     shift, scale = _working_scale(summaries)
-    plan = Plan(system, groups, averaged, shift, scale, (facts or Facts()).categories)
+    with_missing = frozenset(name for name, count in counts.items() if count)
+    plan = Plan(system, groups, averaged, shift, scale, (facts or Facts()).categories, with_missing)
     moments = _to_moments(source.grouped(plan), plan, summaries, rows, counts)
     return replace(moments, constants=_constants(source, plan, moments))
 

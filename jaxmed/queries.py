@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property, reduce
 from operator import and_, mul, or_
 from typing import Any
@@ -17,6 +18,7 @@ from jaxmed.columns import Column, Grouped, Plan, cluster_labels, own_words, wor
 from jaxmed.moments import Floats
 from jaxmed.spec import System
 
+DIGITS = 1e-3  # a standard deviation below so much of the mean is computed again
 SEEN = 1000  # values to look at, where some are enough
 
 
@@ -35,66 +37,81 @@ class Query:
         """Columns and their types."""
         return self._schema
 
-    def values(self, name: str, distinct: bool) -> Iterator[list[Any]]:
-        """Values of a column that are not null, :data:`SEEN` at the most; none where there are no rows."""
+    def values(self, name: str) -> Iterator[list[Any]]:
+        """Some values of a column that are not null; nothing where there are no rows."""
         column = self._frame.select(nw.col(name))
-        present = column.filter(~nw.col(name).is_null())
-        found = _collect((present.unique() if distinct else present).head(SEEN))[name].to_list()
+        found = _collect(column.filter(~nw.col(name).is_null()).head(SEEN))[name].to_list()
         if found or len(_collect(column.head(1))):
             yield found
 
-    def _prepared(self, system: System) -> nw.LazyFrame[Any]:
-        """The cluster id and the columns of a system, NaN made null."""
+    def distinct(self, name: str, most: int) -> set[Any]:
+        """Distinct values of a column that are not null, or some more than ``most`` of them."""
+        column = self._frame.select(nw.col(name)).filter(~nw.col(name).is_null())
+        return set(_collect(column.unique().head(most + 1))[name].to_list())
+
+    def _prepared(self, system: System, missing: Collection[str]) -> nw.LazyFrame[Any]:
+        """The cluster id and the columns of a system, NaN made null in those that may have missing values."""
         cluster, *values = working_columns(self, system)
-        return self._frame.select(cluster, *(value.fill_nan(None) for value in values))
+        named = zip(system.columns, values, strict=True)
+        return self._frame.select(
+            cluster, *(value.fill_nan(None) if name in missing else value for name, value in named)
+        )
 
     def summaries(self, system: System) -> tuple[list[Column], int, int]:
-        """Of the columns of a system; the number of rows, and of rows without a cluster id."""
-        prepared = self._prepared(system)
-        wanted = [nw.len().alias("rows"), nw.col("cluster").null_count().alias("no_cluster")]
-        for at in range(len(system.columns)):
-            value = nw.col(f"v{at}")
-            wanted += [
-                value.null_count().alias(f"missing{at}"),
-                value.mean().alias(f"mean{at}"),
-                value.std().alias(f"sd{at}"),
-                value.min().alias(f"minimum{at}"),
-                value.max().alias(f"maximum{at}"),
+        """Of the columns of a system; the number of rows, and of rows without a cluster id.
+
+        The first look takes every number as it is, and deviations from zero. Where a sum is NaN a second one makes NaN
+        null, and where too few digits are left it takes deviations from the mean: conditions on every value, or an
+        engine's own standard deviation, would take up to twice the time.
+        """
+        centres = [0.0] * len(system.columns)
+        with_nan: set[str] = set()
+        while True:
+            prepared = self._prepared(system, with_nan)
+            row = _sums(prepared, centres)
+            found = [_column(row, at, name, centres[at]) for at, name in enumerate(system.columns)]
+            nan = {column.name for column in found if math.isnan(column.mean)} - with_nan
+            coarse = [
+                column.sd < DIGITS * abs(column.mean) and not centre
+                for column, centre in zip(found, centres, strict=True)
             ]
-        row = _collect(prepared.select(*wanted)).rows(named=True)[0]
-        found = []
-        for at, name in enumerate(system.columns):
-            numbers = {key: _number(row[f"{key}{at}"]) for key in ("mean", "sd", "minimum", "maximum")}
-            infinite = 0
-            if math.inf in (numbers["maximum"], -numbers["minimum"]):
-                infinite = len(_collect(prepared.filter(nw.col(f"v{at}").abs() == math.inf).select(f"v{at}")))
-            found.append(Column(name=name, missing=int(row[f"missing{at}"] or 0), infinite=infinite, **numbers))
-        return found, int(row["rows"]), int(row["no_cluster"] or 0)
+            if not nan and not any(coarse):
+                break
+            with_nan |= nan
+            centres = [
+                column.mean if far else centre for column, far, centre in zip(found, coarse, centres, strict=True)
+            ]
+        for at, column in enumerate(found):
+            if math.inf in (column.maximum, -column.minimum):
+                infinite = prepared.filter(nw.col(f"v{at}").abs() == math.inf).select(nw.len().alias("rows"))
+                found[at] = replace(column, infinite=int(_collect(infinite)["rows"][0]))
+        return found, int(row["rows"]), int(row["rows"]) - int(row["with_cluster"])
 
     def grouped(self, plan: Plan) -> Grouped:
         """Sums of products by cluster and pattern, by one group-by."""
         columns, monomials = plan.system.columns, plan.monomials
         at = {name: k for k, name in enumerate(columns)}
-        working = (
-            ((nw.col(f"v{k}") - float(plan.shift[k])) / float(plan.scale[k])).alias(f"v{k}")
-            for k in range(len(columns))
-        )
-        pattern = sum((flag.cast(nw.Int64) * 2**e for e, flag in enumerate(_complete(plan))), nw.lit(0))
+        working = [_working(plan, k) for k in range(len(columns))]
         row, col = np.triu_indices(len(monomials))
         products = [
             reduce(mul, (nw.col(f"v{at[name]}") for name in (*monomials[i], *monomials[j]))).alias(f"p{k}")
             for k, (i, j) in enumerate(zip(row, col, strict=True))
             if k > 0
         ]
-        collected = _collect(
-            self._prepared(plan.system)
-            .select("cluster", pattern.alias("pattern"), *working)
-            .filter(~nw.col("cluster").is_null(), nw.col("pattern") > 0)
-            .select("cluster", "pattern", *products)
-            .group_by("cluster", "pattern")
-            .agg(nw.len().alias("p0"), *(nw.col(f"p{k}").sum() for k in range(1, len(row))))
-        )
-        code = collected["pattern"].to_numpy().astype(np.int64)
+        prepared, keys = self._prepared(plan.system, plan.missing), ["cluster"]
+        if plan.missing:
+            pattern = sum((flag.cast(nw.Int64) * 2**e for e, flag in enumerate(_complete(plan))), nw.lit(0))
+            keys = ["cluster", "pattern"]
+            prepared = prepared.select("cluster", pattern.alias("pattern"), *working)
+            prepared = prepared.filter(~nw.col("cluster").is_null(), nw.col("pattern") > 0)
+        else:
+            prepared = prepared.select("cluster", *working)
+        sums = prepared.select(*keys, *products).group_by(*keys)
+        collected = _collect(sums.agg(nw.len().alias("p0"), *(nw.col(f"p{k}").sum() for k in range(1, len(row)))))
+        if plan.missing:
+            code = collected["pattern"].to_numpy().astype(np.int64)
+        else:
+            code = np.full(len(collected), 2 ** len(plan.bits) - 1)
 
         def rows(chosen: NDArray[np.bool_], packed: NDArray[np.int64]) -> Iterator[Floats]:
             for k in packed:
@@ -110,7 +127,9 @@ class Query:
         at = plan.positions(names)
         ends = [nw.col(f"v{k}").min().alias(f"low{k}") for k in at]
         ends += [nw.col(f"v{k}").max().alias(f"high{k}") for k in at]
-        counts = self._prepared(plan.system).filter(~nw.col("cluster").is_null(), reduce(or_, _complete(plan)))
+        counts = self._prepared(plan.system, plan.missing).filter(
+            ~nw.col("cluster").is_null(), reduce(or_, _complete(plan))
+        )
         found = _collect(counts.group_by("cluster").agg(*ends))
 
         def column(name: str) -> Floats:
@@ -121,7 +140,39 @@ class Query:
 
     def to_pandas(self, system: System) -> pd.DataFrame:
         """The cluster id and the columns of a system, row by row."""
-        return _collect(self._prepared(system)).to_pandas()
+        return _collect(self._prepared(system, system.columns)).to_pandas()
+
+
+def _working(plan: Plan, k: int) -> nw.Expr:
+    """A working column; a product with the inverse of a power of two is exact, and faster than a quotient."""
+    value, shift, scale = nw.col(f"v{k}"), float(plan.shift[k]), float(plan.scale[k])
+    if shift:
+        value = value - shift
+    return value if scale == 1 else (value * (1 / scale)).alias(f"v{k}")
+
+
+def _sums(prepared: nw.LazyFrame[Any], centres: Sequence[float]) -> dict[str, Any]:
+    """Rows, and by column what is there, sum and sum of squares of deviations from a centre, and the range."""
+    wanted = [nw.len().alias("rows"), nw.col("cluster").count().alias("with_cluster")]
+    for at, centre in enumerate(centres):
+        value = nw.col(f"v{at}")
+        away = value - centre if centre else value
+        wanted += [
+            value.count().alias(f"count{at}"),
+            away.sum().alias(f"sum{at}"),
+            (away * away).sum().alias(f"square{at}"),
+            value.min().alias(f"minimum{at}"),
+            value.max().alias(f"maximum{at}"),
+        ]
+    return _collect(prepared.select(*wanted)).rows(named=True)[0]
+
+
+def _column(row: dict[str, Any], at: int, name: str, centre: float) -> Column:
+    total, square, minimum, maximum = (_number(row[f"{key}{at}"]) for key in ("sum", "square", "minimum", "maximum"))
+    count = int(row[f"count{at}"])
+    away = total / count if count else math.nan
+    sd = math.sqrt(max(square - count * away * away, 0.0) / (count - 1)) if count > 1 else math.nan
+    return Column(name, int(row["rows"]) - count, centre + away, sd, minimum, maximum)
 
 
 def _complete(plan: Plan) -> list[nw.Expr]:
