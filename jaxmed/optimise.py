@@ -23,7 +23,7 @@ from jaxmed.terms import INTERCEPT
 from jaxmed.totals import Totals
 
 WARM_UP = 30  # L-BFGS iterations at the most
-ENOUGH = 1.0  # log likelihood units: an L-BFGS iteration that gains less is the last
+ENOUGH = 10.0  # log likelihood units: an L-BFGS iteration that gains less is the last
 LOGGED = 131  # rows of the trace: warm-up, start and 100 Newton steps
 LIFT = 0.05  # residual sds: the least pivot of the root of G at a start
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any
 
@@ -78,17 +79,17 @@ class Equation:
         object.__setattr__(self, "random", tuple(name for name in fixed if name in varying))
         object.__setattr__(self, "level", int(level))
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, ...]:
         """Labels ``outcome~predictor`` of the fixed effects."""
         return tuple(f"{self.outcome}~{name}" for name in self.predictors)
 
-    @property
+    @cached_property
     def random_labels(self) -> tuple[str, ...]:
         """Labels ``outcome~predictor`` of the random effects."""
         return tuple(f"{self.outcome}~{name}" for name in self.random)
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """Data columns that a row must have observed to count in this equation."""
         used = (column for name in self.predictors for column in terms.columns(name))
@@ -208,43 +209,43 @@ class System:
         equations = [Equation(outcome, predictors, random) for outcome, predictors, random, _ in parsed]
         return cls(equations, common_cluster(formulas, named), covariance, residuals)
 
-    @property
+    @cached_property
     def outcomes(self) -> tuple[str, ...]:
         """Outcomes, one per equation."""
         return tuple(equation.outcome for equation in self.equations)
 
-    @property
+    @cached_property
     def labels(self) -> tuple[str, ...]:
         """Labels of all fixed effects, equation by equation."""
         return tuple(label for equation in self.equations for label in equation.labels)
 
-    @property
+    @cached_property
     def random_labels(self) -> tuple[str, ...]:
         """Labels of all random effects, equation by equation."""
         return tuple(label for equation in self.equations for label in equation.random_labels)
 
-    @property
+    @cached_property
     def columns(self) -> tuple[str, ...]:
         """Distinct data columns of the equations, in order of first appearance."""
         return tuple(dict.fromkeys(name for equation in self.equations for name in equation.columns))
 
-    @property
+    @cached_property
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """Columns that a row must have observed, per equation."""
         return tuple(equation.columns for equation in self.equations)
 
-    @property
+    @cached_property
     def categorical(self) -> tuple[str, ...]:
         """Columns whose categories only the data can tell: none, since a system names its indicators."""
         return ()
 
-    @property
+    @cached_property
     def terms(self) -> tuple[str, ...]:
         """Distinct terms and outcomes of the equations, without the intercept."""
         every = (name for equation in self.equations for name in (*equation.predictors, equation.outcome))
         return tuple(name for name in dict.fromkeys(every) if name != INTERCEPT)
 
-    @property
+    @cached_property
     def random_pairs(self) -> tuple[tuple[int, int], ...]:
         """Free entries (row >= column) of the covariance of the random effects, row by row."""
         labels = self.random_labels
@@ -260,7 +261,7 @@ class System:
             of = [next(k for k, names in enumerate(self.covariance) if label in names) for label in labels]
         return tuple((a, b) for a in range(len(labels)) for b in range(a + 1) if of[a] == of[b])
 
-    @property
+    @cached_property
     def residual_groups(self) -> tuple[tuple[int, ...], ...]:
         """Equations by shared residuals, every equation once."""
         at = {name: e for e, name in enumerate(self.outcomes)}
@@ -268,23 +269,23 @@ class System:
         shared = {e for group in groups for e in group}
         return tuple(sorted([*groups, *((e,) for e in at.values() if e not in shared)]))
 
-    @property
+    @cached_property
     def residual_pairs(self) -> tuple[tuple[int, int], ...]:
         """Pairs of equations (e > f) with correlated residuals."""
         return tuple((f, e) for group in self.residual_groups for e, f in combinations(group, 2))
 
-    @property
+    @cached_property
     def averaged(self) -> tuple[str, ...]:
         """Columns whose cluster mean is taken, over all rows in which they are observed."""
         found = (factor.column for name in self.terms for factor in terms.factors(name) if factor.part)
         return tuple(dict.fromkeys(found))
 
-    @property
+    @cached_property
     def row_products(self) -> tuple[tuple[str, ...], ...]:
         """Products of columns, row by row, that the terms may need."""
         return tuple(sorted({found for name in self.terms for found in terms.row_products(name)}))
 
-    @property
+    @cached_property
     def centred(self) -> frozenset[str]:
         """Terms from which a constant may be subtracted without changing the model.
 
