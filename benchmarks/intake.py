@@ -125,10 +125,13 @@ def compare(engine: str, rows: int, clusters: int, order: str, repeats: int) -> 
 
 
 def peak() -> float:
-    """GiB that this process has held at most."""
+    """GiB that this process has held at most (Linux: not what its parent held, which ``ru_maxrss`` remembers)."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 2**20
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2 ** (20 if sys.platform == "linux" else 30)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30
 
 
 def read_file(path: Path) -> None:

@@ -464,6 +464,9 @@ def _text_or_numpy(ids: pa.Array) -> Any:
 
 def _factorize(values: NDArray[Any]) -> tuple[Codes, NDArray[Any]]:
     """Codes and distinct values, in order of appearance."""
+    if len(values) and np.all(values[1:] >= values[:-1]):  # no table of hashes for what is sorted
+        first = np.concatenate([[True], values[1:] != values[:-1]])
+        return np.cumsum(first) - 1, values[first]
     if values.dtype.kind in "mMb":  # pandas knows not every unit of time
         bits = f"i{values.dtype.itemsize}"
         codes, found = pd.factorize(values.view(bits))

@@ -23,7 +23,7 @@ from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError
 from jaxmed.fit import Fit
 from jaxmed.fit import fit as fit_model
 from jaxmed.mediation import Mediation
-from jaxmed.store import write_atomically
+from jaxmed.store import save_moments, write_atomically
 
 BAD_INPUT, NO_FIT, INTERRUPTED = 2, 1, 130
 
@@ -206,6 +206,10 @@ def fit(
     save: Annotated[
         Path | None, typer.Option("--save", metavar="OUT", help="Save the fit, to go on with jaxmed.load in Python.")
     ] = None,
+    moments: Annotated[
+        Path | None,
+        typer.Option(metavar="OUT", help="Save what was read, to a .moments file that stands for DATA in later fits."),
+    ] = None,
     max_iter: Annotated[int | None, typer.Option(help="Newton iterations at the most (default 100).")] = None,
     verbose: Annotated[bool | None, typer.Option("--verbose", help="Print the iteration log to stderr.")] = None,
     quiet: Annotated[bool | None, typer.Option("--quiet", help="Do not print the tables.")] = None,
@@ -246,6 +250,8 @@ def fit(
         _write(Path(json), fitted.to_json(**shown) + "\n")
     if save is not None:
         fitted.save(save)
+    if settings.get("moments") is not None:
+        save_moments(fitted.moments, settings["moments"])
     if not fitted.converged:
         raise FitError(fitted.message)
 
@@ -297,7 +303,7 @@ def stack(
 
 FIT_SETTINGS = (
     *("data", "reml", "missing", "max_iter", "se", "level", "at", "difference", "heterogeneity"),
-    *("json", "save", "verbose", "quiet"),
+    *("json", "save", "moments", "verbose", "quiet"),
 )
 
 

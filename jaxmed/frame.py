@@ -235,19 +235,29 @@ def _to_moments(
     if not any(code & (2 ** len(plan.groups) - 1) for code in grouped.patterns):
         counts = ", ".join(f"{name!r}: {column.missing}" for name, column in summaries.items())
         raise DataError(f"no row has all the columns of any equation observed (missing values: {counts})")
-    clusters, place = np.unique(grouped.labels, return_inverse=True)
+    order = np.argsort(grouped.labels, kind="stable")
+    clusters = grouped.labels[order]
+    first = np.concatenate([[True], clusters[1:] != clusters[:-1]])
+    once = np.all(first)  # unless a label is there twice: -0.0 and 0.0, or in several patterns
+    clusters = clusters if once else clusters[first]
     if len(clusters) < 2:
         raise DataError(
             f"the cluster column {system.cluster!r} has one cluster ({clusters[0]}); a multilevel model needs at "
             "least two, and some tens to estimate how effects vary"
         )
+    if not (once and all(isinstance(at, slice) for at, _ in grouped.patterns.values())):
+        place = np.empty(len(order), dtype=np.intp)
+        place[order] = np.cumsum(first) - 1
     patterns = []
     used = np.zeros(len(plan.groups))
     dropped = rows
     for code, (at, products) in grouped.patterns.items():
         table = np.empty((len(plan.packed(code)), len(clusters)))
         for row, values in zip(table, products, strict=True):
-            row[:] = np.bincount(place[at], values, len(clusters))  # a label may be there twice: -0.0 and 0.0
+            if once and isinstance(at, slice):
+                np.take(values, order, out=row)
+            else:
+                row[:] = np.bincount(place[at], values, len(clusters))
         patterns.append(Pattern(plan.observed(code), table))
         own = [e for e in range(len(used)) if code >> e & 1]
         used[own] += table[0].sum()

@@ -108,17 +108,18 @@ class Query:
             prepared = prepared.select("cluster", *working)
         sums = prepared.select(*keys, *products).group_by(*keys)
         collected = _collect(sums.agg(nw.len().alias("p0"), *(nw.col(f"p{k}").sum() for k in range(1, len(row)))))
-        if plan.missing:
-            code = collected["pattern"].to_numpy().astype(np.int64)
-        else:
-            code = np.full(len(collected), 2 ** len(plan.bits) - 1)
+        labels = _labels(collected["cluster"], plan.system.cluster)
 
-        def rows(chosen: NDArray[np.bool_], packed: NDArray[np.int64]) -> Iterator[Floats]:
+        def rows(chosen: Any, packed: NDArray[np.int64]) -> Iterator[Floats]:
             for k in packed:
                 yield collected[f"p{k}"].to_numpy().astype(np.float64, copy=False)[chosen]
 
-        patterns = {int(bits): (code == bits, rows(code == bits, plan.packed(int(bits)))) for bits in np.unique(code)}
-        return Grouped(_labels(collected["cluster"], plan.system.cluster), patterns)
+        if not plan.missing:
+            every = 2 ** len(plan.bits) - 1
+            return Grouped(labels, {every: (slice(None), rows(slice(None), plan.packed(every)))})
+        code = collected["pattern"].to_numpy().astype(np.int64)
+        found = {int(bits): np.flatnonzero(code == bits) for bits in np.unique(code)}
+        return Grouped(labels, {bits: (at, rows(at, plan.packed(bits))) for bits, at in found.items()})
 
     def extremes(
         self, plan: Plan, names: Sequence[str]

@@ -118,6 +118,12 @@ def test_save_and_load(run, data, plain, tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["saved.fit"]
 
 
+def test_moments_in_place_of_data(run, data, tmp_path):
+    path = tmp_path / "rows.moments"
+    first = succeeded(run("fit", data, *COLUMNS, "--random", "none", "--moments", path))
+    assert succeeded(run("fit", path, *COLUMNS, "--random", "none")) == first
+
+
 def test_verbose_logs_to_stderr_only(run, data, plain):
     code, out, err = run("fit", data, *COLUMNS, "--random", "none", "--verbose")
     assert code == 0

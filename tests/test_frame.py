@@ -216,7 +216,10 @@ def test_spark(tmp_path):
     session = sql.SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false").getOrCreate()
     try:
         rows = make_rows()
-        check(read(session.createDataFrame(rows), SYSTEM), rows)
+        frame = session.createDataFrame(rows)
+        check(read(frame, SYSTEM), rows)
+        model = jm.System([jm.Equation("m", ["1", "x"], random=["1"])], cluster="id")
+        assert jm.fit(frame, model).loglik == pytest.approx(jm.fit(rows, model).loglik, abs=1e-9)
     finally:
         session.stop()
 

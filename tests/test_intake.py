@@ -316,6 +316,24 @@ def test_lazy_polars_frames_stream(monkeypatch):
     same(found, read(rows, WIDE))
 
 
+@pytest.mark.filterwarnings("ignore:Dask support is moving out of Narwhals:FutureWarning")
+def test_dask():
+    frames = pytest.importorskip("dask.dataframe")
+    rows = make_rows()
+    same(read(frames.from_pandas(rows, npartitions=3), WIDE), read(rows, WIDE))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e9])
+@pytest.mark.parametrize("nothing", [None, float("nan")])
+def test_queries_find_the_scale_of_columns_far_from_zero_and_with_nan(offset, nothing):
+    rows = make_rows(missing=0.0)
+    rows["x"] += offset
+    frame = pl.from_pandas(rows).with_columns(m=pl.when(pl.int_range(pl.len()) == 3).then(nothing).otherwise("m"))
+    found = read(frame.lazy(), SYSTEM)
+    same(found, read(frame, SYSTEM))
+    assert found.intake.missing["m"] == 1
+
+
 PEAK = """
 import sys
 import jaxmed as jm
