@@ -16,7 +16,7 @@ import pyarrow as pa
 from jaxmed.errors import DataError
 
 MISSING_TEXT = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "."]
-BLOCK = 1 << 24  # bytes of a csv file that are read at a time, and over the first of which column types are inferred
+BLOCK = 1 << 22  # bytes of a csv file that are read at a time, and over the first of which column types are inferred
 ROWS = 1 << 20  # of a parquet file that are read at a time
 BUFFER = 1 << 20  # bytes of a column of a parquet file that are read at a time
 NEXT_TYPE = {pa.float64(): pa.bool_()}  # to try where a value does not fit; any other type becomes text

@@ -142,7 +142,7 @@ def eliminate(layout: Layout, root: Array, weighted: Array) -> tuple[Array, Arra
     q = len(z)
     transposed = root.T[:, :, None]
     left = linalg.matmul(transposed, weighted[z])
-    matrix = linalg.matmul(left[:, z], root[:, :, None]) + jnp.eye(q)[:, :, None]
+    matrix = linalg.matmul(left[:, z], root[:, :, None]) + jnp.eye(q, dtype=weighted.dtype)[:, :, None]
     roots = jnp.broadcast_to(transposed, (q, q, weighted.shape[2]))
     half, logdet = linalg.half_solve(matrix, jnp.concatenate([left, roots], axis=1))
     return half[:, : layout.n_fixed + 1], half[:, layout.n_fixed + 1 :], logdet

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from typing import Any
 
 import jax
@@ -20,7 +20,8 @@ from jaxmed.hosts import ALONE, Hosts
 from jaxmed.likelihood import BLOCK, Data, make_data, marginal_blocks, profile
 from jaxmed.params import Layout
 
-SHARD = 64 * BLOCK  # clusters; more of them are fitted shard by shard
+SHARD = 64 * BLOCK  # clusters, at the most
+LEAST = 4  # shards, if there are as many blocks
 GPU_BLOCK, GPU_SHARD = 1 << 13, 1 << 16  # where thousands of threads wait for work
 
 
@@ -46,23 +47,25 @@ class Shards:
 def make_shards(
     table: NDArray[np.float64], n_rows: tuple[int, ...], hosts: Hosts = ALONE, devices: Sequence[Any] | None = None
 ) -> Shards:
-    """Cut a table of moments, shape (rows, clusters), into shards.
+    """Cut a table of moments, shape (rows, clusters), into shards of the same shape.
 
     Sums are added shard by shard in their order, whatever the number of cores and devices.
     """
     devices = jax.local_devices() if devices is None else devices
     block, size = (BLOCK, SHARD) if devices[0].platform == "cpu" else (GPU_BLOCK, GPU_SHARD)
+    blocks = max(1, -(-table.shape[1] // block))
+    each = block * -(-blocks // max(LEAST, -(-blocks * block // size)))  # even, so that no core waits long
     parts = [
         jax.device_put(
-            _padded(make_data(table[:, first : first + size], n_rows, block), size), devices[k % len(devices)]
+            _padded(make_data(table[:, first : first + each], n_rows, block), size), devices[k % len(devices)]
         )
-        for k, first in enumerate(range(0, max(table.shape[1], 1), size))
+        for k, first in enumerate(range(0, blocks * block, each))
     ]
     return Shards(tuple(parts), np.asarray(n_rows, dtype=np.float64), hosts)
 
 
 def _padded(data: Data, clusters: int) -> Data:
-    """A last part padded to the size of the others."""
+    """A part padded to the size of the largest."""
     blocks, rows, block = np.shape(data.table)
     table = np.zeros((clusters // block, rows, block))
     table[:blocks] = data.table
@@ -87,9 +90,13 @@ def value_shards(layout: Layout, root: Array, tau: Array, shards: Shards) -> flo
 
 def _over_shards(shards: Shards, run: Callable[[Data], Any]) -> Any:
     """Sum what a pass returns for every shard, in threads: one for each core or device."""
-    with ThreadPoolExecutor(min(_workers(), len(shards.parts))) as pool:
-        found = list(pool.map(run, shards.parts))
+    found = list(_pool(_workers()).map(run, shards.parts))
     return shards.hosts.add(reduce(partial(jax.tree.map, np.add), found))
+
+
+@cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="jaxmed")
 
 
 def _workers() -> int:
