@@ -14,20 +14,17 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from jaxmed.columns import Column, Grouped, Plan, check_one_kind, cluster_labels, no_ids, own_words, working_columns
-from jaxmed.errors import DataError
+from jaxmed.columns import Column, Grouped, Plan, own_words, working_columns
 from jaxmed.files import RetypedError, numbers_if_they_fit, resolve_names, written_numbers
+from jaxmed.ids import Codes, Tables, Total, encode
 from jaxmed.moments import Floats
 from jaxmed.progress import progress
 from jaxmed.spec import System
 
 Result = TypeVar("Result")
-Codes = NDArray[np.intp]
-Tables = dict[int, list[Floats]]  # pattern -> values by cluster, one array per packed product
 
 ROWS = 1 << 20  # of a frame in memory that are looked at at a time
 BLOCK = 1 << 14  # rows whose products stay in the processor's cache
-WAITING = 1 << 20  # clusters of chunks that wait to be added up, at the least
 
 
 class Parts(Protocol):
@@ -195,8 +192,8 @@ class Chunks:
     def grouped(self, plan: Plan) -> Grouped:
         """Sums of products by cluster and pattern."""
 
-        def action() -> _Total:
-            total = _Total(plan.system.cluster, self._table.written_ids, np.add, 0.0)
+        def action() -> Total:
+            total = Total(plan.system.cluster, self._table.written_ids, np.add, 0.0)
             for chunk in self._chunks(plan.system):
                 total.add(chunk.ids, chunk.products(plan))
             return total
@@ -218,8 +215,8 @@ class Chunks:
         """Smallest and largest value of columns by cluster, over the rows that count."""
         at = plan.positions(names)
 
-        def action() -> _Total:
-            total = _Total(plan.system.cluster, self._table.written_ids, np.minimum, np.inf)
+        def action() -> Total:
+            total = Total(plan.system.cluster, self._table.written_ids, np.minimum, np.inf)
             for chunk in self._chunks(plan.system):
                 total.add(chunk.ids, {0: chunk.lowest(plan, at)})
             return total
@@ -259,7 +256,7 @@ class _Chunk:
 
     @cached_property
     def _coded(self) -> tuple[Codes, Any]:
-        return _encode(self._prepared["cluster"], self._cluster)
+        return encode(self._prepared["cluster"], self._cluster)
 
     @property
     def ids(self) -> Any:
@@ -379,112 +376,3 @@ class _Summary:
         """What was found."""
         sd = float(np.sqrt(self.square / (self.count - 1))) if self.count > 1 else math.nan
         return Column(name, self.missing, float(self.mean), sd, self.minimum, self.maximum, self.infinite)
-
-
-# Ids -----------------------------------------------------------------------------------------------------------------
-
-
-class _Total:
-    """Tables by cluster to which chunks are added; clusters are found as they come."""
-
-    def __init__(self, cluster: str, written: bool, combine: np.ufunc, empty: float) -> None:
-        self._cluster, self._combine, self._empty = cluster, combine, empty
-        self._numbers: tuple[str, ...] = ("int64", "float64") if written else ()
-        self._written = written
-        self._ids: Any = None
-        self._tables: Tables = {}
-        self._waiting: list[tuple[Any, Tables]] = []
-
-    def add(self, ids: Any, tables: Tables) -> None:
-        """Take in tables of some clusters."""
-        if self._written:
-            self._numbers = written_numbers(ids, self._numbers)
-        if self._ids is None:
-            self._ids, self._tables = ids, tables
-            return
-        self._waiting.append((ids, tables))
-        if sum(len(ids) for ids, _ in self._waiting) > max(WAITING, len(self._ids) // 2):
-            self._settle()
-
-    def _settle(self) -> None:
-        """Add up what waits."""
-        before = len(self._ids)
-        places, self._ids = _unify([self._ids, *(ids for ids, _ in self._waiting)], self._cluster)
-        size = len(self._ids)
-        for table in self._tables.values():
-            for k, old in enumerate(table):
-                table[k] = np.concatenate([old, np.full(size - before, self._empty)])
-        for place, (_, tables) in zip(places[1:], self._waiting, strict=True):
-            for pattern, rows in tables.items():
-                if pattern not in self._tables:
-                    self._tables[pattern] = [np.full(size, self._empty) for _ in rows]
-                for old, new in zip(self._tables[pattern], rows, strict=True):
-                    old[place] = self._combine(old[place], new)  # a cluster is in a chunk once
-        self._waiting = []
-
-    def finish(self) -> tuple[NDArray[np.generic], Tables]:
-        """Cluster labels and their tables."""
-        if self._ids is None:
-            return np.empty(0), {}
-        if self._waiting:
-            self._settle()
-        ids = numbers_if_they_fit(self._ids, self._numbers) if self._written else self._ids
-        if isinstance(ids, pa.Array):
-            ids = ids.to_pylist() if pa.types.is_string(ids.type) else ids.to_numpy(zero_copy_only=False)
-        return cluster_labels(ids, self._cluster), self._tables
-
-
-def _encode(series: nw.Series[Any], name: str) -> tuple[Codes, Any]:
-    """Code of every id, -1 where it is missing, and the ids: a NumPy array, or text as a pyarrow array."""
-    if isinstance(series.dtype, nw.Object):
-        values = pd.Series(series.to_list(), dtype=object).to_numpy()
-        try:
-            codes, found = pd.factorize(values)
-            check_one_kind(list(found), name)
-            return codes, _text_or_numpy(pa.array(list(found)))
-        except (TypeError, OverflowError, pa.ArrowException) as error:
-            raise no_ids(values[0], name) from error
-    values = series.to_arrow()
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    if values.null_count == 0 and pa.types.is_primitive(values.type):
-        return _factorize(values.to_numpy(zero_copy_only=False))
-    if pa.types.is_string_view(values.type):
-        values = values.cast(pa.large_string())
-    coded = values.dictionary_encode()
-    codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.intp)
-    return codes, _text_or_numpy(coded.dictionary)
-
-
-def _text_or_numpy(ids: pa.Array) -> Any:
-    if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
-        return ids.cast(pa.string())
-    return ids.to_numpy(zero_copy_only=False)
-
-
-def _factorize(values: NDArray[Any]) -> tuple[Codes, NDArray[Any]]:
-    """Codes and distinct values, in order of appearance."""
-    if len(values) and np.all(values[1:] >= values[:-1]):  # no table of hashes for what is sorted
-        first = np.concatenate([[True], values[1:] != values[:-1]])
-        return np.cumsum(first) - 1, values[first]
-    if values.dtype.kind in "mMb":  # pandas knows not every unit of time
-        bits = f"i{values.dtype.itemsize}"
-        codes, found = pd.factorize(values.view(bits))
-        return codes, found.view(values.dtype)
-    return pd.factorize(values)
-
-
-def _unify(parts: list[Any], name: str) -> tuple[list[Codes], Any]:
-    """Codes of ids in parts among all of them; those of the first part come first and keep their order."""
-    kinds = sorted({"str" if isinstance(part, pa.Array) else str(part.dtype) for part in parts})
-    if len(kinds) > 1:
-        raise DataError(
-            f"the cluster column {name!r} mixes types ({', '.join(kinds)}); make them one type first, e.g. "
-            f"data[{name!r}] = data[{name!r}].astype(str)"
-        )
-    if isinstance(parts[0], pa.Array):
-        coded = pa.chunked_array(parts).combine_chunks().dictionary_encode()
-        codes, ids = coded.indices.to_numpy().astype(np.intp), coded.dictionary
-    else:
-        codes, ids = _factorize(np.concatenate(parts))
-    return np.split(codes, np.cumsum([len(part) for part in parts])[:-1]), ids

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 import jaxmed as jm
-from jaxmed import chunks, files
+from jaxmed import chunks, files, ids
 from jaxmed.frame import read
 from jaxmed.progress import progress
 
@@ -57,7 +57,7 @@ def tiny(monkeypatch):
         monkeypatch.setattr(files, "BLOCK", 60 * rows)
         monkeypatch.setattr(chunks, "ROWS", rows)
         monkeypatch.setattr(chunks, "BLOCK", 4)
-        monkeypatch.setattr(chunks, "WAITING", 5)
+        monkeypatch.setattr(ids, "WAITING", 5)
 
     return shrink
 
@@ -141,7 +141,7 @@ def test_chunks_of_any_data(seed, missing, size):
     expected = read(rows, WIDE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(chunks, "ROWS", size)
-        patch.setattr(chunks, "WAITING", size)
+        patch.setattr(ids, "WAITING", size)
         same(read(rows, WIDE), expected)
 
 
