@@ -127,15 +127,10 @@ def judge(layout: Layout, state: State, there: Candidate, evaluation: Evaluation
     point = jax.tree.map(lambda ours, old: jnp.where(accepted, ours, old), new, point)
 
     gradient, hessian, unit = scaled(point)
-    # The certificate: what an undamped step would gain, whatever the damping of the next.
-    plain = linalg.cholesky(hessian + RIDGE * jnp.eye(len(hessian)))
-    definite = jnp.all(jnp.isfinite(plain))
-    decrement = jnp.where(definite, gradient @ linalg.solve_cholesky(plain, gradient) / 2, jnp.inf)
-    factor, ridge = _factor(hessian, ridge)
-    direction = -linalg.solve_cholesky(factor, gradient)
+    direction, ridge, decrement = _damped(hessian, gradient, ridge)
     predicted = -(gradient @ direction + direction @ hessian @ direction / 2)
 
-    done = definite & (decrement < CERTIFICATE) & ((decrement < TARGET) | ~accepted)
+    done = (decrement < CERTIFICATE) & ((decrement < TARGET) | ~accepted)
     status = jnp.where(done, Status.CONVERGED, state.status)
     status = jnp.where(~done & ~accepted & (state.ridge >= 1e8), Status.STALLED, status)
     status = jnp.where(fresh & ~finite, Status.NOT_FINITE, status)
@@ -144,18 +139,30 @@ def judge(layout: Layout, state: State, there: Candidate, evaluation: Evaluation
     return State(point, direction * unit, predicted, ridge, decrement, status, state.taken + 1, state.row + 1, trace)
 
 
-def _factor(hessian: Array, ridge: Array) -> tuple[Array, Array]:
-    """Cholesky factor of the Hessian plus the least ridge, from the one given upwards, that makes it definite."""
+def _damped(hessian: Array, gradient: Array, ridge: Array) -> tuple[Array, Array, Array]:
+    """The damped Newton step, the ridge it took, and the decrement g'H^-1g / 2 of the undamped step.
+
+    The undamped factor comes first: the decrement is the certificate, whatever the damping of the step. If the matrix
+    is definite with the ridge given that is the step, otherwise the ridge rises until it is.
+    """
     identity = jnp.eye(len(hessian))
 
-    def failed(state: tuple[Array, Array]) -> Array:
-        return ~jnp.all(jnp.isfinite(state[0])) & (state[1] < 1e8)
+    def failed(state: tuple[Array, Array, Array, Array]) -> Array:
+        return ~state[0] & (state[1] < 1e8)
 
-    def again(state: tuple[Array, Array]) -> tuple[Array, Array]:
-        higher = jnp.maximum(10 * state[1], 1e-4)
-        return linalg.cholesky(hessian + higher * identity), higher
+    def attempt(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
+        _, last, _, decrement = state
+        first = last == 0
+        at = jnp.where(first, RIDGE, jnp.where((last == RIDGE) & (ridge > RIDGE), ridge, jnp.maximum(10 * last, 1e-4)))
+        factor = linalg.cholesky(hessian + at * identity)
+        step = -linalg.solve_cholesky(factor, gradient)
+        definite = jnp.all(jnp.isfinite(factor))
+        decrement = jnp.where(first & definite, -(gradient @ step) / 2, decrement)
+        return definite & (at >= ridge), at, step, decrement
 
-    return lax.while_loop(failed, again, (linalg.cholesky(hessian + ridge * identity), ridge))
+    nothing = (jnp.asarray(False), jnp.asarray(0.0), jnp.zeros_like(gradient), jnp.asarray(jnp.inf))
+    _, ridge, step, decrement = lax.while_loop(failed, attempt, nothing)
+    return step, ridge, decrement
 
 
 def _point(layout: Layout, there: Candidate, evaluation: Evaluation) -> Point:

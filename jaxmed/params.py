@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
 from jaxmed import linalg
 from jaxmed.design import Design
@@ -285,23 +285,30 @@ def triangular(layout: Layout, root: Array, *, pivot: bool) -> tuple[Array, Arra
     result, order = jnp.zeros_like(root), jnp.arange(layout.n_random)
     for block in layout.blocks:
         at = np.array(block)
-        rest = root[np.ix_(at, at)]
-        columns, chosen = [], []
-        left = jnp.ones(len(block), dtype=bool)
-        for k in range(len(block)):
-            size = jnp.where(left, jnp.sum(rest**2, axis=1), -1.0)
-            row = jnp.argmax(size) if pivot else jnp.asarray(k)
-            norm = jnp.sqrt(jnp.maximum(size[row], 0.0))
-            direction = rest[row] / jnp.where(norm > 0, norm, 1.0)
-            column = jnp.where(left, rest @ direction, 0.0)
-            rest = rest - column[:, None] * direction
-            left = left & (jnp.arange(len(block)) != row)
-            rest = jnp.where(left[:, None], rest, 0.0)
-            columns.append(column)
-            chosen.append(row)
-        result = result.at[np.ix_(at, at)].set(jnp.stack(columns, axis=1))
-        order = order.at[at].set(jnp.asarray(at)[jnp.stack(chosen)])
+        own, chosen = _triangular(root[np.ix_(at, at)], pivot=pivot)
+        result = result.at[np.ix_(at, at)].set(own)
+        order = order.at[at].set(jnp.asarray(at)[chosen])
     return result, order
+
+
+def _triangular(root: Array, *, pivot: bool) -> tuple[Array, Array]:
+    """:func:`triangular` of one block, a loop: unrolled it would cost half a second of compilation wherever it is."""
+    size = len(root)
+
+    def step(k: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
+        rest, left, columns, order = state
+        squares = jnp.where(left, jnp.sum(rest**2, axis=1), -1.0)
+        row = jnp.argmax(squares) if pivot else k
+        norm = jnp.sqrt(jnp.maximum(squares[row], 0.0))
+        direction = rest[row] / jnp.where(norm > 0, norm, 1.0)
+        column = jnp.where(left, jnp.sum(rest * direction, axis=1), 0.0)
+        left = left & (jnp.arange(size) != row)
+        rest = jnp.where(left[:, None], rest - column[:, None] * direction, 0.0)
+        return rest, left, columns.at[:, k].set(column), order.at[k].set(row)
+
+    state = (root, jnp.ones(size, dtype=bool), jnp.zeros_like(root), jnp.arange(size))
+    _, _, columns, order = lax.fori_loop(0, size, step, state)
+    return columns, order
 
 
 @dataclass(frozen=True)
