@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -178,7 +179,7 @@ class Mediation:
         """Whether this is the model of Bauer, Preacher & Gil (2006): one mediator, no moderators, no centring."""
         return len(self.mediators) == 1 and not self.moderators and self.center is None
 
-    @property
+    @cached_property
     def edges(self) -> tuple[Edge, ...]:
         """Paths of the model: to the mediators, among them, and to y."""
         several = len(self.mediators) > 1

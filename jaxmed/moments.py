@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -395,17 +396,27 @@ def _scalars(polynomial: Polynomial) -> dict[Monomial, float]:
     return {monomial: float(value) if np.ndim(value) == 0 else np.nan for monomial, value in polynomial.items()}
 
 
-def packed_index(size: int) -> NDArray[np.int64]:
-    """Position of entry (i, j) in a packed upper triangle, as a symmetric (size, size) table."""
-    index = np.zeros((size, size), dtype=np.int64)
+@cache
+def upper(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows and columns of the entries of a packed upper triangle, in their order (read-only)."""
     row, col = np.triu_indices(size)
+    row.flags.writeable = col.flags.writeable = False
+    return row, col
+
+
+@cache
+def packed_index(size: int) -> NDArray[np.int64]:
+    """Position of entry (i, j) in a packed upper triangle, as a symmetric (size, size) table (read-only)."""
+    index = np.zeros((size, size), dtype=np.int64)
+    row, col = upper(size)
     index[row, col] = index[col, row] = np.arange(len(row))
+    index.flags.writeable = False
     return index
 
 
 def packed_rows(size: int, keep: list[int]) -> NDArray[np.int64]:
     """Rows of the packed triangle of ``size`` that hold the packed triangle of the kept indices, in their order."""
     index = packed_index(size)
-    row, col = np.triu_indices(len(keep))
+    row, col = upper(len(keep))
     kept = np.array(keep)
     return index[kept[row], kept[col]]

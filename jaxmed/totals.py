@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxmed.design import Design
-from jaxmed.moments import Floats, packed_index
+from jaxmed.moments import Floats, packed_index, upper
 from jaxmed.terms import INTERCEPT
 
 CHUNK = 1 << 14  # clusters at a time, so that what is in between stays in the processor's cache
@@ -151,7 +151,7 @@ def packed_products(design: Design, e: int, names: Sequence[str]) -> Iterator[Fl
 
     Shape (k (k + 1) / 2, up to CHUNK), the upper triangle row by row.
     """
-    row, col = np.triu_indices(len(names))
+    row, col = upper(len(names))
     places = []
     for block in design.blocks:
         if e in block.equations:
@@ -176,7 +176,7 @@ def outer_products(design: Design, e: int, names: Sequence[str], change: Floats)
     """
     q = len(names)
     index = packed_index(q)
-    row, col = np.triu_indices(q)
+    row, col = upper(q)
     basis = np.zeros((len(row), q, q))  # of packed symmetric matrices
     basis[np.arange(len(row)), row, col] = basis[np.arange(len(row)), col, row] = 1.0
     moved = np.einsum("ab,kbc,dc->kad", change, basis, change)[:, row, col].T
