@@ -514,4 +514,5 @@ def _loglik(fit: Fit) -> float:
     totals = add_up(design)
     scale = make_scale(design, layout, [sums.rows for sums in totals.equations])
     shards = make_shards(design.table, count_rows(layout, design.system, totals))
-    return scale.loglik - value_shards(layout, *root_and_precision(layout, jnp.asarray(fit.theta)), shards)
+    root, tau = root_and_precision(layout, jnp.asarray(fit.theta))
+    return scale.loglik - value_shards(layout, root, tau, shards)

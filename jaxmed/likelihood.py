@@ -15,6 +15,7 @@ contribute exactly nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -161,6 +162,7 @@ def _marginal(layout: Layout, root: Array, tau: Array, block: Array) -> tuple[Ar
     return jnp.sum(jnp.stack([reduced, weighted]), axis=-1), jnp.sum(logdet)
 
 
+@partial(jax.jit, static_argnums=0)
 def profile(layout: Layout, total: Array, logdet: Array, tau: Array, n_rows: Array) -> tuple[Array, Array, Array]:
     """f, ``(X'V^-1X)^-1`` and the contrast ``v = (-beta, 1)`` from the summed S and log|M|."""
     p = layout.n_fixed
@@ -197,6 +199,7 @@ def over_blocks(data: Data, body: Callable[[Array], Sums], zeros: Sums) -> Sums:
     return lax.fori_loop(0, data.n_blocks, step, zeros)
 
 
+@partial(jax.jit, static_argnums=0)
 def marginal_blocks(layout: Layout, root: Array, tau: Array, data: Data) -> tuple[Array, Array]:
     """S and W summed over all clusters, shape (2, p + 1, p + 1), and sum_j log|M_j|, in blocks."""
     p = layout.n_fixed

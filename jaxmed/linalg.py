@@ -3,10 +3,13 @@
 Every array is ``(rows, columns, clusters)``: the cluster axis comes last, so that each scalar of a small matrix is a
 vector over clusters. Nothing here reaches a LAPACK or cuSOLVER custom call: those deadlock the CPU thread pool when
 they are batched under second derivatives or ``vmap`` (docs/decisions.md).
+
+What a program uses in several places is ``jax.jit`` by itself, so that it is traced once.
 """
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
@@ -20,6 +23,7 @@ def matmul(left: Array, right: Array) -> Array:
     return jnp.sum(left[:, :, None] * right[None, :, :], axis=1)
 
 
+@jax.jit
 def half_solve(matrix: Array, right: Array) -> tuple[Array, Array]:
     """Forward elimination with the Cholesky factor F of symmetric positive definite matrices.
 
@@ -51,6 +55,7 @@ def half_solve(matrix: Array, right: Array) -> tuple[Array, Array]:
     return jnp.stack(rows), logdet
 
 
+@jax.jit
 def cholesky(matrix: Array) -> Array:
     """Lower Cholesky factor of one ``(n, n)`` matrix by a loop over columns; NaN where it is not positive definite.
 
@@ -68,6 +73,7 @@ def cholesky(matrix: Array) -> Array:
     return lax.fori_loop(0, size, column, (matrix, jnp.zeros_like(matrix)))[1]
 
 
+@jax.jit
 def solve_cholesky(factor: Array, right: Array) -> Array:
     """Solve ``F F' x = right`` for one ``(n, n)`` lower factor and an ``(n,)`` or ``(n, m)`` right-hand side."""
     size = factor.shape[0]

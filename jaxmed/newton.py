@@ -117,10 +117,12 @@ def judge(layout: Layout, state: State, there: Candidate, evaluation: Evaluation
     noise = 16 * jnp.finfo(f.dtype).eps * evaluation.magnitude
     fresh = ~jnp.isfinite(f)
     finite = jnp.isfinite(evaluation.value) & jnp.all(jnp.isfinite(new.hessian))
-    # Within rounding of f the gradient decides: a step that does not shrink it has nothing left to gain.
+    # Within rounding of f, and beyond the certificate, the gradient decides: a step that does not shrink it has nothing
+    # left to gain.
     smaller = jnp.sum(scaled(new)[0] ** 2) <= jnp.sum(scaled(point)[0] ** 2)
     predicted = state.predicted
-    accepted = finite & (fresh | ((gained >= 0.01 * predicted - noise) & ((predicted > noise) | smaller)))
+    better = (gained >= 0.01 * predicted - noise) & ((predicted > noise) | smaller)
+    accepted = finite & (fresh | better | ((state.decrement < CERTIFICATE) & smaller))
     easier = jnp.where((gained > 0.7 * predicted) | (predicted <= noise), state.ridge / 30, state.ridge)
     ridge = jnp.where(accepted, easier, jnp.maximum(30 * state.ridge, 0.03))
     ridge = jnp.where(ridge < 1e-7, RIDGE, ridge)

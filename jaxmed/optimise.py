@@ -177,7 +177,8 @@ def _lbfgs(layout: Layout, data: Data, start: Array, trace: Array, warm_up: int 
     total = jnp.sum(data.n_rows)
 
     def objective(theta: Array) -> Array:
-        return likelihood.value(layout, *root_and_precision(layout, theta), data) / total
+        root, tau = root_and_precision(layout, theta)
+        return likelihood.value(layout, root, tau, data) / total
 
     def objective_and_gradient(theta: Array) -> tuple[Array, Array]:
         root, tau = root_and_precision(layout, theta)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -230,6 +231,7 @@ def free_entries(layout: Layout, matrix: Array) -> Array:
     return matrix[row, col]
 
 
+@partial(jax.jit, static_argnums=0)
 def root_and_precision(layout: Layout, theta: Array) -> tuple[Array, Array]:
     """Optimiser's parameters -> root L of G = LL', ``(q, q)``, and residual precisions tau, ``(n_pieces,)``.
 
@@ -240,6 +242,7 @@ def root_and_precision(layout: Layout, theta: Array) -> tuple[Array, Array]:
     return lower(layout, theta[:n_free]), precisions(layout, theta[n_free:])
 
 
+@partial(jax.jit, static_argnums=0)
 def root_chain(layout: Layout, root: Array, order: Array, spread: Array, gradient: Array) -> tuple[Array, Array]:
     """Derivatives of the core parameters (free entries of G = RR', tau) in the root and the residual coordinates.
 
@@ -291,6 +294,7 @@ def triangular(layout: Layout, root: Array, *, pivot: bool) -> tuple[Array, Arra
     return result, order
 
 
+@partial(jax.jit, static_argnames="pivot")
 def _triangular(root: Array, *, pivot: bool) -> tuple[Array, Array]:
     """:func:`triangular` of one block, a loop: unrolled it would cost half a second of compilation wherever it is."""
     size = len(root)

@@ -69,7 +69,8 @@ class ClusterPredictions(NamedTuple):
 @float64
 @jit_by_key
 def _predict(layout: Layout, theta: Array, beta: Array, data: Data) -> Predictions:
-    return posterior(layout, *root_and_precision(layout, theta), beta, data)
+    root, tau = root_and_precision(layout, theta)
+    return posterior(layout, root, tau, beta, data)
 
 
 def predict_clusters(found: Estimates, theta: Floats, moments: Moments) -> pd.DataFrame:

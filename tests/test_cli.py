@@ -280,7 +280,7 @@ def test_stack_that_cannot_be_written_is_code_1(run, data, tmp_path):
 
 def test_no_convergence_is_code_1_after_the_results(run, data):
     """What was found is still printed and written; the code says not to trust it."""
-    code, out, err = run("fit", data, *COLUMNS, "--random", "none", "--max-iter", "1", "--json", "-")
+    code, out, err = run("fit", data, *COLUMNS, "--max-iter", "1", "--json", "-")
     assert code == 1
     assert json.loads(out)["converged"] is False
     assert err.startswith("jaxmed: error: not converged: the iteration limit was reached")
