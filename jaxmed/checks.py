@@ -11,7 +11,7 @@ from jaxmed.errors import DataError
 from jaxmed.moments import CONSTANT, Floats
 from jaxmed.spec import Equation
 from jaxmed.terms import INTERCEPT
-from jaxmed.totals import EquationTotals, Totals, outer_products
+from jaxmed.totals import EquationTotals, Totals, outer_products, symmetric_basis
 
 COLLINEAR = 1e-10  # share of a column's sum of squares that the columns before it leave unexplained
 FAR = 1e3  # sds from zero, for columns whose origin matters to the model
@@ -55,6 +55,8 @@ def _check_collinear(equation: Equation, names: tuple[str, ...], total: Floats) 
     """Every column, the outcome last, against the columns before it."""
     unit = 1 / np.sqrt(np.maximum(np.diag(total), np.finfo(float).tiny))
     gram = total * unit[:, None] * unit
+    if _all_left(gram):
+        return
     for k in range(1, len(names)):
         weights = np.linalg.solve(gram[:k, :k], gram[:k, k])
         left = gram[k, k] - gram[:k, k] @ weights
@@ -76,6 +78,14 @@ def _check_collinear(equation: Equation, names: tuple[str, ...], total: Floats) 
             f"column {names[k]!r} is collinear with {others} in the equation of {equation.outcome!r}, so their effects "
             f"cannot be told apart; remove one of them"
         )
+
+
+def _all_left(gram: Floats) -> bool:
+    """Whether the pivots of a Gram matrix, what each column leaves unexplained, are all well above the limit."""
+    try:
+        return bool(np.min(np.diag(np.linalg.cholesky(gram))) ** 2 > 2 * COLLINEAR)
+    except np.linalg.LinAlgError:
+        return False
 
 
 def _check_within(equation: Equation, sums: EquationTotals, constant: frozenset[str]) -> None:
@@ -113,13 +123,11 @@ def _check_variances(design: Design, e: int, sums: EquationTotals, add: Callable
     # In a basis of uncorrelated columns, whose total is the identity: collinear ones are another check's business.
     change = np.linalg.inv(np.linalg.cholesky(sums.among(equation.random)))
     outer = add(outer_products(design, e, equation.random, change))  # sum_j A_ab A_cd
-    row, col = np.tril_indices(q)
-    directions = np.zeros((len(row), q, q))
-    directions[np.arange(len(row)), row, col] = directions[np.arange(len(row)), col, row] = 1.0
-    gram = np.zeros((len(row) + 1, len(row) + 1))
-    moved = np.tensordot(directions, outer, axes=([1, 2], [1, 2]))  # (k, a, d), summed over b and c
-    gram[:-1, :-1] = moved.reshape(len(row), -1) @ directions.swapaxes(1, 2).reshape(len(row), -1).T
-    gram[:-1, -1] = gram[-1, :-1] = np.trace(directions, axis1=1, axis2=2)
+    directions = symmetric_basis(q)
+    flat = directions.reshape(len(directions), -1)
+    gram = np.zeros((len(flat) + 1, len(flat) + 1))
+    gram[:-1, :-1] = flat @ outer.transpose(1, 2, 0, 3).reshape(q * q, q * q) @ flat.T  # sum of E_bc A_ab A_cd F_ad
+    gram[:-1, -1] = gram[-1, :-1] = flat @ np.eye(q).ravel()
     gram[-1, -1] = sums.rows
     unit = 1 / np.sqrt(np.diag(gram))
     if np.linalg.eigvalsh(gram * unit[:, None] * unit)[0] < COLLINEAR:

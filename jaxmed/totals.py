@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -163,6 +164,16 @@ def packed_products(design: Design, e: int, names: Sequence[str]) -> Iterator[Fl
         yield sum(parts[1:], parts[0]) if parts else np.zeros((len(row), 0))
 
 
+@cache
+def symmetric_basis(size: int) -> Floats:
+    """Symmetric matrices of zeros and ones, one for each entry of a packed upper triangle (read-only)."""
+    row, col = upper(size)
+    basis = np.zeros((len(row), size, size))
+    basis[np.arange(len(row)), row, col] = basis[np.arange(len(row)), col, row] = 1.0
+    basis.flags.writeable = False
+    return basis
+
+
 def outer_products(design: Design, e: int, names: Sequence[str], change: Floats) -> Floats:
     """sum_j vec(A_j) vec(A_j)' with A_j = change C_j change', C_j the cross-products of q names in an equation.
 
@@ -177,9 +188,7 @@ def outer_products(design: Design, e: int, names: Sequence[str], change: Floats)
     q = len(names)
     index = packed_index(q)
     row, col = upper(q)
-    basis = np.zeros((len(row), q, q))  # of packed symmetric matrices
-    basis[np.arange(len(row)), row, col] = basis[np.arange(len(row)), col, row] = 1.0
-    moved = np.einsum("ab,kbc,dc->kad", change, basis, change)[:, row, col].T
+    moved = (change @ symmetric_basis(q) @ change.T)[:, row, col].T
     outer = np.zeros((len(row), len(row)))
     for products in packed_products(design, e, names):
         changed = moved @ products

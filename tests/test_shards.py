@@ -24,6 +24,7 @@ from jaxmed.totals import add_up
 
 fitting = importlib.import_module("jaxmed.fit")
 SIMPLE = jm.Mediation(x="x", m="m", y="y", cluster="id")
+SMALL = jm.Mediation(x="x", m="m", y="y", cluster="id", random={"m": ["1", "x"], "y": ["1"]})  # sooner compiled
 SCHOOLS = {
     "moderated": jm.Mediation(
         x="support",
@@ -161,7 +162,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import importlib, json, numpy as np, jax, jaxmed as jm
 from jaxmed import likelihood, shards
-from test_shards import SIMPLE, SCHOOLS, example
+from test_shards import SCHOOLS, SMALL, example
 shards.SHARD = likelihood.BLOCK
 importlib.import_module("jaxmed.fit").SAMPLE = 64
 
@@ -215,13 +216,13 @@ def made(*args, **kwargs):
     parts.extend(found.parts)
     return found
 importlib.import_module("jaxmed.fit").make_shards = made
-show(jm.fit(example(), SIMPLE))
+show(jm.fit(example(), SMALL))
 used = {device for part in parts for device in part.table.devices()}
 assert len(parts) == 3 and len(used) == 3, used
 """
     out, err = finish(start(code, XLA_FLAGS="--xla_force_host_platform_device_count=4"))
     assert out, err
-    assert_same_numbers(json.loads(out), jm.fit(example(), SIMPLE))
+    assert_same_numbers(json.loads(out), jm.fit(example(), SMALL))
     assert not err, err
 
 
@@ -244,7 +245,7 @@ def test_two_processes_equal_one():
 data = example()
 data.loc[data["id"] <= 90, "y"] = data["y"].fillna(0.5)
 own = data[(data["id"] <= 90) == (rank == 0)]
-show(jm.fit(own, SIMPLE, distributed=True))
+show(jm.fit(own, SMALL, distributed=True))
 schools = jm.datasets.load_schools()
 first = schools["school"].isin(sorted(schools["school"].unique())[::3])
 show(jm.fit(schools[first == (rank == 0)], SCHOOLS["moderated"], distributed=True))
@@ -252,7 +253,7 @@ show(jm.fit(schools[first == (rank == 0)], SCHOOLS["moderated"], distributed=Tru
     outputs = two_processes(code)
     data = example()
     data.loc[data["id"] <= 90, "y"] = data["y"].fillna(0.5)
-    expected = jm.fit(data, SIMPLE)
+    expected = jm.fit(data, SMALL)
     moderated = jm.fit(jm.datasets.load_schools(), SCHOOLS["moderated"])
     found = []
     for out, err in outputs:
@@ -271,7 +272,7 @@ def test_processes_that_do_not_fit_together_say_so():
     """All of them, and none waits for another that has failed."""
     code = """
 data = jm.simulate(clusters=40, size=4, seed=2)
-def attempt(own, spec=SIMPLE):
+def attempt(own, spec=SMALL):
     try:
         jm.fit(own, spec, distributed=True)
     except jm.DataError as error:
