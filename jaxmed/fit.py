@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -176,14 +177,18 @@ def _solve(
     stride = max(n_clusters // SAMPLE, 1)
     picked = slice(0, SAMPLE * stride, stride)
     sampled = count_rows(layout, design.system, add_up(design.part(picked)))
-    sample, _ = _compiled(layout, likelihood.make_data(table[:, picked], sampled), start, max_iter)
+    shards = make_shards(table, n_rows, hosts)
+    with ThreadPoolExecutor(1) as beside:  # compiling takes seconds, and the two sets of programs as long as each other
+        prepared = beside.submit(optimise.prepare_steps, layout, shards, start)
+        sample, _ = _compiled(layout, likelihood.make_data(table[:, picked], sampled), start, max_iter)
+        prepared.result()
     if sample.status == Status.CONVERGED:
         start = sample.theta
     start = hosts.first(np.asarray(start))
     with progress(f"fitting {totals.clusters} clusters") as say:
         solution = optimise.solve_in_steps(
             layout,
-            make_shards(table, n_rows, hosts),
+            shards,
             start,
             max_iter,
             lambda step, left: say(f"Newton step {step}, {left:.1e} left to gain"),

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from jaxmed import derivatives, linalg
@@ -73,17 +74,20 @@ def start(layout: Layout, theta: Array, row: Array, trace: Array) -> State:
     It is a point of infinite value with a step to nowhere, which is accepted, so that the evaluation is compiled once,
     in the step.
     """
-    n_free, infinite = len(layout.free), jnp.asarray(jnp.inf)
+    n_free, infinite = (
+        len(layout.free),
+        jnp.asarray(np.float64(np.inf)),
+    )  # no weak type, so that all steps are one program
     nowhere = _nowhere(layout, lower(layout, theta[:n_free]), theta[n_free:])
     still = jnp.zeros(layout.n_theta)
     return State(
         nowhere,
         still,
-        jnp.asarray(0.0),
-        jnp.asarray(RIDGE),
+        jnp.asarray(np.float64(0)),
+        jnp.asarray(np.float64(RIDGE)),
         infinite,
-        jnp.asarray(GOING),
-        jnp.asarray(-1),
+        jnp.asarray(np.int64(GOING)),
+        jnp.asarray(np.int64(-1)),
         row,
         trace,
     )
@@ -162,7 +166,7 @@ def _damped(hessian: Array, gradient: Array, ridge: Array) -> tuple[Array, Array
         decrement = jnp.where(first & definite, -(gradient @ step) / 2, decrement)
         return definite & (at >= ridge), at, step, decrement
 
-    nothing = (jnp.asarray(False), jnp.asarray(0.0), jnp.zeros_like(gradient), jnp.asarray(jnp.inf))
+    nothing = (jnp.asarray(False), jnp.zeros(()), jnp.zeros_like(gradient), jnp.full((), jnp.inf))
     _, ridge, step, decrement = lax.while_loop(failed, attempt, nothing)
     return step, ridge, decrement
 
@@ -180,7 +184,7 @@ def _nowhere(layout: Layout, root: Array, spread: Array) -> Point:
     n, p = layout.n_theta, layout.n_fixed
     core = len(layout.free) + len(layout.pieces)
     flat, identity = jnp.zeros(n), jnp.eye(n)
-    infinite = jnp.asarray(jnp.inf)
+    infinite = jnp.asarray(np.float64(np.inf))
     evaluation = Evaluation(
         infinite,
         jnp.zeros(core),

@@ -11,7 +11,7 @@ import optax
 from jax import Array, lax
 
 from jaxmed import derivatives, likelihood, newton
-from jaxmed._runtime import jit_by_key
+from jaxmed._runtime import float64, jit_by_key
 from jaxmed.derivatives import Evaluation
 from jaxmed.errors import Status
 from jaxmed.likelihood import Data
@@ -124,16 +124,22 @@ def solve_in_steps(
     Every step ends in Python, where Ctrl-C is heard and ``report(step, decrement)`` is called.
     """
     state = _first(layout, start)
-    while newton.going(state, max_iter):
+    while int(state.status) == newton.GOING and int(state.taken) < max_iter:
         there, tau = _candidate(layout, state)
         state = _judge(layout, state, there, evaluate_shards(layout, there.root, tau, shards))
         report(int(state.taken), float(state.decrement))
     return _last(layout, state)
 
 
+@float64
+def prepare_steps(layout: Layout, shards: Shards, start: Floats) -> None:
+    """Compile what :func:`solve_in_steps` runs, with one evaluation of one shard; for another thread."""
+    solve_in_steps(layout, Shards(shards.parts[:1], shards.n_rows), jnp.asarray(start), 0, lambda *_: None)
+
+
 @jit_by_key
 def _first(layout: Layout, start: Array) -> newton.State:
-    return newton.start(layout, _lifted(layout, start), jnp.asarray(0), jnp.full((LOGGED, 3), jnp.nan))
+    return newton.start(layout, _lifted(layout, start), jnp.asarray(np.int64(0)), jnp.full((LOGGED, 3), jnp.nan))
 
 
 @jit_by_key
