@@ -295,7 +295,7 @@ attempt(constant[(data["id"] < 20) == (rank == 0)])
         assert "there is no column 'm'" in lines[1]
         assert ("process 1 of 2 failed" in lines[1]) == (rank == 0)
         assert "the type of the cluster ids must be the same in all processes" in lines[2]
-        assert "'c'" in lines[3]
+        assert "the columns must be the same in all processes" in lines[3]
         assert "'x' is constant" in lines[4]
 
 
