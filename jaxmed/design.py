@@ -57,10 +57,10 @@ class Design:
     n_clusters: int
     constant: frozenset[str]
 
-    def part(self, clusters: slice) -> Design:
+    def part(self, clusters: slice | NDArray[np.int64]) -> Design:
         """The design of some of the clusters."""
         blocks = tuple(replace(block, products=block.products[:, clusters]) for block in self.blocks)
-        return replace(self, blocks=blocks, n_clusters=len(range(*clusters.indices(self.n_clusters))))
+        return replace(self, blocks=blocks, n_clusters=len(np.arange(self.n_clusters)[clusters]))
 
     def with_blocks(self, keys: Iterable[tuple[int, ...]]) -> Design:
         """The same design with a block for each of some sets of equations, empty where there was none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import reduce
 from operator import add
@@ -21,6 +21,7 @@ Result = TypeVar("Result")
 
 SKETCH = 10_000  # clusters by which processes find out that they share some
 AGREED = {
+    "request": "the model and its options",
     "cluster": "the cluster column",
     "kind": "the type of the cluster ids",
     "columns": "the columns",
@@ -28,6 +29,7 @@ AGREED = {
     "averaged": "the columns with cluster means",
     "categories": "the categories",
     "constants": "the columns that do not vary within clusters",
+    "cluster_level": "the columns of the clusters (of which some cluster has several rows)",
     "row_products": "the products of columns",
 }
 
@@ -56,20 +58,25 @@ def together(hosts: Hosts, action: Callable[[], Result]) -> Result:
     return result
 
 
-def agree(moments: Moments, hosts: Hosts) -> tuple[Moments, Intake]:
+def agree(moments: Moments, hosts: Hosts, request: Mapping[str, Any]) -> tuple[Moments, Intake]:
     """The moments of this process on the working scale of the first one, and the intake of all processes.
+
+    ``request`` is what the processes were asked for, as plain data: the model and how to fit it.
 
     Raises
     ------
     DataError
-        The processes read different columns or categories, or have clusters in common. Of very many clusters those
-        with the smallest hashes are compared.
+        The processes fit different models, read different columns or categories, or have clusters in common. Of very
+        many clusters those with the smallest hashes are compared.
     """
     if hosts.count == 1:
         return moments, moments.intake
-    hashes = pd.util.hash_array(moments.clusters)
+    clusters = moments.clusters
+    wide = {"i": "int64", "u": "uint64", "f": "float64", "M": "datetime64[us]"}.get(clusters.dtype.kind)
+    hashes = pd.util.hash_array(clusters if wide is None else clusters.astype(np.dtype(wide)))
     least = np.argsort(hashes)[:SKETCH]
     header: dict[str, Any] = {
+        "request": dict(request),
         "cluster": moments.cluster,
         "kind": moments.clusters.dtype.kind,
         "columns": moments.columns,
@@ -77,6 +84,7 @@ def agree(moments: Moments, hosts: Hosts) -> tuple[Moments, Intake]:
         "averaged": moments.averaged,
         "categories": moments.categories,
         "constants": sorted(moments.constants),
+        "cluster_level": sorted(moments.cluster_level),
         "row_products": moments.row_products,
         "unit": [moments.shift.tolist(), moments.scale.tolist()],
         "intake": asdict(moments.intake),

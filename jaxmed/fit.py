@@ -30,10 +30,10 @@ from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
 from jaxmed.moments import Floats, Intake, Moments
 from jaxmed.optimise import Solution
 from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_precision
-from jaxmed.predict import predict_clusters
+from jaxmed.predict import moderators_of, predict_clusters
 from jaxmed.progress import progress
 from jaxmed.result import Estimates, fields_from_dict, plain_data
-from jaxmed.shards import make_shards, value_shards
+from jaxmed.shards import Shards, make_shards, value_shards
 from jaxmed.totals import Totals, add_up
 
 SE_KINDS = ("joint", "bauer")
@@ -107,11 +107,14 @@ def fit(
     spec = _spec(spec, x, m, y, cluster)
     if isinstance(max_iter, bool) or not isinstance(max_iter, (int, np.integer)) or max_iter < 1:
         raise SpecError(f"max_iter={max_iter!r} must be a whole number of at least 1")
+    if not isinstance(distributed, (bool, np.bool_)):
+        raise SpecError(f"distributed={distributed!r} must be True or False")
     if not isinstance(reml, (bool, np.bool_)):
         raise SpecError(f"reml={reml!r} must be True (REML) or False (maximum likelihood)")
     hosts = all_hosts() if distributed else ALONE
     facts, moments = together(hosts, lambda: _facts_and_moments(data, spec, missing))
-    moments, intake = agree(moments, hosts)
+    request = {"model": spec.to_dict(), "reml": bool(reml), "missing": missing, "max_iter": int(max_iter)}
+    moments, intake = agree(moments, hosts, request)
     system = compiled(spec, facts)
     design = common_blocks(together(hosts, lambda: make_design(system, moments)), hosts)
     totals = over_all(add_up(design), hosts)
@@ -119,18 +122,20 @@ def fit(
     layout = make_layout(design, bool(reml))
     solution, covariances = _solve(layout, design, totals, int(max_iter), hosts)
     values = _moderator_values(spec, facts, moments, intake, hosts)
-    return _assemble(spec, facts, layout, design, totals, moments, intake, values, solution, covariances)
+    fit = _assemble(spec, facts, layout, design, totals, moments, intake, values, solution, covariances)
+    return fit if hosts == ALONE else replace(fit, moderator_means=_moderator_means(fit, hosts))
 
 
 def _facts_and_moments(data: Any, spec: Spec, missing: str) -> tuple[Facts, Moments]:
     """Read the data of a model, and what they say about it."""
-    if isinstance(data, (str, Path)) and Path(data).suffix == store.MOMENTS:
+    if isinstance(data, (str, Path)) and store.is_moments(data):
         data = store.load_moments(data)
     if isinstance(data, Moments):
         facts = Facts(_known_categories(spec, data))
         system = compiled(spec, facts)
         groups, averaged = equation_groups(system, missing)
-        check_complete(data.intake.missing, missing)
+        own = (spec.cluster, *system.columns)
+        check_complete({name: count for name, count in data.intake.missing.items() if name in own}, missing)
         moments = data.for_columns(spec.cluster, system.columns, groups, averaged)
     else:
         moments = read_moments(data, spec, missing)
@@ -169,31 +174,39 @@ def _solve(
     layout: Layout, design: Design, totals: Totals, max_iter: int, hosts: Hosts
 ) -> tuple[Solution, inference.Covariances]:
     """Optimise and infer. Many clusters start from the optimum of some thousand of them, evenly picked."""
-    table, n_clusters = design.table, design.n_clusters
     n_rows = count_rows(layout, design.system, totals)
     start: Any = optimise.starting_values(layout, design.system, totals)
-    if n_clusters < 4 * SAMPLE and hosts == ALONE:
-        return _compiled(layout, likelihood.make_data(table, n_rows), start, max_iter)
-    stride = max(n_clusters // SAMPLE, 1)
-    picked = slice(0, SAMPLE * stride, stride)
-    sampled = count_rows(layout, design.system, add_up(design.part(picked)))
-    shards = make_shards(table, n_rows, hosts)
+    if design.n_clusters < 4 * SAMPLE and hosts == ALONE:
+        return _compiled(layout, likelihood.make_data(design.table, n_rows), start, max_iter)
+    shards = together(hosts, lambda: make_shards(design.table, n_rows, hosts))
+    sampled: Any = hosts.first(together(hosts, lambda: _sampled(layout, design, shards, start, max_iter)))
+    with progress(f"fitting {totals.clusters} clusters") as say:
+
+        def report(step: int, left: float) -> None:
+            say(f"Newton step {step}, {left:.1e} left to gain")
+
+        solution = optimise.solve_in_steps(layout, shards, sampled, max_iter, report)
+        if not (solution.status == Status.CONVERGED or np.array_equal(sampled, start)):
+            solution = optimise.solve_in_steps(layout, shards, start, max_iter, report)
+    return solution, _covariances(layout, solution.theta, solution.evaluation)
+
+
+def _sampled(layout: Layout, design: Design, shards: Shards, start: Floats, max_iter: int) -> Floats:
+    """The optimum of some clusters, evenly picked among those with rows; where it is not found, the start itself.
+
+    Of several processes the first one's sample counts.
+    """
+    present = np.flatnonzero(design.sizes > 0)
+    part = design.part(present[:: max(len(present) // SAMPLE, 1)][:SAMPLE])
     with ThreadPoolExecutor(1) as beside:  # compiling takes seconds, and the two sets of programs as long as each other
         prepared = beside.submit(optimise.prepare_steps, layout, shards, start)
-        sample, _ = _compiled(layout, likelihood.make_data(table[:, picked], sampled), start, max_iter)
+        theta = start
+        if shards.hosts.index == 0 and len(present):
+            counts = count_rows(layout, design.system, add_up(part))
+            sample, _ = _compiled(layout, likelihood.make_data(part.table, counts), start, max_iter)
+            theta = np.asarray(sample.theta) if sample.status == Status.CONVERGED else start
         prepared.result()
-    if sample.status == Status.CONVERGED:
-        start = sample.theta
-    start = hosts.first(np.asarray(start))
-    with progress(f"fitting {totals.clusters} clusters") as say:
-        solution = optimise.solve_in_steps(
-            layout,
-            shards,
-            start,
-            max_iter,
-            lambda step, left: say(f"Newton step {step}, {left:.1e} left to gain"),
-        )
-    return solution, _covariances(layout, solution.theta, solution.evaluation)
+    return theta
 
 
 @float64
@@ -296,6 +309,17 @@ def _moderator_values(
             count, mean, variance = spread(np.array([len(values), values.sum(), (values**2).sum()]))
         sd = float(np.sqrt(variance * count / (count - 1)))
         found[name] = (mean - sd, mean, mean + sd)
+    return found
+
+
+def _moderator_means(fit: Fit, hosts: Hosts) -> dict[str, float]:
+    """Means of moderators of the rows, over the rows of all processes."""
+    found = {}
+    for column in sorted(moderators_of(fit.spec.estimands(fit.facts))) if isinstance(fit.spec, Mediation) else ():
+        if column not in fit.moments.constants:
+            count, total, _ = hosts.add(fit.moments.sums(column).sum(axis=1))
+            shift, scale = fit.moments.unit(column)
+            found[column] = float(shift + scale * total / count)
     return found
 
 
@@ -511,6 +535,9 @@ def load(path: str | Path, verify: bool = False) -> Fit:
     return fit
 
 
+_root_and_precision = jit_by_key(root_and_precision)
+
+
 @float64
 def _loglik(fit: Fit) -> float:
     """Log likelihood at the fit's estimates, evaluated from its moments."""
@@ -519,5 +546,5 @@ def _loglik(fit: Fit) -> float:
     totals = add_up(design)
     scale = make_scale(design, layout, [sums.rows for sums in totals.equations])
     shards = make_shards(design.table, count_rows(layout, design.system, totals))
-    root, tau = root_and_precision(layout, jnp.asarray(fit.theta))
+    root, tau = _root_and_precision(layout, jnp.asarray(fit.theta))
     return scale.loglik - value_shards(layout, root, tau, shards)

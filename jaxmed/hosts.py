@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
@@ -14,8 +15,11 @@ from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
 from jaxmed._runtime import float64
+from jaxmed.errors import FitError
 
 Tree = TypeVar("Tree")
+
+LAUNCHED = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # where launchers say how many processes they started
 
 
 @dataclass(frozen=True)
@@ -44,9 +48,9 @@ class Hosts:
             structure, [part.reshape(np.shape(leaf)) for part, leaf in zip(np.split(total, cuts), leaves, strict=True)]
         )
 
-    def first(self, array: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What the first process has, on every process."""
-        return array if self.count == 1 else _gathered(np.asarray(array))[0]
+    def first(self, tree: Tree) -> Tree:
+        """What the first process has, on every process: a tree of arrays."""
+        return tree if self.count == 1 else jax.tree.map(lambda leaf: _gathered(np.asarray(leaf))[0], tree)
 
     def gather(self, plain: Any) -> list[Any]:
         """Plain data (JSON) of all processes, in their order."""
@@ -63,7 +67,20 @@ ALONE = Hosts()
 
 
 def all_hosts() -> Hosts:
-    """All processes of ``jax.distributed``; one where it was not started."""
+    """All processes of ``jax.distributed``; one where it was not started.
+
+    Raises
+    ------
+    FitError
+        A launcher started several processes, but they have not joined.
+    """
+    if jax.process_count() == 1:
+        for variable in LAUNCHED:
+            if os.environ.get(variable, "1").isdigit() and int(os.environ.get(variable, "1")) > 1:
+                raise FitError(
+                    f"distributed=True in one of several processes ({variable}={os.environ[variable]}) that have not "
+                    "joined: call jax.distributed.initialize() first"
+                )
     return Hosts(jax.process_count(), jax.process_index())
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax import Array
 
 from jaxmed import linalg
-from jaxmed._runtime import float64
+from jaxmed._runtime import float64, jit_by_key
 from jaxmed.derivatives import Evaluation
 from jaxmed.moments import Floats
 from jaxmed.params import (
@@ -71,6 +71,9 @@ def _in_variances(layout: Layout, variances: Array, evaluation: Evaluation) -> t
     return block_diagonal(jnp.eye(n_free), jacobian), block_diagonal(jnp.zeros((n_free, n_free)), bend)
 
 
+_root_chain = jit_by_key(root_chain)
+
+
 @float64
 def rank_constrained(layout: Layout, theta: Floats, evaluation: Evaluation) -> Covariances:
     """Covariances at a singular G with its rank taken as known.
@@ -84,7 +87,7 @@ def rank_constrained(layout: Layout, theta: Floats, evaluation: Evaluation) -> C
     spread = jnp.asarray(theta[n_free:])
     # Pivoted: with a zero variance before others, a triangle of fixed order has no direction for some matrices.
     root, order = triangular(layout, lower(layout, jnp.asarray(theta[:n_free])), pivot=True)
-    jacobian, curvature = root_chain(layout, root, order, spread, jnp.asarray(evaluation.gradient))
+    jacobian, curvature = _root_chain(layout, root, order, spread, jnp.asarray(evaluation.gradient))
     hessian = np.asarray(jacobian.T @ evaluation.hessian @ jacobian + curvature)
     diagonal = np.abs(np.diag(hessian))
     unit = 1 / np.sqrt(np.maximum(diagonal, 1e-12 * diagonal.max()))

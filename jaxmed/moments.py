@@ -286,7 +286,12 @@ class Moments:
         common = tuple(product for product in self.row_products if product in other.row_products)
         return self._with_products(common) + other._with_products(common)
 
+    def __radd__(self, other: object) -> Moments:
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # so that sum() works
+
     def __add__(self, other: Moments) -> Moments:
+        if not isinstance(other, Moments):
+            return NotImplemented
         mine, others = ([frozenset(group) for group in moments.groups] for moments in (self, other))
         same = sorted(map(sorted, mine)) == sorted(map(sorted, others)) and self.cluster == other.cluster
         if not same or set(self.averaged) != set(other.averaged):

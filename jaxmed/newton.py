@@ -74,10 +74,8 @@ def start(layout: Layout, theta: Array, row: Array, trace: Array) -> State:
     It is a point of infinite value with a step to nowhere, which is accepted, so that the evaluation is compiled once,
     in the step.
     """
-    n_free, infinite = (
-        len(layout.free),
-        jnp.asarray(np.float64(np.inf)),
-    )  # no weak type, so that all steps are one program
+    n_free = len(layout.free)
+    infinite = jnp.asarray(np.float64(np.inf))  # no weak type, so that all steps are one program
     nowhere = _nowhere(layout, lower(layout, theta[:n_free]), theta[n_free:])
     still = jnp.zeros(layout.n_theta)
     return State(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -124,8 +125,12 @@ def solve_in_steps(
     Every step ends in Python, where Ctrl-C is heard and ``report(step, decrement)`` is called.
     """
     state = _first(layout, start)
-    while int(state.status) == newton.GOING and int(state.taken) < max_iter:
-        there, tau = _candidate(layout, state)
+    while True:
+        # Processes on different processors may differ in a last bit; they go where the first one goes.
+        status, taken = shards.hosts.first((int(state.status), int(state.taken)))
+        if status != newton.GOING or taken >= max_iter:
+            break
+        there, tau = shards.hosts.first(_candidate(layout, state))
         state = _judge(layout, state, there, evaluate_shards(layout, there.root, tau, shards))
         report(int(state.taken), float(state.decrement))
     return _last(layout, state)
@@ -133,8 +138,9 @@ def solve_in_steps(
 
 @float64
 def prepare_steps(layout: Layout, shards: Shards, start: Floats) -> None:
-    """Compile what :func:`solve_in_steps` runs, with one evaluation of one shard; for another thread."""
-    solve_in_steps(layout, Shards(shards.parts[:1], shards.n_rows), jnp.asarray(start), 0, lambda *_: None)
+    """Compile what :func:`solve_in_steps` runs, with one evaluation of a shard; for another thread."""
+    some = shards.parts[: len(jax.local_devices())]  # one on each
+    solve_in_steps(layout, Shards(some, shards.n_rows), jnp.asarray(start), 0, lambda *_: None)
 
 
 @jit_by_key

@@ -83,7 +83,8 @@ def predict_clusters(found: Estimates, theta: Floats, moments: Moments) -> pd.Da
     scale = make_scale(design, layout, found.intake.used)
     beta_cov = found.block[: len(labels), : len(labels)]
     estimands = found.spec.estimands(found.facts) if isinstance(found.spec, Mediation) else None
-    moderators = {} if estimands is None else {name: _moderator(moments, name) for name in _moderators(estimands)}
+    names = set() if estimands is None else moderators_of(estimands)
+    moderators = {name: _moderator(found, moments, name) for name in names}
     parts: list[dict[str, Floats]] = []
     for first in range(0, design.n_clusters, SHARD):  # some at a time: what is in between is larger than the table
         some = slice(first, first + SHARD)
@@ -170,16 +171,17 @@ def _paths(
     return columns
 
 
-def _moderators(estimands: Estimands) -> set[str]:
+def moderators_of(estimands: Estimands) -> set[str]:
     """Columns that paths depend on."""
     return {column for path in estimands.paths.values() for _, by in path.pieces for column in by}
 
 
-def _moderator(moments: Moments, column: str) -> Floats:
+def _moderator(found: Estimates, moments: Moments, column: str) -> Floats:
     """A moderator by cluster: its value where it belongs to the cluster, NaN if missing; else its overall mean."""
     if column in moments.constants:
         return moments.constants[column]
-    return np.full(moments.n_clusters, moments.spread(column)[0])
+    mean = found.moderator_means.get(column)
+    return np.full(moments.n_clusters, moments.spread(column)[0] if mean is None else mean)
 
 
 @float64

@@ -59,6 +59,8 @@ class Estimates:
         What the data said about the model: categories, and columns that do not vary within clusters.
     moderator_values : dict
         Moderator -> the values at which effects are shown unless others are asked for.
+    moderator_means : dict
+        Column of a moderator -> its mean over the rows of all processes, where there were several.
     reml : bool
     values : ndarray, shape (p + n,)
         (fixed effects, free entries of G row by row, residual variances, residual covariances).
@@ -88,6 +90,7 @@ class Estimates:
     spec: Spec
     facts: Facts
     moderator_values: dict[str, tuple[float | str, ...]]
+    moderator_means: dict[str, float] = field(kw_only=True, default_factory=dict)
     reml: bool
     values: Floats
     joint: Floats
@@ -336,6 +339,7 @@ class Estimates:
             "model": self.spec.to_dict(),
             "categories": {name: list(found) for name, found in self.facts.categories.items()},
             "cluster_level": sorted(self.facts.cluster_level),
+            "moderator_means": self.moderator_means,
             "moderator_values": {name: list(found) for name, found in self.moderator_values.items()},
             "notes": list(self.notes),
             "reml": self.reml,
@@ -385,6 +389,7 @@ def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
         "facts": Facts(
             {name: tuple(found) for name, found in plain["categories"].items()}, frozenset(plain["cluster_level"])
         ),
+        "moderator_means": dict(plain["moderator_means"]),
         "moderator_values": {name: tuple(found) for name, found in plain["moderator_values"].items()},
         "reml": bool(plain["reml"]),
         "values": np.array(plain["values"], dtype=float),

@@ -18,6 +18,12 @@ from jaxmed.errors import DataError, FitError
 from jaxmed.moments import Moments, Pattern, intake_from_dict
 
 MOMENTS = ".moments"  # how the names of files of moments end
+FORMAT = 1  # of moments in a file
+
+
+def is_moments(path: str | Path) -> bool:
+    """Whether a file is one of moments, by its name."""
+    return Path(path).suffix.lower() == MOMENTS
 
 
 def write(path: str | Path, plain: dict[str, Any], moments: Moments) -> None:
@@ -38,6 +44,8 @@ def save_moments(moments: Moments, path: str | Path) -> None:
 
     Raises
     ------
+    DataError
+        The first argument is something else.
     FitError
         The file cannot be written, or has another ending.
 
@@ -53,7 +61,12 @@ def save_moments(moments: Moments, path: str | Path) -> None:
     ...     jm.fit(path, model).n_clusters
     100
     """
-    if Path(path).suffix != MOMENTS:
+    if not isinstance(moments, Moments):
+        raise DataError(
+            f"save_moments writes moments to a path, but got {type(moments).__name__} first; give it the moments of "
+            "jaxmed.read_moments, or fit.moments, and then the path"
+        )
+    if not is_moments(path):
         raise FitError(f"{str(path)!r}: the name of a file of moments must end in {MOMENTS}, so that a fit knows it")
     _write(path, _arrays(moments))
 
@@ -72,6 +85,7 @@ def load_moments(path: str | Path) -> Moments:
 
 def _arrays(moments: Moments) -> dict[str, NDArray[Any]]:
     header = {
+        "format": FORMAT,
         "cluster": moments.cluster,
         "columns": moments.columns,
         "row_products": moments.row_products,
@@ -132,7 +146,11 @@ def _opened(path: str | Path, refusal: str) -> Iterator[Any]:
             yield stored
     except FileNotFoundError as error:
         raise DataError(f"there is no file {str(path)!r}") from error
-    except MemoryError:
+    except OSError as error:
+        if error.strerror is None:
+            raise DataError(f"{str(path)!r} {refusal}") from error
+        raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+    except (MemoryError, DataError):
         raise
     except Exception as error:  # zip, zlib and NumPy have many words for a damaged file
         raise DataError(f"{str(path)!r} {refusal}") from error
@@ -144,10 +162,15 @@ def _text(plain: Any) -> NDArray[np.uint8]:
 
 def _moments(stored: Any) -> Moments:
     header = json.loads(stored["moments"].tobytes())
+    if header.get("format") != FORMAT:
+        raise DataError(
+            f"these moments have format {header.get('format')!r}, and this version of jaxmed reads {FORMAT}; read the "
+            "data again"
+        )
     patterns = tuple(Pattern(tuple(observed), stored[f"products{k}"]) for k, observed in enumerate(header["observed"]))
     groups, row_products = (tuple(tuple(part) for part in header[name]) for name in ("groups", "row_products"))
     shift, scale, clusters = (stored[name] for name in ("shift", "scale", "clusters"))
-    return Moments(
+    found = Moments(
         header["cluster"],
         tuple(header["columns"]),
         row_products,
@@ -161,3 +184,10 @@ def _moments(stored: Any) -> Moments:
         {name: stored[f"constant{k}"] for k, name in enumerate(header["constants"])},
         intake_from_dict(header["intake"]),
     )
+    for pattern in patterns:
+        k = len(found.monomials(pattern.observed))
+        if pattern.products.shape != (k * (k + 1) // 2, found.n_clusters):
+            raise ValueError("products and clusters do not belong together")
+    if any(value.shape != (found.n_clusters,) for value in found.constants.values()):
+        raise ValueError("constants and clusters do not belong together")
+    return found

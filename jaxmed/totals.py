@@ -13,6 +13,7 @@ from jaxmed.design import Design
 from jaxmed.moments import Floats, packed_index, upper
 from jaxmed.terms import INTERCEPT
 
+MOST = 1 << 53  # rows: the least of no clusters
 CHUNK = 1 << 14  # clusters at a time, so that what is in between stays in the processor's cache
 
 
@@ -128,8 +129,8 @@ def add_up(design: Design) -> Totals:
         tuple(_equation(design, e) for e in range(len(design.system.equations))),
         {block.equations: round(float(block.products[0].sum())) for block in design.blocks},
         len(present),
-        int(present.min()),
-        int(present.max()),
+        int(present.min(initial=MOST)),
+        int(present.max(initial=0)),
     )
 
 

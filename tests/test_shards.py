@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import os
@@ -16,7 +17,7 @@ import pandas as pd
 import pytest
 
 import jaxmed as jm
-from jaxmed import derivatives, likelihood, shards
+from jaxmed import derivatives, likelihood, shards, store
 from jaxmed.design import make_design
 from jaxmed.frame import read_moments
 from jaxmed.params import count_rows, make_layout, root_and_precision
@@ -123,6 +124,29 @@ def test_a_sample_that_cannot_be_fitted_is_passed_over(monkeypatch):
     expected = jm.fit(data, spec)
     monkeypatch.setattr(fitting, "SAMPLE", 64)
     assert_same_fit(jm.fit(data, spec), expected)
+
+
+def test_clusters_without_rows_that_count_are_not_sampled(monkeypatch):
+    """Their x is in the means of clusters, but they have no row of either equation."""
+    data = jm.simulate(clusters=200, size=5, seed=3)
+    data.loc[data["id"] % 4 == 1, "m"] = np.nan
+    spec = jm.System(
+        [jm.Equation("m", ["1", "within(x)"], ["1"]), jm.Equation("y", ["1", "m", "between(x)"], ["1"])], "id"
+    )
+    expected = jm.fit(data, spec)
+    monkeypatch.setattr(fitting, "SAMPLE", 50)
+    found = jm.fit(data, spec)
+    assert found.n_clusters == 150
+    assert_same_fit(found, expected)
+
+
+def test_a_sample_that_leads_astray_is_left(monkeypatch):
+    """From a start with NaN the iteration cannot go on; the rough start is tried then."""
+    data = example()
+    expected = jm.fit(data, SMALL)
+    monkeypatch.setattr(fitting, "SAMPLE", 64)
+    monkeypatch.setattr(fitting, "_sampled", lambda layout, *_: np.full(layout.n_theta, np.nan))
+    assert_same_fit(jm.fit(data, SMALL), expected)
 
 
 def test_predictions_do_not_depend_on_how_clusters_are_cut(monkeypatch):
@@ -249,6 +273,11 @@ show(jm.fit(own, SMALL, distributed=True))
 schools = jm.datasets.load_schools()
 first = schools["school"].isin(sorted(schools["school"].unique())[::3])
 show(jm.fit(schools[first == (rank == 0)], SCHOOLS["moderated"], distributed=True))
+schools["z"] = np.arange(len(schools)) % 7 + 3.0 * first
+model = jm.Mediation(x="support", m="motivation", y="achievement", cluster="school", moderators={"z": ["b"]},
+                     random={"motivation": ["1"], "achievement": ["1", "motivation"]})
+fit = jm.fit(schools[first == (rank == 0)], model, distributed=True)
+print(json.dumps([fit.moderator_means["z"], fit.ranef()["b"].to_dict()]))
 """
     outputs = two_processes(code)
     data = example()
@@ -257,12 +286,27 @@ show(jm.fit(schools[first == (rank == 0)], SCHOOLS["moderated"], distributed=Tru
     moderated = jm.fit(jm.datasets.load_schools(), SCHOOLS["moderated"])
     found = []
     for out, err in outputs:
-        assert out.count("\n") == 2, err
+        assert out.count("\n") == 3, err
         found.append([json.loads(line) for line in out.splitlines()])
         assert_same_numbers(found[-1][0], expected)
         assert_same_numbers(found[-1][1], moderated)
         shown = found[-1][1]["values_of_moderators"]["climate"]
         np.testing.assert_allclose(shown, moderated.moderator_values["climate"], rtol=1e-12)
+    schools = jm.datasets.load_schools()
+    schools["z"] = np.arange(len(schools)) % 7 + 3.0 * schools["school"].isin(sorted(schools["school"].unique())[::3])
+    spec = jm.Mediation(
+        x="support",
+        m="motivation",
+        y="achievement",
+        cluster="school",
+        moderators={"z": ["b"]},
+        random={"motivation": ["1"], "achievement": ["1", "motivation"]},
+    )
+    whole = jm.fit(schools, spec)
+    slopes = whole.ranef()["b"]
+    for own in found:
+        assert own[2][0] == pytest.approx(whole.moments.spread("z")[0], rel=1e-12)
+        np.testing.assert_allclose(list(own[2][1].values()), slopes[[int(c) for c in own[2][1]]], rtol=1e-8)
     assert [found[0][k]["values"] for k in range(2)] == [found[1][k]["values"] for k in range(2)]
     assert found[0][0]["ranef"] == list(range(1, 91))
     assert found[1][0]["ranef"] == list(range(91, 301))
@@ -287,19 +331,69 @@ attempt(labels[(data["id"] < 20) == (rank == 0)],
         jm.Mediation(x="x", m="m", y="y", cluster="id", covariates=["g"], reference={"g": "a"}))
 constant = data.assign(x=1.0 + rank * (data["id"] < 20), m=data["y"])
 attempt(constant[(data["id"] < 20) == (rank == 0)])
+attempt(data[(data["id"] < 20) == (rank == 0)], jm.Mediation(x="x", m="m", y="y", cluster="id",
+        random={"m": ["1"], "y": ["1", "m"]} if rank else "none"))
+attempt(data[data["id"].between(10 * rank, 25 + 15 * rank)].astype({"id": "int32" if rank else "int64"}))
 """
     for rank, (out, err) in enumerate(two_processes(code)):
         lines = out.splitlines()
-        assert len(lines) == 5, err
+        assert len(lines) == 7, err
         assert "all rows of a cluster must be in one process" in lines[0]
         assert "there is no column 'm'" in lines[1]
         assert ("process 1 of 2 failed" in lines[1]) == (rank == 0)
         assert "the type of the cluster ids must be the same in all processes" in lines[2]
         assert "the columns must be the same in all processes" in lines[3]
         assert "'x' is constant" in lines[4]
+        assert "the model and its options must be the same in all processes" in lines[5]
+        assert "all rows of a cluster must be in one process" in lines[6]
 
 
-def test_one_process_that_fits_alone():
-    """``distributed=True`` without ``jax.distributed`` is an ordinary fit."""
+def test_one_process_that_fits_alone(monkeypatch):
+    """``distributed=True`` without ``jax.distributed`` is an ordinary fit, unless a launcher started more."""
     data = jm.datasets.load_example()
     assert jm.fit(data, SIMPLE, distributed=True).loglik == jm.fit(data, SIMPLE).loglik
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    with pytest.raises(jm.FitError, match=r"\(SLURM_STEP_NUM_TASKS=4\) that have not joined: call jax.distributed"):
+        jm.fit(data, SIMPLE, distributed=True)
+    with pytest.raises(jm.SpecError, match="distributed='yes' must be True or False"):
+        jm.fit(data, SIMPLE, distributed="yes")
+
+
+# Moments in files ----------------------------------------------------------------------------------------------------
+
+
+def test_moments_of_another_version_or_shape_are_refused(tmp_path, monkeypatch):
+    moments = read_moments(jm.datasets.load_example(), SIMPLE)
+    short = dataclasses.replace(moments, clusters=moments.clusters[:-1])
+    jm.save_moments(short, tmp_path / "short.moments")
+    with pytest.raises(
+        jm.DataError, match=r"short\.moments' is not a file of moments that jaxmed saved, or is damaged"
+    ):
+        jm.load_moments(tmp_path / "short.moments")
+    monkeypatch.setattr(store, "FORMAT", 99)
+    jm.save_moments(moments, tmp_path / "new.MOMENTS")
+    monkeypatch.undo()
+    with pytest.raises(jm.DataError, match="these moments have format 99, and this version of jaxmed reads 1"):
+        jm.fit(tmp_path / "new.MOMENTS", SIMPLE)
+    with pytest.raises(jm.DataError, match="cannot be read: Is a directory"):
+        jm.load_moments(tmp_path)
+
+
+def test_wrong_arguments_for_moments_are_named(tmp_path):
+    moments = read_moments(jm.datasets.load_example(), SIMPLE)
+    with pytest.raises(jm.DataError, match=r"got PosixPath first; give it the moments of jaxmed\.read_moments"):
+        jm.save_moments(tmp_path / "a.moments", moments)
+    with pytest.raises(TypeError):
+        moments + 1
+    np.testing.assert_array_equal(sum([moments]).table, moments.table)
+
+
+def test_missing_values_of_columns_outside_the_model_do_not_count():
+    data = jm.datasets.load_example()
+    data["z"] = np.where(np.arange(len(data)) % 5, 1.0, np.nan) * np.arange(len(data))
+    wide = jm.System([jm.Equation("m", ["1", "x"]), jm.Equation("y", ["1", "m"]), jm.Equation("z", ["1", "x"])], "id")
+    narrow = jm.System([jm.Equation("m", ["1", "x"]), jm.Equation("y", ["1", "m"])], "id")
+    moments = read_moments(data, wide)
+    assert jm.fit(moments, narrow, missing="raise").loglik == pytest.approx(jm.fit(data, narrow).loglik, rel=1e-12)
+    with pytest.raises(jm.DataError, match="'z': 160"):
+        jm.fit(moments, wide, missing="raise")
