@@ -123,7 +123,8 @@ class Chunks:
         def action() -> set[Any]:
             found: set[Any] = set()
             for part in self._parts([name]):
-                found.update(part[name].drop_nulls().unique().to_list())
+                # Every part has a NaN of its own, and a set would count them all.
+                found.update(value for value in part[name].drop_nulls().unique().to_list() if value == value)
                 if len(found) > most:
                     break
             return found

@@ -23,7 +23,7 @@ from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError
 from jaxmed.fit import Fit
 from jaxmed.fit import fit as fit_model
 from jaxmed.mediation import Mediation
-from jaxmed.store import save_moments, write_atomically
+from jaxmed.store import is_moments, save_moments, write_atomically
 
 BAD_INPUT, NO_FIT, INTERRUPTED = 2, 1, 130
 
@@ -235,10 +235,15 @@ def fit(
     if shown and not isinstance(model, Mediation):
         raise SpecError(f"{next(iter(shown))} is of effects, and formulas have none; give x, m, y and cluster instead")
     options = {name: settings[name] for name in ("reml", "missing", "max_iter") if name in settings}
+    moments = settings.get("moments")
+    if moments is not None and not is_moments(moments):
+        raise SpecError(f"--moments {str(moments)!r}: the name of a file of moments must end in .moments")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         warnings.simplefilter("ignore", DesignWarning)  # the summary says so too
         fitted = fit_model(_data(settings), model, **options)
+    if moments is not None:
+        save_moments(fitted.moments, moments)
     json, save = settings.get("json"), settings.get("save")
     if settings.get("verbose"):
         _log(fitted)
@@ -250,8 +255,6 @@ def fit(
         _write(Path(json), fitted.to_json(**shown) + "\n")
     if save is not None:
         fitted.save(save)
-    if settings.get("moments") is not None:
-        save_moments(fitted.moments, settings["moments"])
     if not fitted.converged:
         raise FitError(fitted.message)
 
@@ -327,7 +330,7 @@ def _settings(command: str, job: Path | None, given: Mapping[str, Any], own: Seq
 
 def _data(settings: Mapping[str, Any]) -> Path:
     if settings.get("data") is None:
-        raise SpecError("which data? Give the path of a .csv, .parquet, .dta or .feather file")
+        raise SpecError("which data? Give the path of a .csv, .parquet, .dta, .feather or .moments file")
     return Path(settings["data"])
 
 

@@ -115,7 +115,7 @@ class Source(Protocol):
         """Values of a column that are not null, in parts; no parts where there are no rows."""
 
     def distinct(self, name: str, most: int) -> set[Any]:
-        """Distinct values of a column that are not null, or some more than ``most`` of them."""
+        """Distinct values of a column that are not null, or some more than ``most`` of them; NaN at most once."""
 
     def summaries(self, system: System) -> tuple[list[Column], int, int]:
         """Of the columns of a system; the number of rows, and of rows without a cluster id."""
@@ -247,7 +247,10 @@ def cluster_labels(ids: NDArray[np.generic] | list[Any], name: str) -> NDArray[n
 
 def no_ids(example: Any, name: str) -> DataError:
     """What to say of ids of another type."""
-    return DataError(f"the cluster column {name!r} has ids such as {example}; use numbers, text or dates")
+    return DataError(
+        f"the cluster column {name!r} has ids such as {example} of type {type(example).__name__}; use numbers, text or "
+        f"dates, e.g. data[{name!r}] = data[{name!r}].astype(str)"
+    )
 
 
 def check_one_kind(ids: list[Any], name: str) -> list[str]:

@@ -111,10 +111,12 @@ class CsvFile:
 
         self.title = f"reading {path.name}"
         self._path = path
+        self._names: list[str] = []
+        self._types: dict[str, pa.DataType] = {}
         with self._strictly(), csv.open_csv(path) as opened:
             self._names = opened.schema.names
         columns = resolve_names(self._names, columns)
-        self._types: dict[str, pa.DataType] = {columns[0]: pa.string()}
+        self._types[columns[0]] = pa.string()
         with self._strictly(), self._open(columns) as opened:
             inferred = opened.schema
         for name in columns[1:]:
@@ -150,13 +152,20 @@ class CsvFile:
         try:
             yield
         except ArrowInvalid as error:
-            if "Expected" in str(error):
+            if "newlines_in_values" in str(error):
+                raise DataError(
+                    f"{str(self._path)!r} has a line break inside quotes, or a line longer than {BLOCK // 2**20} MB, "
+                    "which cannot be read block by block; remove it, or convert the file to parquet"
+                ) from error
+            if "Empty CSV file" in str(error):
+                raise DataError(f"{str(self._path)!r}: the data has no rows") from error
+            if "CSV parse error: Expected" in str(error):
                 raise DataError(
                     f"{str(self._path)!r}: every line must have as many fields as the header ({error}); give row names "
                     "a header or leave them out, and end no line with a comma"
                 ) from error
             column = re.search(r"CSV column #(\d+):.*conversion error", str(error))
-            name = self._names[int(column[1])] if column else ""
+            name = self._names[int(column[1])] if column and self._names else ""
             if self._types.get(name, pa.string()) == pa.string():
                 raise
             self._types[name] = NEXT_TYPE.get(self._types[name], pa.string())

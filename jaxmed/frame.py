@@ -20,6 +20,7 @@ from jaxmed.mediation import Facts, Spec, check_spec, compiled
 from jaxmed.moments import SAME, Floats, Intake, Moments, Pattern
 from jaxmed.queries import Query
 from jaxmed.spec import System
+from jaxmed.store import is_moments
 from jaxmed.terms import category_text
 
 LARGEST = 1e150  # values beyond it, or spreads below its inverse, have no finite square
@@ -74,6 +75,10 @@ def open_data(data: Any, columns: Sequence[str]) -> Source:
     if isinstance(data, (Chunks, Query)):
         return data
     columns = list(dict.fromkeys(columns))
+    if isinstance(data, (str, Path)) and is_moments(data):
+        raise DataError(
+            f"{str(data)!r} holds moments, no rows; give it to jaxmed.fit or jaxmed.load_moments, and the data here"
+        )
     native = open_file(Path(data), columns) if isinstance(data, (str, Path)) else data
     if isinstance(native, (CsvFile, ParquetFile)):
         return Chunks(native)

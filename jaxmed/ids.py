@@ -74,16 +74,29 @@ class Total:
 def encode(series: nw.Series[Any], name: str) -> tuple[Codes, Any]:
     """Code of every id, -1 where it is missing, and the ids: a NumPy array, or text as a pyarrow array."""
     if isinstance(series.dtype, nw.Object):
-        values = pd.Series(series.to_list(), dtype=object).to_numpy()
-        try:
-            codes, found = pd.factorize(values)
-            check_one_kind(list(found), name)
-            return codes, _text_or_numpy(pa.array(list(found)))
-        except (TypeError, OverflowError, pa.ArrowException) as error:
-            raise no_ids(values[0], name) from error
-    values = series.to_arrow()
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
+        return _encode_objects(series, name)
+    try:
+        values = series.to_arrow()
+        if isinstance(values, pa.ChunkedArray):
+            values = values.combine_chunks()
+        return _encode_arrow(values)
+    except (TypeError, pa.ArrowException):  # text at first and something else later, or a type that Arrow has not
+        return _encode_objects(series, name)
+
+
+def _encode_objects(series: nw.Series[Any], name: str) -> tuple[Codes, Any]:
+    values = pd.Series(series.to_list(), dtype=object).to_numpy()
+    codes, found = pd.factorize(values)
+    check_one_kind(list(found), name)
+    try:
+        return codes, _text_or_numpy(pa.array(list(found)))
+    except (TypeError, OverflowError, pa.ArrowException) as error:
+        raise no_ids(found[0], name) from error
+
+
+def _encode_arrow(values: pa.Array) -> tuple[Codes, Any]:
+    if pa.types.is_null(values.type):
+        return np.full(len(values), -1), np.empty(0, dtype=object)
     if values.null_count == 0 and pa.types.is_primitive(values.type):
         return _factorize(values.to_numpy(zero_copy_only=False))
     if pa.types.is_string_view(values.type):
@@ -113,15 +126,16 @@ def _factorize(values: NDArray[Any]) -> tuple[Codes, NDArray[Any]]:
 
 def _unify(parts: list[Any], name: str) -> tuple[list[Codes], Any]:
     """Codes of ids in parts among all of them; those of the first part come first and keep their order."""
-    kinds = sorted({"str" if isinstance(part, pa.Array) else str(part.dtype) for part in parts})
+    there = [part for part in parts if len(part)] or parts[:1]  # a part without any id has no type
+    kinds = sorted({"str" if isinstance(part, pa.Array) else str(part.dtype) for part in there})
     if len(kinds) > 1:
         raise DataError(
             f"the cluster column {name!r} mixes types ({', '.join(kinds)}); make them one type first, e.g. "
             f"data[{name!r}] = data[{name!r}].astype(str)"
         )
-    if isinstance(parts[0], pa.Array):
-        coded = pa.chunked_array(parts).combine_chunks().dictionary_encode()
+    if isinstance(there[0], pa.Array):
+        coded = pa.chunked_array(there).combine_chunks().dictionary_encode()
         codes, ids = coded.indices.to_numpy().astype(np.intp), coded.dictionary
     else:
-        codes, ids = _factorize(np.concatenate(parts))
+        codes, ids = _factorize(np.concatenate(there))
     return np.split(codes, np.cumsum([len(part) for part in parts])[:-1]), ids

@@ -69,7 +69,7 @@ def read_job(path: Path, command: str, allowed: Iterable[str]) -> dict[str, Any]
     for name in FLAGS:
         if not isinstance(settings.get(name, True), bool):
             raise SpecError(f"the job file {str(path)!r} has {name}={settings[name]!r}; write true or false")
-    for name in ("data", "json", "save", "out"):
+    for name in ("data", "json", "save", "moments", "out"):
         if name in settings and not isinstance(settings[name], str):
             raise SpecError(f"the job file {str(path)!r} has {name}={settings[name]!r}; give a path as text")
         if settings.get(name, "-") != "-":

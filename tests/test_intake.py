@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import signal
 import subprocess
@@ -18,9 +19,11 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 import jaxmed as jm
-from jaxmed import chunks, files, ids
+from jaxmed import chunks, files, frame, ids
 from jaxmed.frame import read
 from jaxmed.progress import progress
+
+PLAIN = jm.Mediation(x="x", m="m", y="y", cluster="id")
 
 SYSTEM = jm.Mediation(x="x", m="m", y="y", cluster="id").system()
 WIDE = jm.System(
@@ -470,3 +473,74 @@ def test_files_that_hold_no_moments(tmp_path):
     for action in (jm.load_moments, lambda path: jm.fit(path, SYSTEM)):
         with pytest.raises(jm.DataError, match="is not a file of moments that jaxmed saved"):
             action(tmp_path / "bad.moments")
+
+
+# What a second reader found ------------------------------------------------------------------------------------------
+
+
+def test_categories_beside_missing_numbers_in_many_parts(tmp_path, monkeypatch):
+    """Every part has a NaN of its own, which once counted as a category each and ended the search."""
+    monkeypatch.setattr(files, "ROWS", 2)
+    rows = 400
+    g = np.where(np.arange(rows) % 2, np.nan, (np.arange(rows) // 2) % 2)
+    g[-2] = 2.0
+    data = pd.DataFrame({"id": np.arange(rows) // 4, "g": g, "y": np.arange(rows) % 7 + 0.5})
+    parquet.write_table(
+        pa.Table.from_pandas(data, preserve_index=False).replace_schema_metadata(), tmp_path / "g.parquet"
+    )
+    source = frame.open_data(tmp_path / "g.parquet", ("id", "g"))
+    assert frame.categories(source, "g") == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("make", [str, int, lambda k: datetime.date(2020, 1, 1) + datetime.timedelta(int(k))])
+def test_a_part_whose_ids_are_all_missing(monkeypatch, make):
+    monkeypatch.setattr(chunks, "ROWS", 50)
+    data = jm.simulate(clusters=40, size=5, seed=1)
+    whole = data.iloc[:150]
+    ids = pd.Series([make(k) for k in data["id"]], dtype=object)
+    ids[150:] = None
+    found = jm.read_moments(data.assign(id=ids), PLAIN)
+    assert found.n_clusters == 30
+    assert found.intake.missing["id"] == 50
+    np.testing.assert_allclose(
+        np.sort(found.spread("x")), np.sort(jm.read_moments(whole, PLAIN).spread("x")), rtol=1e-10
+    )
+
+
+@pytest.mark.parametrize("rows", [20, 1000])
+def test_ids_of_several_types_are_named(monkeypatch, rows):
+    monkeypatch.setattr(chunks, "ROWS", rows)
+    data = jm.simulate(clusters=20, size=5, seed=1)
+    mixed = data.assign(id=pd.Series([str(k) if k < 11 else k for k in data["id"]], dtype=object))
+    with pytest.raises(jm.DataError, match=r"the cluster column 'id' mixes types \(int\d*, str\)"):
+        jm.read_moments(mixed, PLAIN)
+    periods = data.assign(id=pd.period_range("2000-01", periods=20, freq="M").repeat(5))
+    with pytest.raises(jm.DataError, match="the cluster column 'id' has ids such as 2000-01 of type Period; use"):
+        jm.read_moments(periods, PLAIN)
+
+
+@pytest.mark.parametrize("text", ["id,x,m,y", "\n", "id,x,m,y\n"])
+def test_csv_files_without_rows(tmp_path, text):
+    path = tmp_path / "none.csv"
+    path.write_text(text)
+    with pytest.raises(jm.DataError, match=r"has no rows|there is no column|has no values|Empty CSV"):
+        jm.read_moments(path, PLAIN)
+
+
+def test_a_value_that_reads_like_a_complaint(tmp_path):
+    """A late "Expected" in a numeric column is text, not a line of the wrong length."""
+    path = tmp_path / "late.csv"
+    data = jm.simulate(clusters=200, size=5, seed=1).astype({"x": object})
+    data.loc[990, "x"] = "Expected"
+    data.to_csv(path, index=False)
+    with pytest.raises(jm.DataError, match=r"column 'x' must be numeric, .*'Expected'"):
+        jm.read_moments(path, PLAIN)
+
+
+def test_moments_have_no_rows_to_describe(tmp_path):
+    data = jm.datasets.load_example()
+    path = tmp_path / "example.MOMENTS"
+    jm.save_moments(jm.read_moments(data, PLAIN), path)
+    for function in (jm.describe, jm.stack, jm.read_moments):
+        with pytest.raises(jm.DataError, match=r"holds moments, no rows; give it to jaxmed\.fit or"):
+            function(path, PLAIN)
