@@ -158,7 +158,10 @@ class CsvFile:
                     "which cannot be read block by block; remove it, or convert the file to parquet"
                 ) from error
             if "Empty CSV file" in str(error):
-                raise DataError(f"{str(self._path)!r}: the data has no rows") from error
+                raise DataError(
+                    f"{str(self._path)!r}: the data has no rows: nothing follows the first line, or the file is "
+                    "not text in UTF-8"
+                ) from error
             if "CSV parse error: Expected" in str(error):
                 raise DataError(
                     f"{str(self._path)!r}: every line must have as many fields as the header ({error}); give row names "

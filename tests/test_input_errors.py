@@ -333,10 +333,10 @@ def test_nearly_collinear_predictors_are_accepted_in_any_unit(scale):
     [
         ("rows.csv", "", "rows.csv' is empty"),
         ("rows.parquet", "", "rows.parquet' is empty"),
-        ("rows.csv", "\n\n", "cannot be read as .csv"),
+        ("rows.csv", "\n\n", "rows.csv': the data has no rows"),
         ("rows.csv", "id;x;m;y\n1;2;3;4\n", "no column 'id' in the data; the columns are 'id;x;m;y'"),
         ("rows.csv", "id,x,x,y\n1,2,3,4\n", "the data has 2 columns named 'x'"),
-        ("rows.csv", b"\xff\xfei\x00d\x00", "cannot be read as .csv"),
+        ("rows.csv", b"\xff\xfei\x00d\x00", "the data has no rows: .* or the file is not text in UTF-8"),
         ("rows.csv", "id,x,m,y\n1,a,3,4\n2,b,5,6\n", "column 'x' must be numeric.*'a'"),
         ("rows.parquet", "PAR1 not really", "cannot be read as .parquet"),
         ("rows.feather", "ARROW1 not really", "cannot be read as .feather"),
