@@ -186,7 +186,7 @@ def _solve(
             say(f"Newton step {step}, {left:.1e} left to gain")
 
         solution = optimise.solve_in_steps(layout, shards, sampled, max_iter, report)
-        if not (solution.status == Status.CONVERGED or np.array_equal(sampled, start)):
+        if hosts.first(int(solution.status)) != Status.CONVERGED:  # all processes must try again, or none
             solution = optimise.solve_in_steps(layout, shards, start, max_iter, report)
     return solution, _covariances(layout, solution.theta, solution.evaluation)
 

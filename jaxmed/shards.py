@@ -67,9 +67,11 @@ def make_shards(
 def _padded(data: Data, clusters: int) -> Data:
     """A part padded to the size of the largest."""
     blocks, rows, block = np.shape(data.table)
+    if blocks == clusters // block:
+        return data
     table = np.zeros((clusters // block, rows, block))
     table[:blocks] = data.table
-    return data._replace(table=table) if len(table) != blocks else data  # type: ignore[arg-type]
+    return data._replace(table=table)  # type: ignore[arg-type]
 
 
 def evaluate_shards(layout: Layout, root: Array, tau: Array, shards: Shards) -> Evaluation:
