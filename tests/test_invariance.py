@@ -336,6 +336,14 @@ def test_the_certificate_does_not_depend_on_the_damping(base):
     assert found.status == Status.CONVERGED
 
 
+def test_the_decrement_is_that_of_an_undamped_step():
+    """By hand: H = I, g = 1, ridge 1; the step is -1/2, the decrement 1/2."""
+    with jax.enable_x64(True):
+        step, ridge, decrement = newton._damped(jax.numpy.eye(1), jax.numpy.ones(1), jax.numpy.ones(()))
+    assert (float(step[0]), float(ridge)) == (-0.5, 1.0)
+    assert float(decrement) == pytest.approx(0.5, rel=1e-10)
+
+
 @pytest.mark.parametrize("sd", [50.0, 300.0])
 def test_clusters_far_apart_converge(sd):
     """Intercept sds of 50 and 300 residual sds, where rounding of the likelihood is large beside its value."""
