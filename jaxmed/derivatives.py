@@ -76,10 +76,14 @@ def gradient(layout: Layout, root: Array, tau: Array, data: Data) -> tuple[Array
 
 def evaluate(layout: Layout, root: Array, tau: Array, data: Data) -> Evaluation:
     """The negative log likelihood f, gradient and Hessian in (free entries of G, tau), and the GLS estimate."""
+    return assemble(layout, tau, data.n_rows, *passes(layout, root, tau, data))
+
+
+def passes(layout: Layout, root: Array, tau: Array, data: Data) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    """The sums over clusters that :func:`assemble` makes an evaluation of."""
     first = marginal_blocks(layout, root, tau, data)
     _, beta_cov, contrast = profile(layout, first[0][0], first[1], tau, data.n_rows)
-    second = second_pass(layout, root, tau, data, beta_cov, contrast)
-    return assemble(layout, tau, data.n_rows, first, second)
+    return first, second_pass(layout, root, tau, data, beta_cov, contrast)
 
 
 def assemble(
@@ -192,15 +196,15 @@ def second_pass(
             n_c = w_b[at.z[own[c]]]
             q_c = w_b - linalg.matmul(u[own[c]].swapaxes(0, 1), n_c)
             trace.append(jnp.sum(k[np.ix_(own[c], own[c])] * own_zz))
-            d_p.append(jnp.sum(q_c, axis=-1))
+            d_p.append(linalg.total(q_c))
             if curvature:
                 q_z = q_c[at.z]
                 cross = q_z[:, at.z] - 2 * jnp.sum(q_z * times_contrast, axis=1)[:, None] * score[None]
                 if layout.reml:
                     cross = cross - 2 * linalg.matmul(q_z[:, :p], p_zx_cov.swapaxes(0, 1))
-                mixed.append(jnp.sum(cross, axis=-1))
+                mixed.append(linalg.total(cross))
                 weighted_n.append((own_zz, n_c, jnp.sum(n_c * times_contrast, axis=1)))
-        first = (jnp.sum(p_zz - spread, axis=-1), jnp.stack(trace), jnp.stack(d_p))
+        first = (linalg.total(p_zz - spread), jnp.stack(trace), jnp.stack(d_p))
         if not curvature:
             return first
 

@@ -22,6 +22,41 @@ Value = float | str
 Point = dict[str, Value]
 
 
+class Targets(NamedTuple):
+    """The rows of a table of effects as one function of all parameters: ``combination @ effects(points)``.
+
+    Attributes
+    ----------
+    index : Index
+        Of the table: effects, or effects and moderators.
+    names : tuple of str
+        Effect of every row.
+    plan : effects.Plan
+    weights : tuple of ndarray, each (points, coefficients)
+        Weights of the coefficients of every path at the points.
+    combination : ndarray, shape (rows, points * effects)
+        Weights of the effects at the points, point by point.
+    """
+
+    index: pd.Index[Any]
+    names: tuple[str, ...]
+    plan: effects.Plan
+    weights: tuple[Floats, ...]
+    combination: Floats
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Rows as text: ``"indirect"``, with moderators ``"indirect[climate=-1]"``."""
+        if not isinstance(self.index, pd.MultiIndex):
+            return tuple(self.index)
+        names = self.index.names[1:]
+        shown = [
+            [f"{name}={_text(value)}" for name, value in zip(names, at, strict=True) if value == value]
+            for _, *at in self.index
+        ]
+        return tuple(f"{name}[{','.join(at)}]" if at else name for name, at in zip(self.names, shown, strict=True))
+
+
 class Combination(NamedTuple):
     """A row of a table: a weighted sum of effects at some points.
 
@@ -46,6 +81,30 @@ def effect_table(
     critical: float | Floats = critical_value(level)
     if se not in ("joint", "bauer"):
         raise SpecError(f"se={se!r} is not known; choose 'joint' or 'bauer'")
+    targets = make_targets(found, at, difference)
+    estimate, slope = effects.combined_and_jacobian(targets.plan, found.values, targets.weights, targets.combination)
+    if se == "joint":
+        error = effects.delta(slope, found.joint)
+    else:
+        _check_bauer(found)
+        error = effects.bauer(targets.plan, targets.names, slope, found.block)
+        if level == 0.95:
+            critical = np.where(np.isin(targets.names, ("indirect", "total")), 1.96, critical)
+    table = normal_table(targets.names, estimate, error, critical)
+    table.index = targets.index
+    return table
+
+
+def make_targets(found: Estimates, at: Mapping[str, Any] | None = None, difference: bool = False) -> Targets:
+    """The effects of a fit's model at values of its moderators, or their differences between these values.
+
+    Raises
+    ------
+    FitError
+        The model is not a mediation model.
+    SpecError
+        Moderators or values that the model does not have.
+    """
     if not isinstance(difference, bool):
         raise SpecError(f"difference={difference!r} must be True or False")
     estimands = estimands_of(found)
@@ -61,25 +120,18 @@ def effect_table(
         indexed, points = _indices(found, estimands, points)
         combinations = [*_levels(estimands, points, len(points) - indexed.extra), *indexed.combinations]
     plan = effects.make_plan(estimands, found.labels, estimands.rows)
-    value, jacobian = effects.value_and_jacobian(
-        effects.effects, plan, found.values, _weights(found, estimands, points)
-    )
-    names = [combination.name for combination in combinations]
-    estimate = np.array([sum(w * value[p, k] for w, p, k in c.terms) for c in combinations])
-    slope = np.array([sum((w * jacobian[p, k] for w, p, k in c.terms), np.zeros(1)) for c in combinations])
-    if se == "joint":
-        error = effects.delta(slope, found.joint)
-    else:
-        _check_bauer(found)
-        error = effects.bauer(plan, names, slope, found.block)
-        if level == 0.95:
-            critical = np.where(np.isin(names, ("indirect", "total")), 1.96, critical)
-    table = normal_table(names, estimate, error, critical)
+    combination = np.zeros((len(combinations), len(points), len(estimands.rows)))
+    for row, chosen in enumerate(combinations):
+        for weight, point, k in chosen.terms:
+            combination[row, point, k] += weight
+    names = tuple(chosen.name for chosen in combinations)
+    index: pd.Index[Any] = pd.Index(names)
     if moderators:
-        table.index = pd.MultiIndex.from_tuples(
-            [(combination.name, *combination.at) for combination in combinations], names=["effect", *moderators]
+        index = pd.MultiIndex.from_tuples(
+            [(chosen.name, *chosen.at) for chosen in combinations], names=["effect", *moderators]
         )
-    return table
+    weights = _weights(found, estimands, points)
+    return Targets(index, names, plan, weights, combination.reshape(len(combinations), -1))
 
 
 def heterogeneity_table(found: Estimates, level: float, at: Mapping[str, Any] | None) -> pd.DataFrame:

@@ -129,6 +129,12 @@ def effects(plan: Plan, values: Array, weights: Sequence[Array]) -> Array:
     return jnp.stack(found)
 
 
+def combined(plan: Plan, values: Array, weights: Sequence[Array], combination: Array) -> Array:
+    """Weighted sums of the rows of a plan at several points, shape (sums,)."""
+    found = jax.vmap(lambda *at: effects(plan, values, at))(*weights)
+    return combination @ found.reshape(-1)
+
+
 def heterogeneity(plan: Plan, values: Array, weights: Sequence[Array]) -> Array:
     """Population sd of every row over clusters; then, for a row of one route a b, the share of clusters with ab > 0.
 
@@ -198,6 +204,25 @@ def value_and_jacobian(
     jacobian : ndarray, shape (n, rows, parameters)
     """
     value, jacobian = _value_and_jacobian(function, plan, values, weights)
+    return np.asarray(value), np.asarray(jacobian)
+
+
+@float64
+@jit_by_key
+def _combined_and_jacobian(
+    plan: Plan, values: Array, weights: tuple[Array, ...], combination: Array
+) -> tuple[Array, Array]:
+    def at(values: Array) -> Array:
+        return combined(plan, values, weights, combination)
+
+    return at(values), jax.jacfwd(at)(values)
+
+
+def combined_and_jacobian(
+    plan: Plan, values: Floats, weights: tuple[Floats, ...], combination: Floats
+) -> tuple[Floats, Floats]:
+    """Weighted sums of the rows of a plan at several points, shape (sums,), and their derivatives (sums, parameters)."""
+    value, jacobian = _combined_and_jacobian(plan, values, weights, combination)
     return np.asarray(value), np.asarray(jacobian)
 
 

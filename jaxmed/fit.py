@@ -217,6 +217,7 @@ def _compiled(layout: Layout, data: Data, start: Array, max_iter: int) -> tuple[
 
 
 _covariances = jit_by_key(inference.covariances)
+_rank_constrained = float64(jit_by_key(inference.rank_constrained))
 
 
 def _assemble(
@@ -243,7 +244,7 @@ def _assemble(
     singular = inference.is_singular(layout, theta, mean_square)
     reduced_rank = singular and not np.all(np.isfinite(found.joint))
     if reduced_rank:
-        found = inference.rank_constrained(layout, theta, solution.evaluation)
+        found = _rank_constrained(layout, theta, solution.evaluation)
     used = tuple(sums.rows for sums in totals.equations)
     scale = make_scale(design, layout, used)
     offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from numpy.typing import NDArray
 
 from jaxmed import linalg
-from jaxmed._runtime import float64, jit_by_key
 from jaxmed.derivatives import Evaluation
 from jaxmed.moments import Floats
 from jaxmed.params import (
@@ -30,7 +30,7 @@ from jaxmed.totals import Totals
 
 SINGULAR_EIGENVALUE = 1e-6  # of the correlation matrix of the random effects
 SINGULAR_VARIANCE = 1e-9  # of a random effect's share, relative to the residual variance
-FLAT = 1e-9  # relative curvature below which a direction of the root is flat
+FLAT = 1e-10  # ridge on the unit-curvature Hessian in the root
 
 
 class Covariances(NamedTuple):
@@ -71,27 +71,25 @@ def _in_variances(layout: Layout, variances: Array, evaluation: Evaluation) -> t
     return block_diagonal(jnp.eye(n_free), jacobian), block_diagonal(jnp.zeros((n_free, n_free)), bend)
 
 
-_root_chain = jit_by_key(root_chain)
-
-
-@float64
-def rank_constrained(layout: Layout, theta: Floats, evaluation: Evaluation) -> Covariances:
+def rank_constrained(layout: Layout, theta: Array, evaluation: Evaluation) -> Covariances:
     """Covariances at a singular G with its rank taken as known.
 
     At the boundary the Hessian in G can be indefinite: the likelihood would rise towards matrices that are no
-    covariances. The Hessian in the root L (G = LL') is positive semi-definite there, and flat only along roots of one
-    and the same G. Its pseudo-inverse, carried over to (G, sigma^2), is the covariance among matrices of that rank; for
-    a regular G it equals the inverse Hessian in (G, sigma^2).
+    covariances. The Hessian in the root L (G = LL') is positive semi-definite there, and flat only in columns of the
+    pivoted root that are zero, which do not move G to first order. Its inverse, with a ridge that keeps flat directions
+    finite, is carried over to (G, sigma^2): the covariance among matrices of that rank. For a regular G it equals the
+    inverse Hessian in (G, sigma^2).
     """
     n_free = len(layout.free)
-    spread = jnp.asarray(theta[n_free:])
+    spread = theta[n_free:]
     # Pivoted: with a zero variance before others, a triangle of fixed order has no direction for some matrices.
-    root, order = triangular(layout, lower(layout, jnp.asarray(theta[:n_free])), pivot=True)
-    jacobian, curvature = _root_chain(layout, root, order, spread, jnp.asarray(evaluation.gradient))
-    hessian = np.asarray(jacobian.T @ evaluation.hessian @ jacobian + curvature)
-    diagonal = np.abs(np.diag(hessian))
-    unit = 1 / np.sqrt(np.maximum(diagonal, 1e-12 * diagonal.max()))
-    inverse = np.linalg.pinv(hessian * unit[:, None] * unit, rcond=FLAT, hermitian=True) * unit[:, None] * unit
+    root, order = triangular(layout, lower(layout, theta[:n_free]), pivot=True)
+    jacobian, curvature = root_chain(layout, root, order, spread, evaluation.gradient)
+    hessian = jacobian.T @ evaluation.hessian @ jacobian + curvature
+    diagonal = jnp.abs(jnp.diagonal(hessian))
+    unit = 1 / jnp.sqrt(jnp.maximum(diagonal, 1e-12 * jnp.max(diagonal)))
+    flat = FLAT * jnp.eye(len(hessian))
+    inverse = linalg.inverse(hessian * unit[:, None] * unit + flat) * unit[:, None] * unit
     variances, in_spread = spread_to_variances(layout, spread), jax.jacfwd(lambda at: spread_to_variances(layout, at))
     in_variances = block_diagonal(jacobian[:n_free, :n_free], in_spread(spread))
     slope, _ = _in_variances(layout, variances, evaluation)
@@ -117,18 +115,26 @@ def is_singular(layout: Layout, theta: Floats, mean_square: Floats) -> bool:
     ``mean_square``, shape (q,), is the mean square of each random column, so that a variance is judged by what it
     contributes to the outcome, next to the residual variance of its equation.
     """
+    return bool(are_singular(layout, theta[None], mean_square)[0])
+
+
+def are_singular(layout: Layout, theta: Floats, mean_square: Floats) -> NDArray[np.bool_]:
+    """:func:`is_singular` of many fits, ``theta`` of shape (fits, n); a theta that is not finite is none."""
+    fits, n_free = len(theta), len(layout.free)
+    found = np.zeros(fits, dtype=bool)
     if layout.n_random == 0:
-        return False
+        return found
     row, col = np.array(layout.free, dtype=int).T
-    root = np.zeros((layout.n_random, layout.n_random))
-    root[row, col] = theta[: len(layout.free)]
-    matrix = root @ root.T
-    variance = np.diag(matrix)
-    residual = np.exp(2 * theta[len(layout.free) : len(layout.free) + layout.n_equations])
-    if np.any(variance * mean_square < SINGULAR_VARIANCE * residual[list(layout.owners)]):
-        return True
-    unit = 1 / np.sqrt(variance)
-    return bool(np.linalg.eigvalsh(matrix * unit[:, None] * unit)[0] < SINGULAR_EIGENVALUE)
+    root = np.zeros((fits, layout.n_random, layout.n_random))
+    root[:, row, col] = theta[:, :n_free]
+    matrix = root @ root.swapaxes(1, 2)
+    variance = np.diagonal(matrix, axis1=1, axis2=2)
+    residual = np.exp(2 * theta[:, n_free : n_free + layout.n_equations])
+    found |= np.any(variance * mean_square < SINGULAR_VARIANCE * residual[:, list(layout.owners)], axis=1)
+    rest = ~found & np.all(np.isfinite(theta), axis=1)
+    unit = 1 / np.sqrt(variance[rest])
+    found[rest] = np.linalg.eigvalsh(matrix[rest] * unit[:, :, None] * unit[:, None])[:, 0] < SINGULAR_EIGENVALUE
+    return found
 
 
 def null_models(

@@ -159,7 +159,7 @@ def _marginal(layout: Layout, root: Array, tau: Array, block: Array) -> tuple[Ar
     weighted = weighted_products(layout, tau, block)
     half, _, logdet = eliminate(layout, root, weighted)
     reduced = weighted - linalg.matmul(half.swapaxes(0, 1), half)
-    return jnp.sum(jnp.stack([reduced, weighted]), axis=-1), jnp.sum(logdet)
+    return linalg.total(jnp.stack([reduced, weighted])), linalg.total(logdet)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -190,7 +190,12 @@ def negative_loglik(layout: Layout, root: Array, tau: Array, data: Data) -> Arra
 
 
 def over_blocks(data: Data, body: Callable[[Array], Sums], zeros: Sums) -> Sums:
-    """Sum ``body(block)`` over the blocks of clusters."""
+    """Sum ``body(block)`` over the blocks of clusters.
+
+    Without a loop where there is one block, so that the compiler finds what two passes have in common.
+    """
+    if data.table.shape[0] == 1:
+        return body(data.table[0])
 
     def step(index: Array, sums: Sums) -> Sums:
         block = lax.dynamic_index_in_dim(data.table, index, keepdims=False)

@@ -23,6 +23,11 @@ def matmul(left: Array, right: Array) -> Array:
     return jnp.sum(left[:, :, None] * right[None, :, :], axis=1)
 
 
+def total(array: Array) -> Array:
+    """Sum over clusters, the last axis, as a product with ones: several times faster than a reduction on a CPU."""
+    return array @ jnp.ones(array.shape[-1], array.dtype)
+
+
 @jax.jit
 def half_solve(matrix: Array, right: Array) -> tuple[Array, Array]:
     """Forward elimination with the Cholesky factor F of symmetric positive definite matrices.

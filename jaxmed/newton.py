@@ -110,8 +110,10 @@ def candidate(layout: Layout, state: State) -> Candidate:
     return Candidate(root, order, point.spread + state.direction[n_free:])
 
 
-def judge(layout: Layout, state: State, there: Candidate, evaluation: Evaluation) -> State:
-    """Accept the candidate or not, and prepare the next step."""
+def judge(
+    layout: Layout, state: State, there: Candidate, evaluation: Evaluation, target: float = TARGET
+) -> State:
+    """Accept the candidate or not, and prepare the next step; below a decrement of ``target`` there is none."""
     point = state.point
     new = _point(layout, there, evaluation)
     f = point.evaluation.value
@@ -126,7 +128,7 @@ def judge(layout: Layout, state: State, there: Candidate, evaluation: Evaluation
     better = (gained >= 0.01 * predicted - noise) & ((predicted > noise) | smaller)
     accepted = finite & (fresh | better | ((state.decrement < CERTIFICATE) & smaller))
     easier = jnp.where((gained > 0.7 * predicted) | (predicted <= noise), state.ridge / 30, state.ridge)
-    ridge = jnp.where(accepted, easier, jnp.maximum(30 * state.ridge, 0.03))
+    ridge = jnp.where(accepted, easier, jnp.maximum(30 * state.ridge, 0.3))
     ridge = jnp.where(ridge < 1e-7, RIDGE, ridge)
     point = jax.tree.map(lambda ours, old: jnp.where(accepted, ours, old), new, point)
 
@@ -134,7 +136,7 @@ def judge(layout: Layout, state: State, there: Candidate, evaluation: Evaluation
     direction, ridge, decrement = _damped(hessian, gradient, ridge)
     predicted = -(gradient @ direction + direction @ hessian @ direction / 2)
 
-    done = (decrement < CERTIFICATE) & ((decrement < TARGET) | ~accepted)
+    done = (decrement < CERTIFICATE) & ((decrement < target) | ~accepted)
     status = jnp.where(done, Status.CONVERGED, state.status)
     status = jnp.where(~done & ~accepted & (state.ridge >= 1e8), Status.STALLED, status)
     status = jnp.where(fresh & ~finite, Status.NOT_FINITE, status)
@@ -157,7 +159,7 @@ def _damped(hessian: Array, gradient: Array, ridge: Array) -> tuple[Array, Array
     def attempt(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         _, last, _, decrement = state
         first = last == 0
-        at = jnp.where(first, RIDGE, jnp.where((last == RIDGE) & (ridge > RIDGE), ridge, jnp.maximum(10 * last, 1e-4)))
+        at = jnp.where(first, RIDGE, jnp.where((last == RIDGE) & (ridge > RIDGE), ridge, jnp.maximum(10 * last, 1e-2)))
         factor = linalg.cholesky(hessian + at * identity)
         step = -linalg.solve_cholesky(factor, gradient)
         definite = jnp.all(jnp.isfinite(factor))

@@ -108,13 +108,13 @@ def solve(
     warm_up : int
         L-BFGS iterations at the most; 0 where the start is good already.
     """
-    theta, n_warm, trace = _lbfgs(layout, data, _lifted(layout, start), jnp.full((LOGGED, 3), jnp.nan), warm_up)
+    theta, n_warm, trace = _lbfgs(layout, data, lifted(layout, start), jnp.full((LOGGED, 3), jnp.nan), warm_up)
     state = lax.while_loop(
         lambda state: newton.going(state, max_iter),
         lambda state: newton.step(layout, data, state),
         newton.start(layout, theta, n_warm, trace),
     )
-    return _solution(layout, state)
+    return solution(layout, state)
 
 
 def solve_in_steps(
@@ -145,7 +145,7 @@ def prepare_steps(layout: Layout, shards: Shards, start: Floats) -> None:
 
 @jit_by_key
 def _first(layout: Layout, start: Array) -> newton.State:
-    return newton.start(layout, _lifted(layout, start), jnp.asarray(np.int64(0)), jnp.full((LOGGED, 3), jnp.nan))
+    return newton.start(layout, lifted(layout, start), jnp.asarray(np.int64(0)), jnp.full((LOGGED, 3), jnp.nan))
 
 
 @jit_by_key
@@ -159,10 +159,10 @@ _judge = jit_by_key(newton.judge)
 
 @jit_by_key
 def _last(layout: Layout, state: newton.State) -> Solution:
-    return _solution(layout, state)
+    return solution(layout, state)
 
 
-def _solution(layout: Layout, state: newton.State) -> Solution:
+def solution(layout: Layout, state: newton.State) -> Solution:
     """The record of an iteration that has ended."""
     status = jnp.where(state.status == newton.GOING, Status.MAX_ITERATIONS, state.status)
     root, _ = triangular(layout, state.point.root, pivot=False)
@@ -172,7 +172,7 @@ def _solution(layout: Layout, state: newton.State) -> Solution:
     return Solution(theta, state.point.evaluation, status, n_iter, grad_norm, state.decrement, state.trace)
 
 
-def _lifted(layout: Layout, theta: Array) -> Array:
+def lifted(layout: Layout, theta: Array) -> Array:
     """A start away from singular G: there a column of the root is zero, a saddle that no gradient leads away from."""
     n_free = len(layout.free)
     root, order = triangular(layout, lower(layout, theta[:n_free]), pivot=True)
