@@ -9,6 +9,7 @@ import platform
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -62,6 +63,21 @@ def jit_by_key(function: Callable[..., Result], *, static: int = 1) -> Callable[
         return result
 
     return call
+
+
+@functools.cache
+def pool(workers: int) -> ThreadPoolExecutor:
+    """Threads that run compiled programs side by side; XLA's own run one after the other."""
+    return ThreadPoolExecutor(workers, thread_name_prefix="jaxmed")
+
+
+def n_workers() -> int:
+    """Programs at a time: the cores of this process, or the devices where these are others or more."""
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu":
+        return len(devices)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores, len(devices))
 
 
 def use_compilation_cache(folder: Path | None = None) -> Path | None:

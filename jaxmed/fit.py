@@ -234,14 +234,7 @@ def _assemble(
 ) -> Fit:
     """Estimates on the user's scale, with everything a reader asks of them."""
     theta = np.asarray(solution.theta)
-    mean_square = np.array(
-        [
-            sums.among((name,))[0, 0] / sums.rows
-            for equation, sums in zip(design.system.equations, totals.equations, strict=True)
-            for name in equation.random
-        ]
-    )
-    singular = inference.is_singular(layout, theta, mean_square)
+    singular = inference.is_singular(layout, theta, inference.mean_squares(design.system, totals))
     reduced_rank = singular and not np.all(np.isfinite(found.joint))
     if reduced_rank:
         found = _rank_constrained(layout, theta, solution.evaluation)

@@ -23,6 +23,7 @@ from jaxmed.moments import Floats, Moments, packed_index, upper
 from jaxmed.params import Layout
 from jaxmed.spec import System
 
+FEW = 16  # degrees of freedom up to which a chi-squared number is made of uniform ones
 DEPENDENT = 1e-10  # share of a column's sum of squares in a cluster that counts as none
 
 
@@ -63,6 +64,8 @@ class BlockPlan(NamedTuple):
         Positions of the outcomes, per equation.
     drawn : tuple of (int, tuple of DrawnTerm)
         Equation of an outcome and the terms it enters.
+    most : int
+        Rows of the largest cluster beyond its rank.
     """
 
     equations: tuple[int, ...]
@@ -72,6 +75,7 @@ class BlockPlan(NamedTuple):
     predictors: tuple[tuple[int, ...], ...]
     outcomes: tuple[int, ...]
     drawn: tuple[tuple[int, tuple[DrawnTerm, ...]], ...]
+    most: int = 0
 
 
 class Plan(NamedTuple):
@@ -166,9 +170,10 @@ def make_plan(design: Design, moments: Moments) -> tuple[Plan, Known]:
         root, rank = gram_root(_among(block, plan.outside), block.products[0])
         roots.append(root)
         free.append(block.products[0] - rank)
+    most = [int(rows.max(initial=0)) for rows in free]
     averaged = {f.column for name in system.terms for f in terms.factors(name) if f.part}
     plan = Plan(
-        tuple(blocks),
+        tuple(block._replace(most=min(rows, FEW + 1)) for block, rows in zip(blocks, most, strict=True)),
         ordered(system),
         tuple(e for e, equation in enumerate(system.equations) if equation.level == 2),
         tuple(e for e, outcome in enumerate(system.outcomes) if outcome in averaged),
@@ -312,7 +317,7 @@ def draw(layout: Layout, plan: Plan, known: Known, population: Population, key: 
         k, more = len(block.outside), len(block.errors)
         root = jnp.concatenate([known.roots[b], jnp.zeros((more, k, n_clusters))])
         columns.append({position: root[:, at] for at, position in enumerate(block.outside)})
-        errors.append(_unit_errors(keys[2 * b], keys[2 * b + 1], root, known.free[b], more))
+        errors.append(_unit_errors(keys[2 * b], keys[2 * b + 1], root, known.free[b], more, block.most))
     for e in plan.order:
         for b, block in enumerate(plan.blocks):
             if e in block.equations:
@@ -329,13 +334,13 @@ def draw(layout: Layout, plan: Plan, known: Known, population: Population, key: 
     return jnp.concatenate([_products(plan.blocks[b], known.products[b], columns[b]) for b in range(len(columns))])
 
 
-def _unit_errors(normal_key: Array, chi_key: Array, root: Array, free: Array, count: int) -> list[Array]:
+def _unit_errors(normal_key: Array, chi_key: Array, root: Array, free: Array, count: int, most: int) -> list[Array]:
     """Coordinates of independent unit errors, each (directions, J): the k-th opens the k-th direction beyond the rank."""
     size, n_clusters = len(root) - count, root.shape[2]
     present = jnp.any(root[:size] != 0, axis=1)
     normals = jax.random.normal(normal_key, (count, len(root) - 1, n_clusters))
     degrees = free - jnp.arange(count)[:, None]
-    lengths = jnp.where(degrees > 0, jnp.sqrt(jax.random.chisquare(chi_key, jnp.maximum(degrees, 1.0))), 0.0)
+    lengths = jnp.where(degrees > 0, jnp.sqrt(chi_squared(chi_key, jnp.maximum(degrees, 1.0), most)), 0.0)
     found = []
     for k in range(count):
         inside = jnp.where(present, normals[k, :size], 0.0)
@@ -343,6 +348,23 @@ def _unit_errors(normal_key: Array, chi_key: Array, root: Array, free: Array, co
         rest = jnp.zeros((count - k - 1, n_clusters))
         found.append(jnp.concatenate([inside, opened, lengths[k][None], rest]))
     return found
+
+
+def chi_squared(key: Array, degrees: Array, most: int) -> Array:
+    """Chi-squared numbers with whole degrees of freedom, at most ``most``.
+
+    Few degrees: minus twice the logarithm of a product of uniform numbers, one for two degrees, and for an odd one the
+    square of a normal number. A gamma generator with its rejections takes ten times as long.
+    """
+    if most > FEW:
+        return jax.random.chisquare(key, degrees)
+    uniform_key, normal_key = jax.random.split(key)
+    pairs = most // 2
+    uniform = 1 - jax.random.uniform(uniform_key, (pairs, *degrees.shape))  # in (0, 1]
+    halves = jnp.floor(degrees / 2)
+    inside = jnp.arange(pairs).reshape(-1, *[1] * degrees.ndim) < halves
+    pair_sum = -2 * jnp.log(jnp.prod(jnp.where(inside, uniform, 1.0), axis=0))
+    return pair_sum + jnp.where(degrees > 2 * halves, jax.random.normal(normal_key, degrees.shape) ** 2, 0.0)
 
 
 def _fill(plan: Plan, known: Known, e: int, columns: list[dict[int, Array]]) -> None:

@@ -137,6 +137,17 @@ def are_singular(layout: Layout, theta: Floats, mean_square: Floats) -> NDArray[
     return found
 
 
+def mean_squares(system: System, totals: Totals) -> Floats:
+    """Mean square of each random column, shape (q,), on the working scale."""
+    return np.array(
+        [
+            sums.among((name,))[0, 0] / sums.rows
+            for equation, sums in zip(system.equations, totals.equations, strict=True)
+            for name in equation.random
+        ]
+    )
+
+
 def null_models(
     system: System, scale: Mapping[str, float], totals: Totals, reml: bool
 ) -> tuple[tuple[float, int], tuple[float, int]]:

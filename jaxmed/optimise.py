@@ -162,9 +162,9 @@ def _last(layout: Layout, state: newton.State) -> Solution:
     return solution(layout, state)
 
 
-def solution(layout: Layout, state: newton.State) -> Solution:
-    """The record of an iteration that has ended."""
-    status = jnp.where(state.status == newton.GOING, Status.MAX_ITERATIONS, state.status)
+def solution(layout: Layout, state: newton.State, unfinished: int = Status.MAX_ITERATIONS) -> Solution:
+    """The record of an iteration that has ended; ``unfinished`` is the status where the steps did not do."""
+    status = jnp.where(state.status == newton.GOING, unfinished, state.status)
     root, _ = triangular(layout, state.point.root, pivot=False)
     theta = jnp.concatenate([free_entries(layout, root), state.point.spread])
     grad_norm = jnp.max(jnp.abs(newton.scaled(state.point)[0]))

@@ -1,109 +1,233 @@
-"""Many fits of one model to many data sets: Newton steps in slots that take the next data set when they are done.
+"""Many fits of one model to many data sets, each made from a number: one compiled program, in parts that run side by side.
 
-All fits start from the same point, the estimates that the data sets were made from. On a CPU the passes over clusters
-run slot by slot, and not at all for a slot that is idle; the algebra of the steps runs over all slots at once.
+A data set is drawn, fitted and described within the program, so that nothing but its results leaves it. On a CPU the
+data sets of a part follow one another, each until it is done; on a GPU they run together.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxmed import derivatives, newton, optimise
-from jaxmed.derivatives import Evaluation
-from jaxmed.errors import Status
-from jaxmed.likelihood import Data
+from jaxmed import derivatives, effects, generate, inference, newton, optimise
+from jaxmed._runtime import float64, jit_by_key
+from jaxmed.generate import Known, Population
+from jaxmed.likelihood import BLOCK, Data
+from jaxmed.moments import Floats
 from jaxmed.params import Layout, precisions
+from jaxmed.shards import GPU_BLOCK
 
 TARGET = 1e-12  # Newton decrement at which a refit stops: estimates are within 1.5e-6 standard errors of the optimum
-LIMIT = 20  # Newton steps; who needs more is finished alone
+LIMIT = 20  # Newton steps; a data set that needs more is fitted alone
+
+
+class Program(NamedTuple):
+    """What a program is compiled for; hashable.
+
+    Attributes
+    ----------
+    layout : Layout
+    effects : effects.Plan or None
+        Of a mediation model.
+    source : {"drawn", "resampled", "left_out", "given"}
+        Data sets are drawn from the model, clusters drawn with replacement, all clusters but one, or tables.
+    plan : generate.Plan or None
+        Of "drawn".
+    together : int
+        Data sets that run at once.
+    clusters : int
+        Clusters of a data set.
+    """
+
+    layout: Layout
+    effects: effects.Plan | None
+    source: str
+    plan: generate.Plan | None
+    together: int
+    clusters: int
+
+
+class Setting(NamedTuple):
+    """The numbers that a program works with.
+
+    Attributes
+    ----------
+    start : ndarray, shape (n,)
+        Optimiser's parameters.
+    matrix, offset : ndarray, shapes (p + n, p + n), (p + n,)
+        From the working to the user's scale.
+    weights, combination
+        Of the effects, see :class:`jaxmed.effect_tables.Targets`.
+    table : ndarray, shape (rows, J)
+        Moments of the data; of "given", a table for each data set, (count, rows, J).
+    counts : ndarray, shape (n_sets, J)
+        Rows of each set of equations by cluster; of "given", (count, n_sets), their sums.
+    key : ndarray, shape (2,)
+        Of the seed.
+    known, population
+        Of "drawn".
+    """
+
+    start: Floats
+    matrix: Floats
+    offset: Floats
+    weights: tuple[Floats, ...]
+    combination: Floats
+    table: Floats
+    counts: Floats
+    key: Any
+    known: Known | None = None
+    population: Population | None = None
 
 
 class Refit(NamedTuple):
-    """Outcome of a refit; every field with a leading axis over data sets."""
+    """Outcomes of refits, every field with a leading axis.
 
+    Attributes
+    ----------
+    values, errors : Array, shape (p + n,)
+        Parameters on the user's scale, and their joint standard errors.
+    effects, effect_errors : Array
+    theta : Array, shape (n,)
+    status, n_iter, grad_norm, decrement
+        As :class:`jaxmed.optimise.Solution`; the status is ``newton.GOING`` where :data:`LIMIT` steps did not do.
+    regular : Array, bool
+        Whether the Hessian in G is definite; if not, the errors take the rank of G as known.
+    value : Array
+        The negative log likelihood on the working scale.
+    """
+
+    values: Array
+    errors: Array
+    effects: Array
+    effect_errors: Array
     theta: Array
-    evaluation: Evaluation
     status: Array
     n_iter: Array
     grad_norm: Array
     decrement: Array
+    regular: Array
+    value: Array
 
 
-def refit(layout: Layout, slots: int, together: int, start: Array, data: Data) -> Refit:
-    """Fit every data set of a stack.
+def block_size(clusters: int, most: int) -> int:
+    """Clusters of a block, so that none of them is nearly empty."""
+    blocks = -(-clusters // most)
+    return 8 * -(-clusters // (8 * blocks))
+
+
+@float64
+def seed_key(seed: int) -> Floats:
+    """The key of a seed, as plain numbers."""
+    return np.asarray(jax.random.key_data(jax.random.key(seed, impl="threefry2x32")))
+
+
+@float64
+@jit_by_key
+def refit(program: Program, setting: Setting, numbers: Array, count: Array) -> Refit:
+    """Fit the data sets with the first ``count`` of some numbers; what is returned for the others means nothing.
 
     Parameters
     ----------
-    layout : Layout
-    slots : int
-        Fits under way at a time.
-    together : int
-        Slots whose passes over clusters run at once: 1 on a CPU, all where thousands of threads wait for work.
-    start : Array, shape (n,)
-        Optimiser's parameters.
-    data : Data
-        ``table`` with a leading axis of Q data sets, ``n_rows`` of shape (Q, n_sets); ``n_blocks`` for all.
-
-    Returns
-    -------
-    Refit
-        ``status`` is ``newton.GOING`` where :data:`LIMIT` steps did not do.
+    numbers : Array of uint32, shape (size,)
+        Replicates; of "left_out" clusters, of "given" positions.
     """
-    count = data.table.shape[0]
-    slots = min(slots, count)
+    layout = program.layout
 
-    def fresh() -> newton.State:
-        return newton.start(layout, optimise.lifted(layout, start), jnp.asarray(0), jnp.full((1, 3), jnp.nan))
-
-    first = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (slots, *leaf.shape)), fresh())
-    nothing = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype), _record(layout, fresh()))
-
-    def passes(slot: tuple[Array, ...]) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-        root, tau, at, active = slot
-
-        def run() -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-            return derivatives.passes(layout, root, tau, Data(data.table[at], data.n_blocks, data.n_rows[at]))
-
-        shapes = jax.eval_shape(run)
-        return lax.cond(active, run, lambda: jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
-
-    def step(carried: tuple[newton.State, Array, Array, Refit]) -> tuple[newton.State, Array, Array, Refit]:
-        state, at, following, done = carried
-        active = at < count
-        there = jax.vmap(lambda one: newton.candidate(layout, one))(state)
-        tau = jax.vmap(lambda spread: precisions(layout, spread))(there.spread)
-        n_rows = data.n_rows[jnp.minimum(at, count - 1)]
-        sums = lax.map(passes, (there.root, tau, at, active), batch_size=together)
-        evaluation = jax.vmap(lambda tau, rows, found: derivatives.assemble(layout, tau, rows, *found))(
-            tau, n_rows, sums
+    def solved(number: Array) -> optimise.Solution:
+        data = _data(program, setting, number)
+        state = newton.start(layout, optimise.lifted(layout, setting.start), jnp.asarray(0), jnp.full((1, 3), jnp.nan))
+        state = lax.while_loop(
+            lambda state: newton.going(state, LIMIT), lambda state: _step(layout, data, state), state
         )
-        state = jax.vmap(lambda *one: newton.judge(layout, *one, TARGET))(state, there, evaluation)
-        ended = active & ((state.status != newton.GOING) | (state.taken >= LIMIT))
-        record = jax.vmap(lambda one: _record(layout, one))(state)
-        where = jnp.where(ended, at, count)  # count is out of bounds, and dropped
-        done = jax.tree.map(lambda kept, new: kept.at[where].set(new, mode="drop"), done, record)
-        at = jnp.where(ended, following + jnp.cumsum(ended) - 1, at)
-        state = jax.tree.map(
-            lambda new, old: jnp.where(ended.reshape(-1, *[1] * (old.ndim - 1)), new, old), first, state
-        )
-        return state, at, following + jnp.sum(ended), done
+        return optimise.solution(layout, state, newton.GOING)
 
-    carried = (first, jnp.arange(slots), jnp.asarray(slots), nothing)
-    return lax.while_loop(lambda carried: jnp.any(carried[1] < count), step, carried)[3]
+    def one(which: tuple[Array, Array]) -> optimise.Solution:
+        number, at = which
+        shapes = jax.eval_shape(solved, number)
+        nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return lax.cond(at < count, lambda: solved(number), lambda: nothing)
+
+    with jax.threefry_partitionable(True):  # whatever the user's settings
+        which = numbers, jnp.arange(len(numbers))
+        several = lax.map(one, which, batch_size=program.together if program.together > 1 else None)
+    return jax.vmap(lambda solution: _described(program, setting, solution))(several)
 
 
-def _record(layout: Layout, state: newton.State) -> Refit:
-    solution = optimise.solution(layout, state)
+@float64
+@jit_by_key
+def refit_alone(program: Program, setting: Setting, number: Array, start: Array) -> Refit:
+    """Fit one data set as a fit is made: from a start that may be far away, with as many steps as it takes."""
+    with jax.threefry_partitionable(True):
+        data = _data(program, setting, number)
+    solution = optimise.solve(program.layout, data, start)
+    return _described(program, setting, solution)
+
+
+def _step(layout: Layout, data: Data, state: newton.State) -> newton.State:
+    there = newton.candidate(layout, state)
+    evaluation = derivatives.evaluate(layout, there.root, precisions(layout, there.spread), data)
+    return newton.judge(layout, state, there, evaluation, TARGET)
+
+
+def _data(program: Program, setting: Setting, number: Array) -> Data:
+    """The data set of a number."""
+    table, counts = setting.table, setting.counts
+    if program.source == "given":
+        table, rows = table[number], counts[number]
+    elif program.source == "left_out":
+        inside = jnp.arange(program.clusters) != number
+        table, rows = table * inside, counts @ inside.astype(counts.dtype)
+    else:
+        key = jax.random.fold_in(jax.random.wrap_key_data(setting.key, impl="threefry2x32"), number)
+        if program.source == "resampled":
+            chosen = jax.random.randint(key, (program.clusters,), 0, program.clusters)
+            table, rows = table[:, chosen], jnp.sum(counts[:, chosen], axis=1)
+        else:
+            table = generate.draw(program.layout, program.plan, setting.known, setting.population, key)
+            rows = jnp.sum(counts, axis=1)
+    size = block_size(program.clusters, BLOCK if program.together == 1 else GPU_BLOCK)
+    blocks = -(-program.clusters // size)
+    table = jnp.pad(table, ((0, 0), (0, blocks * size - program.clusters)))
+    return Data(table.reshape(len(table), blocks, size).swapaxes(0, 1), jnp.asarray(blocks), rows)
+
+
+def _described(program: Program, setting: Setting, solution: optimise.Solution) -> Refit:
+    """Parameters and effects with their standard errors, on the user's scale."""
+    layout, matrix = program.layout, setting.matrix
+    regular = inference.covariances(layout, solution.theta, solution.evaluation)
+    singular = inference.rank_constrained(layout, solution.theta, solution.evaluation)
+    definite = jnp.all(jnp.isfinite(regular.joint))
+    joint = matrix @ jnp.where(definite, regular.joint, singular.joint) @ matrix.T
+    values = matrix @ regular.values + setting.offset
+    nothing = jnp.zeros(0)
+    found, found_errors = nothing, nothing
+    if program.effects is not None:
+
+        def at(values: Array) -> Array:
+            return effects.combined(program.effects, values, setting.weights, setting.combination)
+
+        found = at(values)
+        slope = jax.jacfwd(at)(values)
+        found_errors = _root(jnp.sum((slope @ joint) * slope, axis=1))
     return Refit(
+        values,
+        _root(jnp.diagonal(joint)),
+        found,
+        found_errors,
         solution.theta,
-        solution.evaluation,
-        state.status,
+        solution.status,
         solution.n_iter,
         solution.grad_norm,
         solution.decrement,
+        definite,
+        solution.evaluation.value,
     )
+
+
+def _root(variance: Array) -> Array:
+    return jnp.sqrt(jnp.where(variance >= 0, variance, jnp.nan))

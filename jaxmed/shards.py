@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial, reduce
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -14,7 +12,7 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from jaxmed._runtime import float64, jit_by_key
+from jaxmed._runtime import float64, jit_by_key, n_workers, pool
 from jaxmed.derivatives import Evaluation, assemble, second_pass
 from jaxmed.hosts import ALONE, Hosts
 from jaxmed.likelihood import BLOCK, Data, make_data, marginal_blocks, profile
@@ -92,21 +90,8 @@ def value_shards(layout: Layout, root: Array, tau: Array, shards: Shards) -> flo
 
 def _over_shards(shards: Shards, run: Callable[[Data], Any]) -> Any:
     """Sum what a pass returns for every shard, in threads: one for each core or device."""
-    found = list(_pool(_workers()).map(run, shards.parts))
+    found = list(pool(n_workers()).map(run, shards.parts))
     return shards.hosts.add(reduce(partial(jax.tree.map, np.add), found))
-
-
-@cache
-def _pool(workers: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(workers, thread_name_prefix="jaxmed")
-
-
-def _workers() -> int:
-    """Shards at a time: the cores of this process, or the devices where these are others."""
-    devices = jax.local_devices()
-    if devices[0].platform != "cpu":
-        return len(devices)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @float64

@@ -1,0 +1,290 @@
+"""Refits by the thousand: what a program needs of a fit, and numbered data sets run through it on all cores and devices."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxmed import generate, inference, newton, optimise
+from jaxmed._runtime import float64, n_workers, pool
+from jaxmed.design import Design, make_design
+from jaxmed.effect_tables import Targets
+from jaxmed.errors import Status
+from jaxmed.moments import Floats, Moments
+from jaxmed.params import Layout, count_rows, make_layout, make_scale, spread_to_variances
+from jaxmed.refit import Program, Refit, Setting, refit, refit_alone, seed_key
+from jaxmed.result import Estimates
+from jaxmed.totals import Totals, add_up
+
+MOST = 256  # data sets of a batch
+WORK = 1 << 18  # clusters of a batch
+INDICES = np.uint32
+
+
+@dataclass(frozen=True, eq=False)
+class Refits:
+    """Outcomes of numbered data sets, in their order.
+
+    Attributes
+    ----------
+    numbers : ndarray of int, shape (k,)
+    values, errors : ndarray, shape (k, p + n)
+        Parameters and their joint standard errors.
+    effects, effect_errors : ndarray, shape (k, effects)
+    status, n_iter : ndarray of int, shape (k,)
+    grad_norm : ndarray, shape (k,)
+    singular : ndarray of bool, shape (k,)
+    """
+
+    numbers: NDArray[np.int64]
+    values: Floats
+    errors: Floats
+    effects: Floats
+    effect_errors: Floats
+    status: NDArray[np.int64]
+    n_iter: NDArray[np.int64]
+    grad_norm: Floats
+    singular: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Refitter:
+    """A model and data, ready to be fitted to numbered data sets made from them.
+
+    Attributes
+    ----------
+    program : Program
+    setting : Setting
+        Of "given" data sets without tables, which :attr:`make` makes.
+    fallback : ndarray, shape (n,)
+        A rough start, for data sets that the estimates do not lead to the optimum of.
+    mean_square : ndarray, shape (q,)
+        Of the random columns, by which a variance is judged to be zero.
+    devices : tuple
+    size : int
+        Data sets of a batch.
+    make : callable or None
+        Number -> table and rows of each set of equations.
+    """
+
+    program: Program
+    setting: Setting
+    fallback: Floats
+    mean_square: Floats
+    devices: tuple[Any, ...]
+    size: int
+    make: Callable[[int], tuple[Floats, Floats]] | None = None
+
+    def batches(self, numbers: Iterable[int]) -> Iterator[list[int]]:
+        """Numbers in the batches that they always belong to: number i is in batch i // size."""
+        waiting: list[int] = []
+        for number in numbers:
+            if waiting and number // self.size != waiting[0] // self.size:
+                yield waiting
+                waiting = []
+            waiting.append(number)
+        if waiting:
+            yield waiting
+
+    def run(self, numbers: Iterable[int]) -> Iterator[Refits]:
+        """Fit numbered data sets, batch by batch, in order; batches run side by side."""
+        workers = n_workers()
+        settings = _placed(self.setting, self.devices)
+        waiting: deque[Any] = deque()
+        threads = pool(workers)
+        try:
+            for batch in self.batches(numbers):
+                device = batch[0] // self.size % len(self.devices)
+                waiting.append(threads.submit(self._batch, batch, settings[device], self.devices[device]))
+                if len(waiting) > workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for job in waiting:
+                job.cancel()
+
+    def _batch(self, numbers: Sequence[int], setting: Setting, device: Any) -> Refits:
+        """One batch. A number has the same place in it, and so the same bits, whatever else is asked for."""
+        first = numbers[0] // self.size * self.size
+        given = np.array([number - first for number in numbers])
+        if self.make is None:
+            every = np.arange(first, first + self.size, dtype=INDICES)
+            count = given.max() + 1
+        else:
+            made = [self.make(number) for number in numbers]
+            tables = np.zeros((self.size, *made[0][0].shape))
+            counts = np.zeros((self.size, len(made[0][1])))
+            for at, (table, rows) in zip(given, made, strict=True):
+                tables[at], counts[at] = table, rows
+            setting = setting._replace(table=tables, counts=counts)
+            every, count = np.arange(self.size, dtype=INDICES), given.max() + 1
+        found = refit(self.program, setting, every, np.int64(count))
+        found = jax.tree.map(lambda leaf: np.array(leaf)[given], found)
+        for at in np.flatnonzero(found.status == newton.GOING):
+            alone = self._alone(setting, every[given[at]])
+            for kept, new in zip(found, alone, strict=True):
+                kept[at] = new
+        singular = inference.are_singular(self.program.layout, found.theta, self.mean_square)
+        lost = ~found.regular & ~singular  # as in a fit: the rank is taken as known only where G is singular
+        found.errors[lost] = np.nan
+        found.effect_errors[lost] = np.nan
+        return Refits(
+            np.array(numbers, dtype=np.int64),
+            found.values,
+            found.errors,
+            found.effects,
+            found.effect_errors,
+            found.status.astype(np.int64),
+            found.n_iter.astype(np.int64),
+            found.grad_norm,
+            singular,
+        )
+
+    def _alone(self, setting: Setting, number: Any) -> Refit:
+        """A data set by itself, from the estimates, and if that leads nowhere from a rough start."""
+        best = refit_alone(self.program, setting, number, self.setting.start)
+        if best.status != Status.CONVERGED:
+            other = refit_alone(self.program, setting, number, self.fallback)
+            if other.status == Status.CONVERGED or not best.value <= other.value:
+                best = other
+        return best
+
+
+@float64
+def _placed(setting: Setting, devices: Sequence[Any]) -> list[Setting]:
+    return [jax.device_put(setting, device) for device in devices]
+
+
+def batch_size(clusters: int) -> int:
+    """Data sets of a batch: it follows from the data, so that it is the same on every machine."""
+    return int(min(MOST, max(1, WORK // max(clusters, 1))))
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What refits take from a fit.
+
+    Attributes
+    ----------
+    found : Estimates
+    theta : ndarray, shape (n,)
+    moments : Moments
+    design : Design
+    layout : Layout
+    totals : Totals
+    targets : Targets or None
+        Effects to compute, of a mediation model.
+    """
+
+    found: Estimates
+    theta: Floats
+    moments: Moments
+    design: Design
+    layout: Layout
+    totals: Totals
+    targets: Targets | None
+
+
+def fitted(found: Estimates, theta: Floats, moments: Moments, targets: Targets | None) -> Fitted:
+    """Prepare a fit for refits."""
+    design = make_design(found.system, moments)
+    return Fitted(found, theta, moments, design, make_layout(design, found.reml), add_up(design), targets)
+
+
+def make_refitter(
+    base: Fitted,
+    source: str,
+    seed: int = 0,
+    make: Callable[[int], tuple[Floats, Floats]] | None = None,
+    size: int | None = None,
+) -> Refitter:
+    """A refitter for one kind of data sets, see :class:`jaxmed.refit.Program`.
+
+    Raises
+    ------
+    generate.RowsNeededError
+        "drawn": cross-products do not suffice.
+    """
+    design, layout = base.design, base.layout
+    if source != "drawn":
+        design = design.part(np.flatnonzero(design.sizes > 0)) if source != "given" else design
+    scale = make_scale(design, layout, base.found.intake.used)
+    targets = base.targets
+    plan, known, population = None, None, None
+    if source == "drawn":
+        plan, known = generate.make_plan(design, base.moments)
+        population = _population(base, scale.linear, scale.offset)
+    devices = tuple(jax.local_devices())
+    size = batch_size(design.n_clusters) if size is None else size
+    together = 1 if devices[0].platform == "cpu" else size
+    program = Program(layout, None if targets is None else targets.plan, source, plan, together, design.n_clusters)
+    setting = Setting(
+        start=base.theta,
+        matrix=scale.matrix,
+        offset=np.concatenate([scale.offset, np.zeros(layout.n_theta)]),
+        weights=() if targets is None else targets.weights,
+        combination=np.zeros((0, 0)) if targets is None else targets.combination,
+        table=np.zeros((0, 0)) if source in ("given", "drawn") else design.table,
+        counts=_counts(design, layout),
+        key=seed_key(seed),
+        known=known,
+        population=population,
+    )
+    return Refitter(
+        program,
+        setting,
+        optimise.starting_values(layout, design.system, base.totals),
+        inference.mean_squares(design.system, base.totals),
+        devices,
+        size,
+        make,
+    )
+
+
+def with_size(refitter: Refitter, size: int) -> Refitter:
+    """The same refitter with other batches."""
+    program = refitter.program
+    return replace(refitter, size=size, program=program._replace(together=size if program.together > 1 else 1))
+
+
+def _counts(design: Design, layout: Layout) -> Floats:
+    """Rows of each set of equations by cluster, shape (n_sets, J)."""
+    found = np.zeros((len(layout.seen), design.n_clusters))
+    for s, equations in enumerate(layout.seen):
+        group = next(set(group) for group in design.system.residual_groups if set(equations) <= set(group))
+        for block in design.blocks:
+            if group & set(block.equations) == set(equations):
+                found[s] += block.products[0]
+    return found
+
+
+def _population(base: Fitted, linear: Floats, offset: Floats) -> generate.Population:
+    """The fitted model on the working scale."""
+    layout, n_free = base.layout, len(base.layout.free)
+    beta = np.linalg.solve(linear, base.found.values[: layout.n_fixed] - offset)
+    root = np.zeros((layout.n_random, layout.n_random))
+    if n_free:
+        row, col = np.array(layout.free, dtype=int).T
+        root[row, col] = base.theta[:n_free]
+    variances = _variances(layout, base.theta[n_free:])
+    covariance = np.diag(variances[: layout.n_equations])
+    for value, (row, col) in zip(variances[layout.n_equations :], layout.pairs, strict=True):
+        covariance[row, col] = covariance[col, row] = value
+    return generate.Population(beta, root, np.linalg.cholesky(covariance))
+
+
+@float64
+def _variances(layout: Layout, spread: Floats) -> Floats:
+    return spread_to_variances(layout, jax.numpy.asarray(spread))  # type: ignore[return-value]
+
+
+def given_rows(base: Fitted, design: Design) -> tuple[Floats, Floats]:
+    """What a "given" data set is: its table, and the rows of each set of equations."""
+    return design.table, np.array(count_rows(base.layout, design.system, add_up(design)), dtype=float)
