@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from jaxmed import datasets
 from jaxmed._version import __version__
+from jaxmed.bootstrap import bootstrap
 from jaxmed.compare import compare
 from jaxmed.describe import Description, describe, stack
 from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, JaxmedError, SpecError, Status
 from jaxmed.fit import Fit, fit, load
 from jaxmed.frame import read_moments
 from jaxmed.mediation import Mediation
+from jaxmed.replicates import Replicates, load_replicates
 from jaxmed.simulate import simulate
 from jaxmed.spec import Equation, System
 from jaxmed.store import load_moments, save_moments
@@ -24,16 +26,19 @@ __all__ = [
     "FitError",
     "JaxmedError",
     "Mediation",
+    "Replicates",
     "SpecError",
     "Status",
     "System",
     "__version__",
+    "bootstrap",
     "compare",
     "datasets",
     "describe",
     "fit",
     "load",
     "load_moments",
+    "load_replicates",
     "read_moments",
     "save_moments",
     "simulate",

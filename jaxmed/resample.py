@@ -217,7 +217,8 @@ def reflated(rows: Rows, found: Estimates, predicted: Floats) -> Reflated:
             own = own[:, np.unique(rows.cluster, return_index=True)[1]]
         own = own[:, ~np.isnan(own).any(axis=0)]
         errors.append((group, _inflated(own, covariance[np.ix_(group, group)])))
-    return Reflated(_inflated(predicted, found.random_cov.to_numpy()), tuple(errors))
+    present = predicted[:, ~np.isnan(predicted).any(axis=0)]
+    return Reflated(_inflated(present, found.random_cov.to_numpy()), tuple(errors))
 
 
 def _inflated(values: Floats, covariance: Floats) -> Floats:
@@ -234,7 +235,7 @@ def _inflated(values: Floats, covariance: Floats) -> Floats:
 def from_residuals(rows: Rows, found: Estimates, pool: Reflated, rng: np.random.Generator) -> dict[str, Floats]:
     """Outcomes from random effects and residuals drawn with replacement from the reflated ones."""
     n = rows.moments.n_clusters
-    effects = pool.effects[:, rng.integers(0, n, n)]
+    effects = pool.effects[:, rng.integers(0, pool.effects.shape[1], n)]
     errors = np.zeros((len(rows.system.equations), len(rows.cluster)))
     for group, own in pool.errors:
         by_cluster = rows.system.equations[group[0]].level == 2

@@ -1,0 +1,512 @@
+"""Bootstrap replicates: a table that saves, restores and adds up, and the intervals it gives."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from jaxmed.batches import Refits, fitted, make_refitter
+from jaxmed.effect_tables import make_targets
+from jaxmed.errors import ConvergenceWarning, DataError, FitError, SpecError, Status
+from jaxmed.intervals import bias_corrected, check_level, draws_table, quantile_limits, studentized
+from jaxmed.mediation import Mediation
+from jaxmed.moments import Floats
+from jaxmed.progress import counted
+from jaxmed.result import plain_data
+from jaxmed.store import write_atomically
+
+FORMAT = 1
+KINDS = ("percentile", "basic", "bc", "bca", "studentized")
+OWN = ("replicate", "status", "n_iter", "grad_norm", "singular")
+SAME = 1e-6  # standard errors: estimates this close are of the same fit
+EQUAL = 1e-6  # standard errors: replicates this close are the same
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """What replicates are of; two sets of replicates belong together if theirs agree.
+
+    Attributes
+    ----------
+    method : str
+    seed : int
+    requested : int
+        Replicates that were asked for, 0 to ``requested`` - 1.
+    model : dict
+        The specification as plain data.
+    reml : bool
+    loglik : float
+    n_clusters : int
+    rows : tuple of int
+        Rows used per equation.
+    labels : tuple of str
+        Parameters, then effects.
+    n_params : int
+        How many of them are parameters.
+    values, errors : ndarray
+        Estimates and joint standard errors of the fit, by label.
+    index : dict
+        Index of the table of effects: ``names`` and ``rows``.
+    """
+
+    method: str
+    seed: int
+    requested: int
+    model: dict[str, Any]
+    reml: bool
+    loglik: float
+    n_clusters: int
+    rows: tuple[int, ...]
+    labels: tuple[str, ...]
+    n_params: int
+    values: Floats
+    errors: Floats
+    index: dict[str, Any]
+
+    @property
+    def effect_index(self) -> pd.Index[Any]:
+        """Index of the table of effects."""
+        names, rows = self.index["names"], self.index["rows"]
+        if len(names) == 1:
+            return pd.Index([row[0] for row in rows])
+        kept = [tuple(np.nan if value is None else value for value in row) for row in rows]
+        return pd.MultiIndex.from_tuples(kept, names=names)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        plain |= {"values": self.values.tolist(), "errors": self.errors.tolist(), "format": FORMAT}
+        return {name: plain_data(value) for name, value in plain.items()}
+
+    def difference(self, other: Origin) -> str:
+        """What keeps the replicates of another origin from being added, in words; nothing if they can be."""
+        for name, what in {"model": "models", "reml": "methods of estimation (REML and ML)"}.items():
+            if getattr(self, name) != getattr(other, name):
+                return f"they are of different {what}"
+        for name in ("method", "seed"):
+            if getattr(self, name) != getattr(other, name):
+                return f"they have different {name}s, {getattr(self, name)!r} and {getattr(other, name)!r}"
+        if self.labels != other.labels or json.dumps(self.index) != json.dumps(other.index):
+            return "they have different effects (at other values of moderators)"
+        if (self.n_clusters, self.rows) != (other.n_clusters, other.rows):
+            return f"they are of different data: {self.n_clusters} and {other.n_clusters} clusters"
+        with np.errstate(invalid="ignore", divide="ignore"):
+            apart = np.abs(self.values - other.values) / np.where(self.errors > 0, self.errors, 1.0)
+        if np.nanmax(apart, initial=0.0) > SAME:
+            return "they are of different data: the estimates of the fits differ"
+        return ""
+
+
+def origin_from_dict(plain: Mapping[str, Any]) -> Origin:
+    """Inverse of :meth:`Origin.to_dict`."""
+    if plain.get("format") != FORMAT:
+        raise ValueError(f"format {plain.get('format')!r}; this version of jaxmed reads {FORMAT}")
+    fields = {name: plain[name] for name in Origin.__dataclass_fields__}
+    numbers = {name: np.array(fields[name], dtype=float) for name in ("values", "errors")}
+    return Origin(**fields | numbers | {"rows": tuple(fields["rows"]), "labels": tuple(fields["labels"])})
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Replicates:
+    """Bootstrap replicates of a fit.
+
+    Attributes
+    ----------
+    table : DataFrame
+        A row a replicate: ``replicate`` (its number), ``status`` (a :class:`jaxmed.Status`), ``n_iter``, ``grad_norm``,
+        ``singular``, every parameter by its label, every effect by its name (``"indirect[w=1]"`` at values of
+        moderators), and their joint standard errors, ``"m~x_se"``.
+    origin : Origin
+        What they are replicates of.
+    duplicates : int
+        Replicates that files held twice, and that were counted once.
+    """
+
+    table: pd.DataFrame
+    origin: Origin
+    duplicates: int = 0
+    fit: Any = field(default=None)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __repr__(self) -> str:
+        failed = len(self.failures())
+        return (
+            f"<{type(self).__name__}: {len(self)} of {self.origin.requested}, {self.origin.method} bootstrap, seed "
+            f"{self.origin.seed}, {failed} not converged>"
+        )
+
+    @property
+    def method(self) -> str:
+        """How data sets were made."""
+        return self.origin.method
+
+    @property
+    def seed(self) -> int:
+        """Seed of the draws."""
+        return self.origin.seed
+
+    @property
+    def gaps(self) -> tuple[tuple[int, int], ...]:
+        """First and last number of every run of replicates that were asked for and are not here."""
+        present = np.zeros(self.origin.requested, dtype=bool)
+        present[self.table["replicate"].to_numpy()[self.table["replicate"] < self.origin.requested]] = True
+        edges = np.flatnonzero(np.diff(np.concatenate([[True], present, [True]]).astype(int)))
+        return tuple((int(first), int(last) - 1) for first, last in edges.reshape(-1, 2))
+
+    def failures(self) -> pd.DataFrame:
+        """Replicates that did not converge, with the status in words; intervals leave them out."""
+        failed = self.table[self.table["status"] != Status.CONVERGED]
+        return failed[list(OWN)].assign(message=[Status(code).message for code in failed["status"]])
+
+    # Intervals -------------------------------------------------------------------------------------------------------
+
+    def intervals(
+        self, kind: str = "percentile", level: float = 0.95, terms: str | Sequence[str] = "effects", fit: Any = None
+    ) -> pd.DataFrame:
+        """Bootstrap intervals (Davison & Hinkley 1997, chapter 5), each limit with its Monte Carlo error.
+
+        Parameters
+        ----------
+        kind : {"percentile", "basic", "bc", "bca", "studentized"}
+            Quantiles of the replicates; reflected at the estimate; corrected for median bias; also for acceleration,
+            from refits without each cluster in turn; or quantiles of (replicate - estimate) / its joint standard error,
+            times the standard error of the fit. docs/intervals.md says which to trust.
+        level : float
+        terms : "effects", "parameters", "all" or list of str
+            Effects, parameters, or names of either.
+        fit : Fit, optional
+            For ``"bca"`` of replicates that were read from files: the fit they are of.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``estimate, se, z, p, ci_lower, ci_upper``, with ``se`` the standard deviation of the replicates and
+            z and p from it, then ``ci_lower_mcse, ci_upper_mcse``, the Monte Carlo standard errors of the limits. Index
+            as that of :meth:`jaxmed.Fit.effects`.
+
+        Raises
+        ------
+        SpecError
+            An unknown kind, level or term.
+        FitError
+            Fewer than two replicates converged; no fit at hand for ``"bca"``.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Some replicates did not converge and are left out; or a limit lies beyond the outermost replicate.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> replicates = jm.bootstrap(fit, 200, seed=1)
+        >>> list(replicates.intervals().index)
+        ['a', 'b', 'c_prime', 'cov_ab', 'indirect', 'total']
+        """
+        if kind not in KINDS:
+            raise SpecError(f"kind={kind!r} is not known; choose one of {list(KINDS)}")
+        level = check_level(level)
+        at = self.positions(terms)
+        used = self.table[self.table["status"] == Status.CONVERGED]
+        left_out = len(self) - len(used)
+        if len(used) < 2:
+            raise FitError(f"{len(used)} of {len(self)} replicates converged; intervals need at least 2, and hundreds to be of use")
+        if left_out:
+            warnings.warn(
+                f"{left_out} of {len(self)} replicates did not converge and are left out; see failures()",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        labels = [self.origin.labels[k] for k in at]
+        draws = used[labels].to_numpy()
+        estimate, error = self.origin.values[at], self.origin.errors[at]
+        if kind in ("percentile", "basic"):
+            limits = [quantile_limits(draws[:, k], level, estimate[k], reflected=kind == "basic") for k in range(len(at))]
+        elif kind == "studentized":
+            errors = used[[f"{label}_se" for label in labels]].to_numpy()
+            limits = [studentized(draws[:, k], errors[:, k], level, estimate[k], error[k]) for k in range(len(at))]
+        else:
+            acceleration = self._acceleration(at, fit) if kind == "bca" else np.zeros(len(at))
+            limits = [bias_corrected(draws[:, k], level, estimate[k], acceleration[k]) for k in range(len(at))]
+        beyond = [label for label, found in zip(labels, limits, strict=True) if found.beyond]
+        if beyond:
+            warnings.warn(
+                f"{len(used)} replicates are too few for a limit of {', '.join(beyond)} at level {level:g}: it is the "
+                "outermost replicate; draw more",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        table = draws_table(labels, estimate, draws.std(axis=0, ddof=1), limits)
+        table.index = self._index(at)
+        return table
+
+    def positions(self, terms: str | Sequence[str]) -> NDArray[np.int64]:
+        """Positions of some terms among the labels."""
+        labels, n = list(self.origin.labels), self.origin.n_params
+        whole = {"effects": range(n, len(labels)), "parameters": range(n), "all": range(len(labels))}
+        if isinstance(terms, str) and terms in whole:
+            if terms == "effects" and n == len(labels):  # a system has parameters only
+                terms = "parameters"
+            return np.array(whole[terms], dtype=np.int64)
+        chosen = [terms] if isinstance(terms, str) else list(terms)
+        unknown = [name for name in chosen if name not in labels]
+        if unknown or not chosen:
+            raise SpecError(f"terms={chosen!r}: choose 'effects', 'parameters', 'all' or from {labels}")
+        return np.array([labels.index(name) for name in chosen], dtype=np.int64)
+
+    def _index(self, at: NDArray[np.int64]) -> pd.Index[Any]:
+        if np.all(at >= self.origin.n_params):
+            return self.origin.effect_index[at - self.origin.n_params]
+        return pd.Index([self.origin.labels[k] for k in at])
+
+    def _acceleration(self, at: NDArray[np.int64], fit: Any) -> Floats:
+        """sum d^3 / (6 (sum d^2)^(3/2)), d the mean less the estimates without each cluster (Efron 1987)."""
+        fit = self.fit if fit is None else fit
+        if fit is None:
+            raise FitError(
+                "kind='bca' refits the model without each cluster, and replicates from files have no data; pass the "
+                "fit: replicates.intervals('bca', fit=fit)"
+            )
+        left = without_each_cluster(fit, self.origin)[:, at]
+        apart = left.mean(axis=0) - left
+        square = np.sum(apart**2, axis=0)
+        return np.divide(np.sum(apart**3, axis=0), 6 * square**1.5, out=np.zeros(len(at)), where=square > 0)
+
+    # Files -----------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write the replicates to one parquet file, all or nothing; :func:`jaxmed.load_replicates` reads it."""
+        write_replicates(Path(path), self.table, self.origin)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What they are and how many there are, as plain data."""
+        return self.origin.to_dict() | {
+            "replicates": len(self),
+            "failures": len(self.failures()),
+            "singular": int(self.table["singular"].sum()),
+            "gaps": [list(gap) for gap in self.gaps],
+            "duplicates": self.duplicates,
+        }
+
+
+def make_origin(fit: Any, method: str, seed: int, requested: int, at: Mapping[str, Any] | None) -> tuple[Origin, Any]:
+    """The origin of replicates to come, and the effects that they have (none for a system)."""
+    found = fit
+    targets = make_targets(found, at) if isinstance(found.spec, Mediation) else None
+    if targets is None and at is not None:
+        raise SpecError("at is of effects, and this fit of a System has none")
+    values, errors = found.values, np.sqrt(np.where(np.diag(found.joint) >= 0, np.diag(found.joint), np.nan))
+    labels, index = found.labels, {"names": [None], "rows": []}
+    if targets is not None:
+        table = found.effects(at=at)
+        values = np.concatenate([values, table["estimate"].to_numpy()])
+        errors = np.concatenate([errors, table["se"].to_numpy()])
+        labels = (*labels, *targets.labels)
+        rows = [[row] if isinstance(row, str) else [None if v != v else v for v in row] for row in targets.index]
+        index = {"names": list(targets.index.names), "rows": rows}
+    return (
+        Origin(
+            method=method,
+            seed=seed,
+            requested=requested,
+            model=found.spec.to_dict(),
+            reml=found.reml,
+            loglik=found.loglik,
+            n_clusters=found.n_clusters,
+            rows=tuple(found.intake.used),
+            labels=tuple(labels),
+            n_params=len(found.values),
+            values=values,
+            errors=errors,
+            index=index,
+        ),
+        targets,
+    )
+
+
+def make_table(parts: Iterable[Refits], origin: Origin) -> pd.DataFrame:
+    """Replicates as a table."""
+    parts = list(parts)
+    labels = [*origin.labels, *(f"{label}_se" for label in origin.labels)]
+    own: dict[str, Any] = {
+        "replicate": (np.int64, "numbers"),
+        "status": (np.int64, "status"),
+        "n_iter": (np.int64, "n_iter"),
+        "grad_norm": (np.float64, "grad_norm"),
+        "singular": (np.bool_, "singular"),
+    }
+    columns = {
+        name: np.concatenate([np.zeros(0, dtype), *(getattr(part, source) for part in parts)]).astype(dtype)
+        for name, (dtype, source) in own.items()
+    }
+    several = [np.hstack([part.values, part.effects, part.errors, part.effect_errors]) for part in parts]
+    numbers = np.concatenate([np.zeros((0, len(labels))), *several])
+    return pd.concat([pd.DataFrame(columns), pd.DataFrame(numbers, columns=labels)], axis=1)
+
+
+def without_each_cluster(fit: Any, origin: Origin) -> Floats:
+    """Parameters and effects of exact refits without each cluster in turn, shape (J, labels).
+
+    Warns
+    -----
+    ConvergenceWarning
+        Some of them did not converge, and are left out.
+    """
+    own, targets = make_origin(fit, origin.method, origin.seed, origin.requested, _at_of(origin))
+    refused = own.difference(origin)
+    if refused:
+        raise FitError(f"this fit is not the one of these replicates: {refused}")
+    refitter = make_refitter(fitted(fit, fit.theta, fit.moments, targets), "left_out")
+    found = []
+    with counted("refits without each cluster", refitter.program.clusters) as advance:
+        for part in refitter.run(range(refitter.program.clusters)):
+            found.append(part)
+            advance(len(part.numbers))
+    values = np.concatenate([np.hstack([part.values, part.effects]) for part in found])
+    status = np.concatenate([part.status for part in found])
+    failed = int(np.sum(status != Status.CONVERGED))
+    if failed:
+        warnings.warn(
+            f"{failed} of {len(status)} refits without a cluster did not converge and are left out of the acceleration",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+    return values[status == Status.CONVERGED]
+
+
+def _at_of(origin: Origin) -> dict[str, list[Any]] | None:
+    """The values of moderators at which effects were computed."""
+    names = origin.index["names"][1:]
+    if not names:
+        return None
+    rows = [row[1:] for row in origin.index["rows"] if None not in row]
+    return {name: list(dict.fromkeys(row[k] for row in rows)) for k, name in enumerate(names)}
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def write_replicates(path: Path, table: pd.DataFrame, origin: Origin) -> None:
+    """Write a table of replicates with what they are of, all or nothing."""
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    text = json.dumps(origin.to_dict(), allow_nan=False, ensure_ascii=False)
+    arrow = arrow.replace_schema_metadata({b"jaxmed": text.encode()})
+    write_atomically(path, lambda stream: pq.write_table(arrow, stream))
+
+
+def read_replicates(path: Path) -> tuple[pd.DataFrame, Origin]:
+    """A table of replicates, and what they are of.
+
+    Raises
+    ------
+    DataError
+        No such file, or none that holds replicates.
+    """
+    try:
+        arrow = pq.read_table(path, partitioning=None, memory_map=False)
+        metadata = (arrow.schema.metadata or {}).get(b"jaxmed")
+        if metadata is None:
+            raise ValueError("no replicates in it")
+        origin = origin_from_dict(json.loads(metadata))
+        table = arrow.to_pandas(ignore_metadata=True)
+        columns = [*OWN, *origin.labels, *(f"{label}_se" for label in origin.labels)]
+        if list(table.columns) != columns:
+            raise ValueError("its columns are others")
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file {str(path)!r}") from error
+    except OSError as error:
+        if error.strerror is not None:
+            raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+        raise DataError(_damaged(path, error)) from error
+    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
+        raise DataError(_damaged(path, error)) from error
+    return table, origin
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return (
+        f"{str(path)!r} is not a file of replicates, or is damaged ({str(error).splitlines()[0][:120]}); delete it, and "
+        "what was in it is computed again"
+    )
+
+
+def replicate_files(folder: Path) -> list[Path]:
+    """Files of replicates in a folder, by name; files still being written have other names."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ".parquet" and not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{str(folder)!r} cannot be read: {error.strerror or error}") from error
+
+
+def load_replicates(paths: str | Path | Iterable[str | Path]) -> Replicates:
+    """Read replicates from files and folders, and put them together.
+
+    Parameters
+    ----------
+    paths : path or list of paths
+        Files that :meth:`Replicates.save` wrote, or folders that ``jaxmed.bootstrap(..., out=folder)`` filled.
+
+    Returns
+    -------
+    Replicates
+        Sorted by number; ``gaps`` and ``duplicates`` say what is missing and what was there twice.
+
+    Raises
+    ------
+    DataError
+        A file that cannot be read; replicates of different models, data or seeds; one replicate with two results.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import jaxmed as jm
+    >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for part in range(2):
+    ...         _ = jm.bootstrap(fit, 100, seed=1, shard=(part, 2), out=folder)
+    ...     len(jm.load_replicates(folder))
+    100
+    """
+    given = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    files = [file for path in map(Path, given) for file in (replicate_files(path) if path.is_dir() else [path])]
+    if not files:
+        raise DataError(f"there are no replicates in {', '.join(repr(str(path)) for path in given) or 'nothing'}")
+    tables, origins = zip(*map(read_replicates, files), strict=True)
+    for path, origin in zip(files, origins, strict=True):
+        refused = origins[0].difference(origin)
+        if refused:
+            raise DataError(f"{str(files[0])!r} and {str(path)!r} cannot be put together: {refused}")
+    table = pd.concat(tables, ignore_index=True).sort_values("replicate", kind="stable", ignore_index=True)
+    twice = table["replicate"].duplicated()
+    if twice.any():
+        _check_equal(table, origins[0])
+    requested = max(origin.requested for origin in origins)
+    table = table[~twice].reset_index(drop=True)
+    return Replicates(table, replace(origins[0], requested=requested), int(twice.sum()))
+
+
+def _check_equal(table: pd.DataFrame, origin: Origin) -> None:
+    """Results of one replicate must be the same wherever it was computed."""
+    numbers = table["replicate"].to_numpy()
+    values = table[list(origin.labels)].to_numpy()
+    unit = np.where(origin.errors > 0, origin.errors, 1.0)
+    again = np.flatnonzero(numbers[1:] == numbers[:-1])
+    apart = np.abs(values[again + 1] - values[again]) / unit
+    wrong = again[np.nanmax(apart, axis=1, initial=0.0) > EQUAL]
+    if len(wrong):
+        raise DataError(
+            f"replicate {numbers[wrong[0]]} has two different results in these files; they are not of one bootstrap"
+        )
