@@ -1,4 +1,4 @@
-"""Refits by the thousand: what a program needs of a fit, and numbered data sets run through it on all cores and devices."""
+"""Refits by the thousand: what a program needs of a fit, and numbered data sets run through it on all cores."""
 
 from __future__ import annotations
 
@@ -123,7 +123,8 @@ class Refitter:
             counts = np.zeros((self.size, len(made[0][1])))
             for at, (table, rows) in zip(given, made, strict=True):
                 tables[at], counts[at] = table, rows
-            setting = setting._replace(table=tables, counts=counts)
+            made_of: dict[str, Any] = {"table": tables, "counts": counts}
+            setting = setting._replace(**made_of)
             every, count = np.arange(self.size, dtype=INDICES), given.max() + 1
         found = refit(self.program, setting, every, np.int64(count))
         found = jax.tree.map(lambda leaf: np.array(leaf)[given], found)
@@ -225,21 +226,21 @@ def make_refitter(
     size = batch_size(design.n_clusters) if size is None else size
     together = 1 if devices[0].platform == "cpu" else size
     program = Program(layout, None if targets is None else targets.plan, source, plan, together, design.n_clusters)
-    setting = Setting(
-        start=base.theta,
-        matrix=scale.matrix,
-        offset=np.concatenate([scale.offset, np.zeros(layout.n_theta)]),
-        weights=() if targets is None else targets.weights,
-        combination=np.zeros((0, 0)) if targets is None else targets.combination,
-        table=np.zeros((0, 0)) if source in ("given", "drawn") else design.table,
-        counts=_counts(design, layout),
-        key=seed_key(seed),
-        known=known,
-        population=population,
-    )
+    numbers: dict[str, Any] = {  # NumPy until a compiled program takes them in
+        "start": base.theta,
+        "matrix": scale.matrix,
+        "offset": np.concatenate([scale.offset, np.zeros(layout.n_theta)]),
+        "weights": () if targets is None else targets.weights,
+        "combination": np.zeros((0, 0)) if targets is None else targets.combination,
+        "table": np.zeros((0, 0)) if source in ("given", "drawn") else design.table,
+        "counts": _counts(design, layout),
+        "key": seed_key(seed),
+        "known": known,
+        "population": population,
+    }
     return Refitter(
         program,
-        setting,
+        Setting(**numbers),
         optimise.starting_values(layout, design.system, base.totals),
         inference.mean_squares(design.system, base.totals),
         devices,
@@ -277,7 +278,8 @@ def _population(base: Fitted, linear: Floats, offset: Floats) -> generate.Popula
     covariance = np.diag(variances[: layout.n_equations])
     for value, (row, col) in zip(variances[layout.n_equations :], layout.pairs, strict=True):
         covariance[row, col] = covariance[col, row] = value
-    return generate.Population(beta, root, np.linalg.cholesky(covariance))
+    numbers: Any = (beta, root, np.linalg.cholesky(covariance))
+    return generate.Population(*numbers)
 
 
 @float64

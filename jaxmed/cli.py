@@ -17,12 +17,41 @@ import typer
 
 from jaxmed import __version__, datasets, jobs
 from jaxmed._runtime import drop_loader_noise, use_compilation_cache
+from jaxmed.bootstrap import bootstrap
+from jaxmed.cli_options import (
+    ML,
+    At,
+    Centered,
+    Cluster,
+    CovarianceOption,
+    Covariates,
+    DataPath,
+    Formulas,
+    Job,
+    KindOption,
+    Level,
+    M,
+    Method,
+    MissingOption,
+    Moderators,
+    Random,
+    Reference,
+    ResidualsOption,
+    Serial,
+    StandardErrors,
+    X,
+    Y,
+)
 from jaxmed.describe import describe as describe_data
 from jaxmed.describe import stack as stack_data
 from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, JaxmedError, SpecError
-from jaxmed.fit import Fit
+from jaxmed.fit import Fit, load
 from jaxmed.fit import fit as fit_model
-from jaxmed.mediation import Mediation
+from jaxmed.intervals import check_level
+from jaxmed.mediation import Mediation, Spec
+from jaxmed.replicates import KINDS, Replicates, load_replicates
+from jaxmed.result import plain_data
+from jaxmed.schedulers import find_shard
 from jaxmed.store import is_moments, save_moments, write_atomically
 
 BAD_INPUT, NO_FIT, INTERRUPTED = 2, 1, 130
@@ -36,85 +65,6 @@ app = typer.Typer(
         "between clusters. Start with `jaxmed demo`, then `jaxmed fit DATA --x X --m M --y Y --cluster ID`."
     ),
 )
-
-
-class StandardErrors(StrEnum):
-    """Choices of --se."""
-
-    JOINT = "joint"
-    BAUER = "bauer"
-
-
-class Covariance(StrEnum):
-    """Choices of --covariance."""
-
-    UNSTRUCTURED = "unstructured"
-    DIAGONAL = "diagonal"
-    BLOCK = "block"
-
-
-class Missing(StrEnum):
-    """Choices of --missing."""
-
-    AVAILABLE = "available"
-    LISTWISE = "listwise"
-    RAISE = "raise"
-
-
-class Residuals(StrEnum):
-    """Choices of --residuals."""
-
-    CORRELATED = "correlated"
-    INDEPENDENT = "independent"
-
-
-class Center(StrEnum):
-    """Choices of --center."""
-
-    CLUSTER = "cluster"
-
-
-DataPath = Annotated[
-    Path | None,
-    typer.Argument(metavar="DATA", help="A .csv, .parquet, .dta or .feather file, one row per observation."),
-]
-X = Annotated[str | None, typer.Option("--x", help="Column of the predictor.")]
-M = Annotated[list[str] | None, typer.Option("--m", help="Column of the mediator; again for each further mediator.")]
-Y = Annotated[str | None, typer.Option("--y", help="Column of the outcome.")]
-Cluster = Annotated[str | None, typer.Option("--cluster", help="Column that says which cluster a row belongs to.")]
-Serial = Annotated[
-    bool | None, typer.Option("--serial/--parallel", help="Mediators act on the later ones, or side by side (default).")
-]
-Covariates = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--covariate", help="Further predictors: AGE,SITE of every equation, or M=AGE of one, again per outcome."
-    ),
-]
-Moderators = Annotated[
-    list[str] | None,
-    typer.Option("--moderator", help="A column that paths depend on: W (all paths) or W=a,b; again per moderator."),
-]
-Centered = Annotated[
-    Center | None, typer.Option("--center", help="Split x and m into deviations from cluster means, and these means.")
-]
-Reference = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--reference", help="A categorical column and the category to compare with: SITE=A; again per column."
-    ),
-]
-Formulas = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--formula",
-        help="Instead of --x, --m, --y: an equation such as 'y ~ m + x + (1 + m | id)'; again per equation.",
-    ),
-]
-Job = Annotated[
-    Path | None,
-    typer.Option("--job", metavar="TOML", help="A job file with the options of this command; options given here win."),
-]
 
 
 def _version(wanted: bool) -> None:
@@ -160,39 +110,18 @@ def fit(
     moderators: Moderators = None,
     center: Centered = None,
     reference: Reference = None,
-    random: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=(
-                "Coefficients that vary between clusters: all (default), none, or per outcome, e.g. "
-                "--random M=1,X --random Y=1,M with your column names; 1 is the intercept, and an outcome that is not "
-                "named has none."
-            )
-        ),
-    ] = None,
-    covariance: Annotated[
-        Covariance | None,
-        typer.Option(help="Covariance of the random effects: free, variances only, or free within each equation."),
-    ] = None,
-    residuals: Annotated[
-        Residuals | None, typer.Option(help="Residuals of parallel mediators within rows (default: correlated).")
-    ] = None,
+    random: Random = None,
+    covariance: CovarianceOption = None,
+    residuals: ResidualsOption = None,
     formulas: Formulas = None,
-    ml: Annotated[
-        bool | None, typer.Option("--ml/--reml", help="Maximum likelihood, or restricted (REML, the default).")
-    ] = None,
-    missing: Annotated[
-        Missing | None,
-        typer.Option(help="Rows with missing values: count where complete (default), only if complete, or refuse."),
-    ] = None,
+    ml: ML = None,
+    missing: MissingOption = None,
     se: Annotated[
         StandardErrors | None,
         typer.Option(help="joint: all parameters together (default). bauer: the formulas of Bauer et al. (2006)."),
     ] = None,
-    level: Annotated[float | None, typer.Option(help="Confidence level of the intervals (default 0.95).")] = None,
-    at: Annotated[
-        list[str] | None, typer.Option("--at", help="Values of a moderator to show effects at: W=-1,0,1.")
-    ] = None,
+    level: Level = None,
+    at: At = None,
     difference: Annotated[
         bool | None, typer.Option("--difference", help="Also print differences of effects between these values.")
     ] = None,
@@ -225,23 +154,17 @@ def fit(
     given["at"] = jobs.parse_values(at)
     given["reml"] = None if ml is None else not ml
     settings = _settings("fit", job, given, FIT_SETTINGS)
-    level, se = settings.get("level", 0.95), settings.get("se", "joint")
-    if isinstance(level, bool) or not isinstance(level, (int, float)) or not 0 < level < 1:
-        raise SpecError(f"level={level!r} is not a confidence level; give a number between 0 and 1, such as 0.95")
+    level, se = check_level(settings.get("level", 0.95)), settings.get("se", "joint")
     if se not in tuple(StandardErrors):
         raise SpecError(f"se={se!r} is not known; choose one of {[choice.value for choice in StandardErrors]}")
     shown = {name: settings[name] for name in ("at", "difference", "heterogeneity") if settings.get(name)}
     model = jobs.model_of(settings)
     if shown and not isinstance(model, Mediation):
         raise SpecError(f"{next(iter(shown))} is of effects, and formulas have none; give x, m, y and cluster instead")
-    options = {name: settings[name] for name in ("reml", "missing", "max_iter") if name in settings}
     moments = settings.get("moments")
     if moments is not None and not is_moments(moments):
         raise SpecError(f"--moments {str(moments)!r}: the name of a file of moments must end in .moments")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        warnings.simplefilter("ignore", DesignWarning)  # the summary says so too
-        fitted = fit_model(_data(settings), model, **options)
+    fitted = _fit(settings, model)
     if moments is not None:
         save_moments(fitted.moments, moments)
     json, save = settings.get("json"), settings.get("save")
@@ -304,6 +227,169 @@ def stack(
         _write(Path(settings["out"]), text)
 
 
+@app.command("bootstrap")
+def bootstrap_command(
+    data: DataPath = None,
+    x: X = None,
+    m: M = None,
+    y: Y = None,
+    cluster: Cluster = None,
+    serial: Serial = None,
+    covariates: Covariates = None,
+    moderators: Moderators = None,
+    center: Centered = None,
+    reference: Reference = None,
+    random: Random = None,
+    covariance: CovarianceOption = None,
+    residuals: ResidualsOption = None,
+    formulas: Formulas = None,
+    ml: ML = None,
+    missing: MissingOption = None,
+    max_iter: Annotated[
+        int | None, typer.Option(help="Newton iterations of the fit at the most (default 100).")
+    ] = None,
+    fit: Annotated[
+        Path | None,
+        typer.Option("--fit", metavar="FIT", help="A saved fit (jaxmed fit --save FIT), instead of a model's options."),
+    ] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Replicates in all, of all shards together.")] = None,
+    method: Annotated[
+        Method | None,
+        typer.Option(help="How data sets are made (default: parametric). residual and two_stage need DATA."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same draws.")] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="I/K: part I of K, from 0. auto: from Slurm or Grid Engine; auto/K: from Kubernetes, PBS, LSF."
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FOLDER", help="Folder for the replicates; the same command goes on there."),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Replicates that are computed together (default: up to 256).")
+    ] = None,
+    at: At = None,
+    kind: KindOption = None,
+    level: Level = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write the intervals as JSON (- for stdout).")
+    ] = None,
+    quiet: Annotated[bool | None, typer.Option("--quiet", help="Do not print the intervals.")] = None,
+    job: Job = None,
+) -> None:
+    """Bootstrap a fit: refit the model to data sets made from it, by the thousand, in shards that can stop and go on.
+
+    With --shard the replicates go to the --out FOLDER and `jaxmed merge FOLDER` puts the shards together. Exit code 0:
+    done; 1: the fit did not converge, or output could not be written; 2: bad input; 130: interrupted, what is done is
+    in the folder.
+    """
+    given = _given(locals())
+    given["random"] = _random(random)
+    given["at"] = jobs.parse_values(at)
+    given["reml"] = None if ml is None else not ml
+    settings = _settings("bootstrap", job, given, BOOTSTRAP_SETTINGS)
+    absent = [name for name in ("n", "seed") if settings.get(name) is None]
+    if absent:
+        raise SpecError(f"give --{' and --'.join(absent)}: the number of replicates, and the seed of their draws")
+    kind, level = settings.get("kind", "percentile"), check_level(settings.get("level", 0.95))
+    if kind not in KINDS:
+        raise SpecError(f"kind={kind!r} is not known; choose one of {list(KINDS)}")
+    part = find_shard(str(settings.get("shard", "0/1")), os.environ)
+    if part[1] > 1 and settings.get("out") is None:
+        raise SpecError("--shard needs --out FOLDER, where the shards are put together")
+    if settings.get("fit") is not None:
+        extra = [name for name in (*jobs.MODEL, "reml", "missing", "max_iter") if settings.get(name) is not None]
+        if extra:
+            raise SpecError(f"the saved fit says the whole model; leave out {extra[0]!r}")
+        fitted = load(settings["fit"])
+    else:
+        fitted = _fit(settings, jobs.model_of(settings))
+    options = {name: settings[name] for name in ("method", "out", "batch", "at") if settings.get(name) is not None}
+    rows = settings.get("data")
+    if rows is not None and not is_moments(rows):
+        options["data"] = Path(rows)
+    found = bootstrap(fitted, settings["n"], seed=settings["seed"], shard=part, **options)
+    if part[1] > 1:
+        typer.echo(f"shard {part[0]} of {part[1]}: {len(found)} replicates in {settings['out']}")
+        return
+    _show(found, kind, level, fitted, settings.get("json"), bool(settings.get("quiet")))
+
+
+@app.command()
+def merge(
+    paths: Annotated[list[Path], typer.Argument(metavar="FOLDER", help="Folders and files of replicates.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="Write all replicates to one parquet file.")
+    ] = None,
+    kind: KindOption = None,
+    level: Level = None,
+    fit: Annotated[
+        Path | None, typer.Option("--fit", metavar="FIT", help="The saved fit, which --kind bca needs.")
+    ] = None,
+    json: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write the intervals as JSON (- for stdout).")
+    ] = None,
+    quiet: Annotated[bool | None, typer.Option("--quiet", help="Do not print the intervals.")] = None,
+) -> None:
+    """Put the shards of a bootstrap together, say what is missing or there twice, and print intervals.
+
+    Refuses replicates of different models, data or seeds. Exit code 0: all replicates are there; 1: some are missing.
+    """
+    found = load_replicates(paths)
+    if out is not None:
+        found.save(out)
+    if found.duplicates:
+        typer.echo(f"{found.duplicates} replicates were there twice and count once", err=True)
+    if len(found):
+        fitted = None if fit is None else load(fit)
+        chosen = "percentile" if kind is None else kind.value
+        _show(found, chosen, check_level(0.95 if level is None else level), fitted, json, bool(quiet))
+    if found.gaps:
+        missing = ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in found.gaps[:5])
+        more = f" and {len(found.gaps) - 5} more gaps" if len(found.gaps) > 5 else ""
+        count = sum(last - first + 1 for first, last in found.gaps)
+        raise FitError(
+            f"{count} of {found.origin.requested} replicates are missing: {missing}{more}; run the shards that are not "
+            "done again, they go on where they stopped"
+        )
+
+
+def _show(found: Replicates, kind: str, level: float, fitted: Fit | None, json: Path | None, quiet: bool) -> None:
+    """Intervals from replicates, as a table or as JSON."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", ConvergenceWarning)
+        table = found.intervals(kind, level, fit=fitted)
+    for warning in said:
+        typer.echo(f"jaxmed: note: {warning.message}", err=True)
+    if not quiet and str(json) != "-":
+        typer.echo(
+            f"{len(found)} replicates, {found.method} bootstrap, seed {found.seed}: {kind} intervals, level {level:g}\n"
+        )
+        typer.echo(table.to_string(float_format=lambda value: f"{value:.4f}"))
+    if json is not None:
+        rows = plain_data(
+            table.reset_index(names=table.index.names if table.index.nlevels > 1 else "effect").to_dict("records")
+        )
+        text = jobs.to_json(found.to_dict() | {"kind": kind, "level": level, "intervals": rows})
+        typer.echo(text) if str(json) == "-" else _write(Path(json), text + "\n")
+
+
+def _fit(settings: Mapping[str, Any], model: Spec) -> Fit:
+    """The fit that settings ask for."""
+    options = {name: settings[name] for name in ("reml", "missing", "max_iter") if name in settings}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        warnings.simplefilter("ignore", DesignWarning)  # the summary says so too
+        return fit_model(_data(settings), model, **options)
+
+
+BOOTSTRAP_SETTINGS = (
+    *("data", "reml", "missing", "max_iter", "fit", "n", "method", "seed", "shard", "out", "batch"),
+    *("at", "kind", "level", "json", "quiet"),
+)
 FIT_SETTINGS = (
     *("data", "reml", "missing", "max_iter", "se", "level", "at", "difference", "heterogeneity"),
     *("json", "save", "moments", "verbose", "quiet"),
@@ -396,8 +482,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
-    except _Interrupted:
-        _stop("interrupted; nothing was written", INTERRUPTED)
+    except _Interrupted as error:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one while threads end would be a crash
+        _stop(f"interrupted; {'; '.join(getattr(error, '__notes__', ['nothing was written']))}", INTERRUPTED)
     except (DataError, SpecError) as error:
         _stop(str(error), BAD_INPUT)
     except JaxmedError as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ class Targets(NamedTuple):
 
     Attributes
     ----------
-    index : Index
+    rows : Index
         Of the table: effects, or effects and moderators.
     names : tuple of str
         Effect of every row.
@@ -38,7 +38,7 @@ class Targets(NamedTuple):
         Weights of the effects at the points, point by point.
     """
 
-    index: pd.Index[Any]
+    rows: pd.Index[Any]
     names: tuple[str, ...]
     plan: effects.Plan
     weights: tuple[Floats, ...]
@@ -47,14 +47,43 @@ class Targets(NamedTuple):
     @property
     def labels(self) -> tuple[str, ...]:
         """Rows as text: ``"indirect"``, with moderators ``"indirect[climate=-1]"``."""
-        if not isinstance(self.index, pd.MultiIndex):
-            return tuple(self.index)
-        names = self.index.names[1:]
+        if not isinstance(self.rows, pd.MultiIndex):
+            return tuple(self.rows)
+        names = self.rows.names[1:]
         shown = [
             [f"{name}={_text(value)}" for name, value in zip(names, at, strict=True) if value == value]
-            for _, *at in self.index
+            for _, *at in self.rows
         ]
         return tuple(f"{name}[{','.join(at)}]" if at else name for name, at in zip(self.names, shown, strict=True))
+
+
+class Quantities(NamedTuple):
+    """All that a fit has intervals for: parameters, then effects (none of a system).
+
+    Attributes
+    ----------
+    labels : tuple of str
+    n_params : int
+    values, errors : ndarray
+        Estimates and joint standard errors, by label.
+    targets : Targets or None
+    """
+
+    labels: tuple[str, ...]
+    n_params: int
+    values: Floats
+    errors: Floats
+    targets: Targets | None
+
+    def positions(self, terms: str | Sequence[str]) -> list[int]:
+        """Positions of some terms among the labels, see :func:`positions`."""
+        return positions(terms, self.labels, self.n_params)
+
+    def rows(self, at: Sequence[int]) -> pd.Index[Any]:
+        """Index of a table of some of them: that of a table of effects if these are effects alone."""
+        if self.targets is not None and min(at) >= self.n_params:
+            return self.targets.rows[[k - self.n_params for k in at]]
+        return pd.Index([self.labels[k] for k in at])
 
 
 class Combination(NamedTuple):
@@ -91,7 +120,7 @@ def effect_table(
         if level == 0.95:
             critical = np.where(np.isin(targets.names, ("indirect", "total")), 1.96, critical)
     table = normal_table(targets.names, estimate, error, critical)
-    table.index = targets.index
+    table.index = targets.rows
     return table
 
 
@@ -132,6 +161,38 @@ def make_targets(found: Estimates, at: Mapping[str, Any] | None = None, differen
         )
     weights = _weights(found, estimands, points)
     return Targets(index, names, plan, weights, combination.reshape(len(combinations), -1))
+
+
+def quantities(found: Estimates, at: Mapping[str, Any] | None = None) -> Quantities:
+    """Parameters and effects of a fit with their joint standard errors; effects at values of moderators."""
+    diagonal = np.diag(found.joint)
+    errors = np.sqrt(np.where(diagonal >= 0, diagonal, np.nan))
+    if not isinstance(found.spec, Mediation):
+        if at is not None:
+            raise SpecError("at is of effects, and this fit of a System has none")
+        return Quantities(found.labels, len(found.values), found.values, errors, None)
+    targets = make_targets(found, at)
+    value, slope = effects.combined_and_jacobian(targets.plan, found.values, targets.weights, targets.combination)
+    return Quantities(
+        (*found.labels, *targets.labels),
+        len(found.values),
+        np.concatenate([found.values, value]),
+        np.concatenate([errors, effects.delta(slope, found.joint)]),
+        targets,
+    )
+
+
+def positions(terms: str | Sequence[str], labels: Sequence[str], n_params: int) -> list[int]:
+    """Positions of "effects", "parameters", "all" or some names among labels, of which the first are parameters."""
+    labels = list(labels)
+    if isinstance(terms, str) and terms in ("effects", "parameters", "all"):
+        first = n_params if terms == "effects" and n_params < len(labels) else 0  # a system has no effects
+        return list(range(first, n_params if terms == "parameters" else len(labels)))
+    chosen = [terms] if isinstance(terms, str) else list(terms)
+    unknown = [name for name in chosen if name not in labels]
+    if unknown or not chosen or len(set(chosen)) < len(chosen):
+        raise SpecError(f"terms={chosen!r}: choose 'effects', 'parameters', 'all' or some of {labels}, each once")
+    return [labels.index(name) for name in chosen]
 
 
 def heterogeneity_table(found: Estimates, level: float, at: Mapping[str, Any] | None) -> pd.DataFrame:

@@ -221,9 +221,20 @@ def _combined_and_jacobian(
 def combined_and_jacobian(
     plan: Plan, values: Floats, weights: tuple[Floats, ...], combination: Floats
 ) -> tuple[Floats, Floats]:
-    """Weighted sums of the rows of a plan at several points, shape (sums,), and their derivatives (sums, parameters)."""
+    """Weighted sums of the rows of a plan at several points, (sums,), and their derivatives (sums, parameters)."""
     value, jacobian = _combined_and_jacobian(plan, values, weights, combination)
     return np.asarray(value), np.asarray(jacobian)
+
+
+@float64
+@jit_by_key
+def _combined_at(plan: Plan, values: Array, weights: tuple[Array, ...], combination: Array) -> Array:
+    return jax.vmap(lambda one: combined(plan, one, weights, combination))(values)
+
+
+def combined_at(plan: Plan, values: Floats, weights: tuple[Floats, ...], combination: Floats) -> Floats:
+    """Weighted sums of the rows of a plan at many parameter vectors, shape (vectors, sums)."""
+    return np.asarray(_combined_at(plan, values, weights, combination))
 
 
 def delta(jacobian: Floats, covariance: Floats) -> Floats:

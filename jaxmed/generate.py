@@ -1,16 +1,16 @@
 """New data from a fitted model, drawn as cross-products per cluster: no row is made, whatever the size of a cluster.
 
-The columns of a cluster's n rows that no equation draws span r dimensions. In an orthonormal basis of them the errors of
-an equation are r standard normal numbers, and what lies outside has the length of a chi variable with n - r degrees of
-freedom (Bartlett's decomposition of a Wishart matrix, 1933). That direction is the next of the basis, so that an
-outcome which is drawn first is a predictor of the next like any other column. The cost is the same for 8 rows and for 8
-million.
+The columns of a cluster's n rows that no equation draws span r dimensions. In an orthonormal basis of them the errors
+of an equation are r standard normal numbers, and what lies outside has the length of a chi variable with n - r degrees
+of freedom (Bartlett's decomposition of a Wishart matrix, 1933). That direction is the next of the basis, so that an
+outcome which is drawn first is a predictor of the next like any other column. The cost is the same for 8 rows and for
+8 million.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,11 +115,11 @@ class Known(NamedTuple):
         Per equation: rows in which its outcome is observed, and its sum over those of them that are not drawn.
     """
 
-    products: tuple[Floats, ...]
-    roots: tuple[Floats, ...]
-    free: tuple[Floats, ...]
-    coefficients: tuple[Floats, ...]
-    kept: tuple[Floats, ...]
+    products: tuple[Array, ...]
+    roots: tuple[Array, ...]
+    free: tuple[Array, ...]
+    coefficients: tuple[Array, ...]
+    kept: tuple[Array, ...]
 
 
 class Population(NamedTuple):
@@ -134,12 +134,12 @@ class Population(NamedTuple):
         Lower root of the residual covariance.
     """
 
-    beta: Array | Floats
-    root: Array | Floats
-    residual_root: Array | Floats
+    beta: Array
+    root: Array
+    residual_root: Array
 
 
-# Planning, with names --------------------------------------------------------------------------------------------------
+# Planning, with names ------------------------------------------------------------------------------------------------
 
 
 def ordered(system: System) -> tuple[int, ...]:
@@ -166,8 +166,8 @@ def make_plan(design: Design, moments: Moments) -> tuple[Plan, Known]:
     coefficients: list[Floats] = []
     blocks = [_plan_block(design, block, moments, coefficients) for block in design.blocks]
     roots, free = [], []
-    for block, plan in zip(design.blocks, blocks, strict=True):
-        root, rank = gram_root(_among(block, plan.outside), block.products[0])
+    for block, own in zip(design.blocks, blocks, strict=True):
+        root, rank = gram_root(_among(block, own.outside), block.products[0])
         roots.append(root)
         free.append(block.products[0] - rank)
     most = [int(rows.max(initial=0)) for rows in free]
@@ -180,7 +180,9 @@ def make_plan(design: Design, moments: Moments) -> tuple[Plan, Known]:
     )
     kept = tuple(_kept(design, moments, e) for e in range(len(system.equations)))
     products = tuple(block.products for block in design.blocks)
-    return plan, Known(products, tuple(roots), tuple(free), tuple(coefficients), kept)
+    # NumPy until a compiled program takes them in.
+    known: Any = (products, tuple(roots), tuple(free), tuple(coefficients), kept)
+    return plan, Known(*known)
 
 
 def _plan_block(design: Design, block: Block, moments: Moments, coefficients: list[Floats]) -> BlockPlan:
@@ -235,15 +237,15 @@ def _drawn_in(design: Design, block: Block, moments: Moments, name: str) -> term
 
 def _coefficients(design: Design, moments: Moments, name: str, found: terms.Factor) -> Floats:
     """A, B and C of a working term in the working outcome, shape (3, J)."""
-    beside = np.ones(moments.n_clusters)
+    beside: Floats = np.ones(moments.n_clusters)
     for factor in terms.factors(name):
         if factor != found:
             at, unit = moments.unit(factor.column)
             beside = beside * (at + unit * moments.cluster_means(factor.column))
-    unit = beside * design.scale[found.column] / design.scale[name]
+    slope = beside * design.scale[found.column] / design.scale[name]
     start = beside * (0.0 if found.part == "within" else design.shift[found.column]) - design.shift[name]
     own, mean = {"": (1.0, 0.0), "within": (1.0, -1.0), "between": (0.0, 1.0)}[found.part]
-    return np.stack([start / design.scale[name], own * unit, mean * unit])
+    return np.stack([start / design.scale[name], own * slope, mean * slope])
 
 
 def _kept(design: Design, moments: Moments, e: int) -> Floats:
@@ -252,8 +254,10 @@ def _kept(design: Design, moments: Moments, e: int) -> Floats:
     rows, total, _ = moments.sums(outcome)
     at, unit = moments.unit(outcome)
     if design.system.equations[e].level == 2:
-        return np.stack([rows, (at + unit * moments.cluster_means(outcome) - design.shift[outcome]) / design.scale[outcome]])
-    left = (rows * (at - design.shift[outcome]) + unit * total) / design.scale[outcome]
+        return np.stack(
+            [rows, (at + unit * moments.cluster_means(outcome) - design.shift[outcome]) / design.scale[outcome]]
+        )
+    left: Floats = (rows * (at - design.shift[outcome]) + unit * total) / design.scale[outcome]
     for block in design.blocks:
         if e in block.equations:
             left = left - block.products[block.names.index(outcome)]  # with "1", the first name
@@ -298,7 +302,7 @@ def gram_root(products: Floats, rows: Floats) -> tuple[Floats, Floats]:
     return root, rank
 
 
-# Drawing ---------------------------------------------------------------------------------------------------------------
+# Drawing -------------------------------------------------------------------------------------------------------------
 
 
 def draw(layout: Layout, plan: Plan, known: Known, population: Population, key: Array) -> Array:
@@ -323,9 +327,9 @@ def draw(layout: Layout, plan: Plan, known: Known, population: Population, key: 
             if e in block.equations:
                 at = block.equations.index(e)
                 first = layout.starts[e]
-                value = sum(
-                    slopes[first + j] * columns[b][position] for j, position in enumerate(block.predictors[at])
-                )
+                value = jnp.zeros_like(columns[b][block.outside[0]])
+                for j, position in enumerate(block.predictors[at]):
+                    value = value + slopes[first + j] * columns[b][position]
                 for f, error in zip(block.errors, errors[b], strict=True):
                     if f <= e:
                         value = value + population.residual_root[e, f] * error
@@ -335,7 +339,7 @@ def draw(layout: Layout, plan: Plan, known: Known, population: Population, key: 
 
 
 def _unit_errors(normal_key: Array, chi_key: Array, root: Array, free: Array, count: int, most: int) -> list[Array]:
-    """Coordinates of independent unit errors, each (directions, J): the k-th opens the k-th direction beyond the rank."""
+    """Coordinates of independent unit errors, each (directions, J): error k opens direction k beyond the rank."""
     size, n_clusters = len(root) - count, root.shape[2]
     present = jnp.any(root[:size] != 0, axis=1)
     normals = jax.random.normal(normal_key, (count, len(root) - 1, n_clusters))

@@ -80,6 +80,9 @@ class Limits(NamedTuple):
     beyond: bool = False
 
 
+UNKNOWN = Limits(np.nan, np.nan, np.nan, np.nan)
+
+
 def quantile(ordered: Floats, share: float) -> float:
     """Quantile of n ordered draws, number (n + 1) share, on the normal scale between two of them.
 
@@ -129,7 +132,7 @@ def studentized(draws: Floats, errors: Floats, level: float, estimate: float, er
         return Limits(estimate, estimate, 0.0, 0.0)
     usable = errors > 0  # False for NaN
     if usable.sum() < 2 or not np.isfinite(error):
-        return Limits(*[float("nan")] * 4)
+        return UNKNOWN
     found = quantile_limits((draws[usable] - estimate) / errors[usable], level)
     return Limits(
         estimate - error * found.upper,
@@ -152,7 +155,7 @@ def bias_corrected(draws: Floats, level: float, estimate: float, acceleration: f
         return Limits(float(ordered[0]), float(ordered[0]), 0.0, 0.0)
     share = np.count_nonzero(ordered < estimate) / n
     if not 0 < share < 1:
-        return Limits(*[float("nan")] * 4)
+        return UNKNOWN
     z0 = float(ndtri(share))
     limits, errors, beyond = [], [], False
     for z in (-critical_value(level), critical_value(level)):
@@ -166,7 +169,7 @@ def bias_corrected(draws: Floats, level: float, estimate: float, acceleration: f
         binomial = tail * (1 - tail) + slope**2 * share * (1 - share)
         binomial -= 2 * slope * (min(tail, share) - tail * share)
         errors.append(quantile_error(ordered, tail) * np.sqrt(max(binomial, 0.0) / max(tail * (1 - tail), 1e-300)))
-    return Limits(*limits, *map(float, errors), beyond)
+    return Limits(limits[0], limits[1], float(errors[0]), float(errors[1]), beyond)
 
 
 def _density(z: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ MODEL = (
 )
 
 
-COMMANDS = ("demo", "fit", "describe", "stack")
+COMMANDS = ("demo", "fit", "describe", "stack", "bootstrap")
 FLAGS = ("serial", "reml", "difference", "heterogeneity", "verbose", "quiet")
 
 
@@ -69,7 +70,7 @@ def read_job(path: Path, command: str, allowed: Iterable[str]) -> dict[str, Any]
     for name in FLAGS:
         if not isinstance(settings.get(name, True), bool):
             raise SpecError(f"the job file {str(path)!r} has {name}={settings[name]!r}; write true or false")
-    for name in ("data", "json", "save", "moments", "out"):
+    for name in ("data", "fit", "json", "save", "moments", "out"):
         if name in settings and not isinstance(settings[name], str):
             raise SpecError(f"the job file {str(path)!r} has {name}={settings[name]!r}; give a path as text")
         if settings.get(name, "-") != "-":
@@ -129,6 +130,11 @@ def parse_lists(options: Iterable[str] | None, option: str, *, keys: str) -> dic
 def split_names(text: str) -> list[str]:
     """Names between commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def to_json(plain: Mapping[str, Any]) -> str:
+    """JSON text; numbers keep all their digits."""
+    return json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False)
 
 
 def parse_values(options: Iterable[str] | None) -> dict[str, list[float | str]] | None:

@@ -110,9 +110,7 @@ def candidate(layout: Layout, state: State) -> Candidate:
     return Candidate(root, order, point.spread + state.direction[n_free:])
 
 
-def judge(
-    layout: Layout, state: State, there: Candidate, evaluation: Evaluation, target: float = TARGET
-) -> State:
+def judge(layout: Layout, state: State, there: Candidate, evaluation: Evaluation, target: float = TARGET) -> State:
     """Accept the candidate or not, and prepare the next step; below a decrement of ``target`` there is none."""
     point = state.point
     new = _point(layout, there, evaluation)

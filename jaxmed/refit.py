@@ -1,4 +1,4 @@
-"""Many fits of one model to many data sets, each made from a number: one compiled program, in parts that run side by side.
+"""Many fits of one model to many data sets, each made from a number, in one compiled program.
 
 A data set is drawn, fitted and described within the program, so that nothing but its results leaves it. On a CPU the
 data sets of a part follow one another, each until it is done; on a GPU they run together.
@@ -6,7 +6,7 @@ data sets of a part follow one another, each until it is done; on a GPU they run
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -72,14 +72,14 @@ class Setting(NamedTuple):
         Of "drawn".
     """
 
-    start: Floats
-    matrix: Floats
-    offset: Floats
-    weights: tuple[Floats, ...]
-    combination: Floats
-    table: Floats
-    counts: Floats
-    key: Any
+    start: Array
+    matrix: Array
+    offset: Array
+    weights: tuple[Array, ...]
+    combination: Array
+    table: Array
+    counts: Array
+    key: Array
     known: Known | None = None
     population: Population | None = None
 
@@ -184,7 +184,7 @@ def _data(program: Program, setting: Setting, number: Array) -> Data:
         table, rows = table * inside, counts @ inside.astype(counts.dtype)
     else:
         key = jax.random.fold_in(jax.random.wrap_key_data(setting.key, impl="threefry2x32"), number)
-        if program.source == "resampled":
+        if program.plan is None or setting.known is None or setting.population is None:
             chosen = jax.random.randint(key, (program.clusters,), 0, program.clusters)
             table, rows = table[:, chosen], jnp.sum(counts[:, chosen], axis=1)
         else:
@@ -206,10 +206,11 @@ def _described(program: Program, setting: Setting, solution: optimise.Solution) 
     values = matrix @ regular.values + setting.offset
     nothing = jnp.zeros(0)
     found, found_errors = nothing, nothing
-    if program.effects is not None:
+    plan = program.effects
+    if plan is not None:
 
         def at(values: Array) -> Array:
-            return effects.combined(program.effects, values, setting.weights, setting.combination)
+            return effects.combined(plan, values, setting.weights, setting.combination)
 
         found = at(values)
         slope = jax.jacfwd(at)(values)

@@ -13,13 +13,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from jaxmed.batches import Refits, fitted, make_refitter
-from jaxmed.effect_tables import make_targets
+from jaxmed.effect_tables import Targets, positions, quantities
 from jaxmed.errors import ConvergenceWarning, DataError, FitError, SpecError, Status
 from jaxmed.intervals import bias_corrected, check_level, draws_table, quantile_limits, studentized
-from jaxmed.mediation import Mediation
 from jaxmed.moments import Floats
 from jaxmed.progress import counted
 from jaxmed.result import plain_data
@@ -219,11 +217,13 @@ class Replicates:
         if kind not in KINDS:
             raise SpecError(f"kind={kind!r} is not known; choose one of {list(KINDS)}")
         level = check_level(level)
-        at = self.positions(terms)
+        at = positions(terms, self.origin.labels, self.origin.n_params)
         used = self.table[self.table["status"] == Status.CONVERGED]
         left_out = len(self) - len(used)
         if len(used) < 2:
-            raise FitError(f"{len(used)} of {len(self)} replicates converged; intervals need at least 2, and hundreds to be of use")
+            raise FitError(
+                f"{len(used)} of {len(self)} replicates converged; intervals need at least 2, and hundreds to be of use"
+            )
         if left_out:
             warnings.warn(
                 f"{left_out} of {len(self)} replicates did not converge and are left out; see failures()",
@@ -234,7 +234,9 @@ class Replicates:
         draws = used[labels].to_numpy()
         estimate, error = self.origin.values[at], self.origin.errors[at]
         if kind in ("percentile", "basic"):
-            limits = [quantile_limits(draws[:, k], level, estimate[k], reflected=kind == "basic") for k in range(len(at))]
+            limits = [
+                quantile_limits(draws[:, k], level, estimate[k], reflected=kind == "basic") for k in range(len(at))
+            ]
         elif kind == "studentized":
             errors = used[[f"{label}_se" for label in labels]].to_numpy()
             limits = [studentized(draws[:, k], errors[:, k], level, estimate[k], error[k]) for k in range(len(at))]
@@ -253,27 +255,13 @@ class Replicates:
         table.index = self._index(at)
         return table
 
-    def positions(self, terms: str | Sequence[str]) -> NDArray[np.int64]:
-        """Positions of some terms among the labels."""
-        labels, n = list(self.origin.labels), self.origin.n_params
-        whole = {"effects": range(n, len(labels)), "parameters": range(n), "all": range(len(labels))}
-        if isinstance(terms, str) and terms in whole:
-            if terms == "effects" and n == len(labels):  # a system has parameters only
-                terms = "parameters"
-            return np.array(whole[terms], dtype=np.int64)
-        chosen = [terms] if isinstance(terms, str) else list(terms)
-        unknown = [name for name in chosen if name not in labels]
-        if unknown or not chosen:
-            raise SpecError(f"terms={chosen!r}: choose 'effects', 'parameters', 'all' or from {labels}")
-        return np.array([labels.index(name) for name in chosen], dtype=np.int64)
-
-    def _index(self, at: NDArray[np.int64]) -> pd.Index[Any]:
-        if np.all(at >= self.origin.n_params):
-            return self.origin.effect_index[at - self.origin.n_params]
+    def _index(self, at: Sequence[int]) -> pd.Index[Any]:
+        if min(at) >= self.origin.n_params:
+            return self.origin.effect_index[[k - self.origin.n_params for k in at]]
         return pd.Index([self.origin.labels[k] for k in at])
 
-    def _acceleration(self, at: NDArray[np.int64], fit: Any) -> Floats:
-        """sum d^3 / (6 (sum d^2)^(3/2)), d the mean less the estimates without each cluster (Efron 1987)."""
+    def _acceleration(self, at: Sequence[int], fit: Any) -> Floats:
+        """Sum d^3 / (6 (sum d^2)^(3/2)), d the mean less the estimates without each cluster (Efron 1987)."""
         fit = self.fit if fit is None else fit
         if fit is None:
             raise FitError(
@@ -302,39 +290,32 @@ class Replicates:
         }
 
 
-def make_origin(fit: Any, method: str, seed: int, requested: int, at: Mapping[str, Any] | None) -> tuple[Origin, Any]:
+def make_origin(
+    fit: Any, method: str, seed: int, requested: int, at: Mapping[str, Any] | None
+) -> tuple[Origin, Targets | None]:
     """The origin of replicates to come, and the effects that they have (none for a system)."""
-    found = fit
-    targets = make_targets(found, at) if isinstance(found.spec, Mediation) else None
-    if targets is None and at is not None:
-        raise SpecError("at is of effects, and this fit of a System has none")
-    values, errors = found.values, np.sqrt(np.where(np.diag(found.joint) >= 0, np.diag(found.joint), np.nan))
-    labels, index = found.labels, {"names": [None], "rows": []}
-    if targets is not None:
-        table = found.effects(at=at)
-        values = np.concatenate([values, table["estimate"].to_numpy()])
-        errors = np.concatenate([errors, table["se"].to_numpy()])
-        labels = (*labels, *targets.labels)
-        rows = [[row] if isinstance(row, str) else [None if v != v else v for v in row] for row in targets.index]
-        index = {"names": list(targets.index.names), "rows": rows}
-    return (
-        Origin(
-            method=method,
-            seed=seed,
-            requested=requested,
-            model=found.spec.to_dict(),
-            reml=found.reml,
-            loglik=found.loglik,
-            n_clusters=found.n_clusters,
-            rows=tuple(found.intake.used),
-            labels=tuple(labels),
-            n_params=len(found.values),
-            values=values,
-            errors=errors,
-            index=index,
-        ),
-        targets,
+    known = quantities(fit, at)
+    index: dict[str, Any] = {"names": [None], "rows": []}
+    if known.targets is not None:
+        of = known.targets.rows
+        rows = [[row] if isinstance(row, str) else [None if v != v else v for v in row] for row in of]
+        index = {"names": list(of.names), "rows": rows}
+    origin = Origin(
+        method=method,
+        seed=seed,
+        requested=requested,
+        model=fit.spec.to_dict(),
+        reml=fit.reml,
+        loglik=fit.loglik,
+        n_clusters=fit.n_clusters,
+        rows=tuple(fit.intake.used),
+        labels=known.labels,
+        n_params=known.n_params,
+        values=known.values,
+        errors=known.errors,
+        index=index,
     )
+    return origin, known.targets
 
 
 def make_table(parts: Iterable[Refits], origin: Origin) -> pd.DataFrame:
@@ -438,8 +419,8 @@ def read_replicates(path: Path) -> tuple[pd.DataFrame, Origin]:
 
 def _damaged(path: Path, error: Exception) -> str:
     return (
-        f"{str(path)!r} is not a file of replicates, or is damaged ({str(error).splitlines()[0][:120]}); delete it, and "
-        "what was in it is computed again"
+        f"{str(path)!r} is not a file of replicates, or is damaged ({str(error).splitlines()[0][:120]}); delete it, "
+        "and what was in it is computed again"
     )
 
 

@@ -1,4 +1,4 @@
-"""New data from a fitted model row by row, where cross-products per cluster do not suffice: NumPy, one data set at a time.
+"""New data from a fitted model row by row, where cross-products per cluster do not suffice: NumPy, one at a time.
 
 Draws come from counter-based generators: those of replicate i depend on the seed and on i alone.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from jaxmed.design import Design, make_design, term_values
@@ -75,7 +76,9 @@ def read_rows(data: Any, found: Estimates, moments: Moments) -> Rows:
             "were fitted"
         )
     keep = counting & known
-    rows = Rows(system, moments, {name: value[keep] for name, value in columns.items()}, order[at[keep]].astype(np.int64))
+    rows = Rows(
+        system, moments, {name: value[keep] for name, value in columns.items()}, order[at[keep]].astype(np.int64)
+    )
     again = moments_of(rows, rows.columns, rows.cluster)
     for one, other in zip(again.patterns, moments.patterns, strict=True):
         size = np.abs(other.products).max(axis=1, keepdims=True)
@@ -106,7 +109,10 @@ def moments_of(rows: Rows, columns: Mapping[str, Floats], cluster: Ints) -> Mome
         monomials = like.monomials(pattern.observed)
         values = [np.prod([own[name] for name in monomial], axis=0) * np.ones(at.sum()) for monomial in monomials]
         products = np.stack(
-            [np.bincount(cluster[at], values[i] * values[j], n) for i, j in zip(*upper(len(monomials)), strict=True)]
+            [
+                np.bincount(cluster[at], values[i] * values[j], n).astype(float)
+                for i, j in zip(*upper(len(monomials)), strict=True)
+            ]
         )
         patterns.append(Pattern(pattern.observed, products))
     moments = replace(like, patterns=tuple(patterns))
@@ -133,12 +139,12 @@ def generator(seed: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, number]))
 
 
-def generated(rows: Rows, params: Mapping[str, float], effects: Mapping[str, Floats], errors: Floats) -> dict[str, Floats]:
+def generated(rows: Rows, params: pd.Series, effects: Mapping[str, Floats], errors: Floats) -> dict[str, Floats]:
     """All columns with outcomes made anew, each from the outcomes made before it.
 
     Parameters
     ----------
-    params : mapping
+    params : Series
         Fixed effects by label.
     effects : mapping
         Random effects by label, shape (J,).
@@ -245,7 +251,7 @@ def from_residuals(rows: Rows, found: Estimates, pool: Reflated, rng: np.random.
 
 
 def two_stage(rows: Rows, rng: np.random.Generator) -> tuple[dict[str, Floats], Ints]:
-    """Clusters drawn with replacement, and rows with replacement within each; columns, and the new cluster of each row."""
+    """Clusters drawn with replacement, and rows with replacement within each: columns, and every row's new cluster."""
     n = rows.moments.n_clusters
     order = np.argsort(rows.cluster, kind="stable")
     sizes = np.bincount(rows.cluster, minlength=n)
