@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxmed import datasets
+from jaxmed import datasets, plots
 from jaxmed._version import __version__
 from jaxmed.bootstrap import bootstrap
 from jaxmed.compare import compare
@@ -39,6 +39,7 @@ __all__ = [
     "load",
     "load_moments",
     "load_replicates",
+    "plots",
     "read_moments",
     "save_moments",
     "simulate",

@@ -134,6 +134,7 @@ class Replicates:
     origin: Origin
     duplicates: int = 0
     fit: Any = field(default=None)
+    _acceleration: dict[str, Floats] = field(default_factory=dict)  # of the fit, once it is known
 
     def __len__(self) -> int:
         return len(self.table)
@@ -241,7 +242,7 @@ class Replicates:
             errors = used[[f"{label}_se" for label in labels]].to_numpy()
             limits = [studentized(draws[:, k], errors[:, k], level, estimate[k], error[k]) for k in range(len(at))]
         else:
-            acceleration = self._acceleration(at, fit) if kind == "bca" else np.zeros(len(at))
+            acceleration = self._accelerations(fit)[at] if kind == "bca" else np.zeros(len(at))
             limits = [bias_corrected(draws[:, k], level, estimate[k], acceleration[k]) for k in range(len(at))]
         beyond = [label for label, found in zip(labels, limits, strict=True) if found.beyond]
         if beyond:
@@ -260,7 +261,7 @@ class Replicates:
             return self.origin.effect_index[[k - self.origin.n_params for k in at]]
         return pd.Index([self.origin.labels[k] for k in at])
 
-    def _acceleration(self, at: Sequence[int], fit: Any) -> Floats:
+    def _accelerations(self, fit: Any) -> Floats:
         """Sum d^3 / (6 (sum d^2)^(3/2)), d the mean less the estimates without each cluster (Efron 1987)."""
         fit = self.fit if fit is None else fit
         if fit is None:
@@ -268,10 +269,12 @@ class Replicates:
                 "kind='bca' refits the model without each cluster, and replicates from files have no data; pass the "
                 "fit: replicates.intervals('bca', fit=fit)"
             )
-        left = without_each_cluster(fit, self.origin)[:, at]
-        apart = left.mean(axis=0) - left
-        square = np.sum(apart**2, axis=0)
-        return np.divide(np.sum(apart**3, axis=0), 6 * square**1.5, out=np.zeros(len(at)), where=square > 0)
+        if "known" not in self._acceleration:
+            left = without_each_cluster(fit, self.origin)
+            apart = left.mean(axis=0) - left
+            square, cube = np.sum(apart**2, axis=0), np.sum(apart**3, axis=0)
+            self._acceleration["known"] = np.divide(cube, 6 * square**1.5, out=np.zeros_like(cube), where=square > 0)
+        return self._acceleration["known"]
 
     # Files -----------------------------------------------------------------------------------------------------------
 
