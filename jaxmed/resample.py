@@ -69,11 +69,11 @@ def read_rows(data: Any, found: Estimates, moments: Moments) -> Rows:
     at = np.searchsorted(moments.clusters, labels, sorter=order)
     known = moments.clusters[order[np.minimum(at, len(order) - 1)]] == labels
     columns = {name: wide[name].to_numpy(dtype=float, na_value=np.nan) for name in system.columns}
-    counting = _counting(columns, moments)
+    counting = np.any(list(_known(columns, moments).values()), axis=0)
     if not np.all(known[counting]):
         raise DataError(
-            f"these data have the cluster {labels[counting & ~known][0]!r}, which the fit has not; give the data that "
-            "were fitted"
+            f"these data have the cluster {labels[counting & ~known].tolist()[0]!r}, which the fit has not; give the "
+            "data that were fitted"
         )
     keep = counting & known
     rows = Rows(
@@ -87,12 +87,14 @@ def read_rows(data: Any, found: Estimates, moments: Moments) -> Rows:
     return rows
 
 
-def _counting(columns: Mapping[str, Floats], moments: Moments) -> NDArray[np.bool_]:
-    """Rows whose pattern of missing values is among those of some moments."""
+def _known(columns: Mapping[str, Floats], moments: Moments) -> dict[str, NDArray[np.bool_]]:
+    """Which columns of every row count: those of the equations whose columns it has, and those with a cluster mean."""
     seen = {name: ~np.isnan(columns[name]) for name in moments.columns}
-    found = np.zeros(len(next(iter(seen.values()))), dtype=bool)
-    for pattern in moments.patterns:
-        found |= np.all([seen[name] == (name in pattern.observed) for name in moments.columns], axis=0)
+    found = {name: np.zeros_like(present) for name, present in seen.items()}
+    for group in (*moments.groups, *((name,) for name in moments.averaged)):
+        complete = np.all([seen[name] for name in group], axis=0)
+        for name in group:
+            found[name] |= complete
     return found
 
 
@@ -100,11 +102,11 @@ def moments_of(rows: Rows, columns: Mapping[str, Floats], cluster: Ints) -> Mome
     """Moments of other rows with the units, patterns and clusters of those at hand."""
     like = rows.moments
     n = like.n_clusters
-    seen = {name: ~np.isnan(columns[name]) for name in like.columns}
+    counts = _known(columns, like)
     working = {name: (columns[name] - like.unit(name)[0]) / like.unit(name)[1] for name in like.columns}
     patterns = []
     for pattern in like.patterns:
-        at = np.all([seen[name] == (name in pattern.observed) for name in like.columns], axis=0)
+        at = np.all([counts[name] == (name in pattern.observed) for name in like.columns], axis=0)
         own = {name: working[name][at] for name in pattern.observed}
         monomials = like.monomials(pattern.observed)
         values = [np.prod([own[name] for name in monomial], axis=0) * np.ones(at.sum()) for monomial in monomials]
