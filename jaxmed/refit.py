@@ -22,7 +22,6 @@ from jaxmed.params import Layout, precisions
 from jaxmed.shards import GPU_BLOCK
 
 TARGET = 1e-12  # Newton decrement at which a refit stops: estimates are within 1.5e-6 standard errors of the optimum
-LIMIT = 20  # Newton steps; a data set that needs more is fitted alone
 
 
 class Program(NamedTuple):
@@ -41,6 +40,8 @@ class Program(NamedTuple):
         Data sets that run at once.
     clusters : int
         Clusters of a data set.
+    limit : int
+        Newton steps; a data set that needs more is fitted alone.
     """
 
     layout: Layout
@@ -49,6 +50,7 @@ class Program(NamedTuple):
     plan: generate.Plan | None
     together: int
     clusters: int
+    limit: int = 20
 
 
 class Setting(NamedTuple):
@@ -94,7 +96,7 @@ class Refit(NamedTuple):
     effects, effect_errors : Array
     theta : Array, shape (n,)
     status, n_iter, grad_norm, decrement
-        As :class:`jaxmed.optimise.Solution`; the status is ``newton.GOING`` where :data:`LIMIT` steps did not do.
+        As :class:`jaxmed.optimise.Solution`; the status is ``newton.GOING`` where :attr:`Program.limit` steps did not do.
     regular : Array, bool
         Whether the Hessian in G is definite; if not, the errors take the rank of G as known.
     value : Array
@@ -142,7 +144,7 @@ def refit(program: Program, setting: Setting, numbers: Array, count: Array) -> R
         data = _data(program, setting, number)
         state = newton.start(layout, optimise.lifted(layout, setting.start), jnp.asarray(0), jnp.full((1, 3), jnp.nan))
         state = lax.while_loop(
-            lambda state: newton.going(state, LIMIT), lambda state: _step(layout, data, state), state
+            lambda state: newton.going(state, program.limit), lambda state: _step(layout, data, state), state
         )
         return optimise.solution(layout, state, newton.GOING)
 
