@@ -14,7 +14,7 @@ import pandas as pd
 
 from jaxmed import resample
 from jaxmed.batches import Fitted, Refits, Refitter, fitted, given_rows, make_refitter, with_size
-from jaxmed.errors import FitError, SpecError
+from jaxmed.errors import DataError, FitError, SpecError
 from jaxmed.fit import Fit
 from jaxmed.generate import RowsNeededError
 from jaxmed.progress import counted
@@ -106,7 +106,7 @@ def bootstrap(
     >>> bool(0.4 < replicates.intervals().loc["indirect", "ci_lower"] < 0.5)
     True
     """
-    n, seed = _check_count("n", n, 1, MOST), _check_count("seed", seed, 0, 2**63)
+    n, seed = _check_count("n", n, 1, MOST), _check_count("seed", seed, 0, 2**63 - 1)
     part, parts = _check_shard(shard)
     if not isinstance(fit, Fit):
         raise SpecError(f"bootstrap needs a Fit first, as jaxmed.fit returns it; got {type(fit).__name__}")
@@ -168,7 +168,7 @@ class _Store:
             table, origin = read_replicates(path)
             refused = origin.difference(self._origin)
             if refused:
-                raise FitError(f"{str(folder)!r} holds other replicates: {refused}; choose another folder")
+                raise DataError(f"{str(folder)!r} holds other replicates: {refused}; choose another folder")
             yield table
 
     def add(self, found: Refits) -> None:

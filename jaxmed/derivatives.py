@@ -46,6 +46,25 @@ class Evaluation(NamedTuple):
     magnitude: Array
 
 
+class FullEvaluation(NamedTuple):
+    """Value and derivatives of F = f + (beta - beta_gls)'S_xx(beta - beta_gls) / 2 in beta too, at one point.
+
+    Attributes
+    ----------
+    value : Array, scalar
+    gradient : Array, shape (p + n,)
+        In (beta, free entries of G, tau).
+    hessian : Array, shape (p + n, p + n)
+    magnitude : Array, scalar
+        Size of the terms whose sum is F.
+    """
+
+    value: Array
+    gradient: Array
+    hessian: Array
+    magnitude: Array
+
+
 class _Indices:
     """Static index tables of the second pass."""
 
@@ -90,9 +109,49 @@ def assemble(
     layout: Layout, tau: Array, n_rows: Array, first: tuple[Array, Array], second: tuple[Array, ...]
 ) -> Evaluation:
     """The evaluation from the sums of the two passes over all clusters."""
-    p, q = layout.n_fixed, layout.n_random
+    p = layout.n_fixed
     total, logdet = first
     f, beta_cov, contrast = profile(layout, total[0], logdet, tau, n_rows)
+    grad, hessian, moved = _at_contrast(layout, tau, n_rows, second, beta_cov, contrast)
+    # What moves beta.
+    jacobian = beta_cov @ moved.T
+    hessian = hessian - moved @ jacobian
+    magnitude = _magnitude(layout, tau, n_rows, first, contrast)
+    return Evaluation(f, grad, (hessian + hessian.T) / 2, -contrast[:p], beta_cov, jacobian, magnitude)
+
+
+def assemble_full(
+    layout: Layout, tau: Array, n_rows: Array, beta: Array, first: tuple[Array, Array], second: tuple[Array, ...]
+) -> FullEvaluation:
+    """The evaluation at any beta, from the sums of the two passes, the second with the contrast ``(-beta, 1)``."""
+    p = layout.n_fixed
+    total, logdet = first
+    f, beta_cov, best = profile(layout, total[0], logdet, tau, n_rows)
+    contrast = jnp.append(-beta, 1.0)
+    away = beta + best[:p]
+    in_theta, hessian, moved = _at_contrast(layout, tau, n_rows, second, beta_cov, contrast)
+    in_beta = total[0][:p, :p] @ away  # -(S v)_x, without its cancellation
+    whole = jnp.block([[total[0][:p, :p], -moved.T], [-moved, hessian]])
+    return FullEvaluation(
+        f + away @ in_beta / 2,
+        jnp.concatenate([in_beta, in_theta]),
+        (whole + whole.T) / 2,
+        _magnitude(layout, tau, n_rows, first, contrast),
+    )
+
+
+def _magnitude(layout: Layout, tau: Array, n_rows: Array, first: tuple[Array, Array], contrast: Array) -> Array:
+    """Size of the terms whose sum is f."""
+    total, logdet = first
+    volume = log_precision(layout, tau, n_rows)
+    return contrast @ total[1] @ contrast + jnp.abs(logdet) + jnp.abs(volume) + jnp.sum(n_rows) + 1
+
+
+def _at_contrast(
+    layout: Layout, tau: Array, n_rows: Array, second: tuple[Array, ...], beta_cov: Array, contrast: Array
+) -> tuple[Array, Array, Array]:
+    """Gradient and Hessian in (free entries of G, tau) with beta held, and dS/d(G, tau) v, shape (n, p)."""
+    p, q = layout.n_fixed, layout.n_random
     at = _Indices(layout)
     _, _, sum_q, outer, mixed, square = second
     grad = _gradient(layout, at, second[:3], beta_cov, contrast, tau, n_rows)
@@ -116,11 +175,9 @@ def assemble(
             jnp.concatenate([g_tau, square - jax.jacfwd(jax.jacfwd(volume))(tau)], axis=1),
         ]
     )
-    # dS/dG contracted with the contrast, and dS/dtau: what moves beta.
+    # dS/dG contracted with the contrast, and dS/dtau.
     moved_g = -(with_r[at.row, :, at.col] + with_r[at.col, :, at.row]) * at.once[:, None]
     moved = jnp.concatenate([moved_g, sum_q[:, :p] @ contrast])
-    jacobian = beta_cov @ moved.T
-    hessian = hessian - 2 * moved @ jacobian
     if layout.reml:
         with_x = outer[:, :n_unique][at.unique[:, :, None, None], at.unique[None, None]]
         d_g = with_x.transpose(0, 2, 1, 3)[at.row, at.col]
@@ -128,8 +185,7 @@ def assemble(
         relative = beta_cov @ jnp.concatenate([d_g, sum_q[:, :p, :p]])
         flat = relative.reshape(len(relative), p * p)
         hessian = hessian - flat @ relative.swapaxes(1, 2).reshape(len(relative), p * p).T
-    magnitude = contrast @ total[1] @ contrast + jnp.abs(logdet) + jnp.abs(volume(tau)) + jnp.sum(n_rows) + 1
-    return Evaluation(f, grad, (hessian + hessian.T) / 4, -contrast[:p], beta_cov, jacobian, magnitude)
+    return grad, hessian / 2, moved
 
 
 def _gradient(

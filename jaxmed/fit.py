@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
-from jaxmed import inference, likelihood, optimise, store, summary
+from jaxmed import inference, likelihood, optimise, profile, store, summary
 from jaxmed._runtime import float64, jit_by_key
 from jaxmed.checks import check_identified
 from jaxmed.design import Design, make_design
@@ -24,6 +24,7 @@ from jaxmed.effect_tables import effect_table, heterogeneity_table
 from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, SpecError, Status
 from jaxmed.frame import check_complete, equation_groups, read_moments
 from jaxmed.hosts import ALONE, Hosts, all_hosts
+from jaxmed.interval_tables import interval_table
 from jaxmed.intervals import check_level
 from jaxmed.likelihood import Data
 from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
@@ -397,11 +398,82 @@ class Fit(Estimates):
         """
         return heterogeneity_table(self, level, at)
 
-    def intervals(self, method: str = "delta", level: float = 0.95, seed: int | None = None) -> pd.DataFrame:
-        """Intervals for the effects; ``"delta"`` is that of ``effects(se="joint")`` and needs no seed."""
-        if method != "delta":
-            raise SpecError(f"method={method!r} is not known; choose 'delta'")
-        return self.effects(level=level)
+    def intervals(
+        self,
+        method: str = "delta",
+        level: float = 0.95,
+        seed: int | None = None,
+        *,
+        se: str = "joint",
+        terms: str | Sequence[str] = "effects",
+        at: Mapping[str, Any] | None = None,
+        draws: int = 20_000,
+    ) -> pd.DataFrame:
+        """Intervals for effects and parameters; those of the bootstrap are :meth:`jaxmed.Replicates.intervals`.
+
+        Parameters
+        ----------
+        method : {"delta", "monte_carlo", "profile"}
+            ``"delta"``: estimate -+ z standard errors, as in :meth:`effects`. ``"monte_carlo"``: quantiles of the
+            effects at parameters drawn from their estimated joint normal distribution. ``"profile"``: values that a
+            likelihood-ratio test does not reject, by constrained refits (docs/intervals.md).
+        level : float
+        seed : int
+            Required for ``"monte_carlo"``.
+        se : {"joint", "block", "bauer", "independent"}
+            Covariance of all parameters that ``"delta"`` (joint, block, bauer) and ``"monte_carlo"`` (joint, block,
+            independent) rest on; ``"independent"`` draws every parameter by itself, as Preacher & Selig (2012) do for a
+            and b, for comparison.
+        terms : "effects", "parameters", "all" or list of str
+            Effects, parameters, or names of either.
+        at : dict, optional
+            Values of moderators, as in :meth:`effects`.
+        draws : int
+            Of ``"monte_carlo"``.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``estimate, se, z, p, ci_lower, ci_upper``. ``"monte_carlo"``: se is the sd of the draws, and
+            ``ci_lower_mcse, ci_upper_mcse`` are the Monte Carlo errors of the limits. ``"profile"``: z is the signed
+            root of the likelihood-ratio statistic of the value zero.
+
+        Raises
+        ------
+        SpecError
+            An unknown method, kind, level or term; no seed where one is needed.
+        FitError
+            The covariance asked for is not available at this fit.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> fit.intervals("monte_carlo", seed=1).loc["indirect", ["ci_lower", "ci_upper"]].round(2).tolist()
+        [0.43, 0.69]
+        """
+        return interval_table(self, self.theta, self.moments, method, level, seed, se, terms, at, draws)
+
+    def profile(
+        self, term: str, values: Sequence[float] | None = None, at: Mapping[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """The likelihood along one effect or parameter, all others at their best.
+
+        Parameters
+        ----------
+        term : str
+            Name of an effect or a parameter.
+        values : sequence of float, optional
+            By default 21 values over 3.5 standard errors to both sides.
+        at : dict, optional
+            Values of moderators, as in :meth:`effects`.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``value``, ``zeta`` (signed root of twice the drop of the log likelihood) and ``loglik``.
+        """
+        return profile.profile_curve(self, self.theta, self.moments, term, values, at)
 
     def ranef(self) -> pd.DataFrame:
         """Predictions for every cluster (empirical Bayes), on the user's scale.

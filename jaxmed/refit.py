@@ -96,7 +96,7 @@ class Refit(NamedTuple):
     effects, effect_errors : Array
     theta : Array, shape (n,)
     status, n_iter, grad_norm, decrement
-        As :class:`jaxmed.optimise.Solution`; the status is ``newton.GOING`` where :attr:`Program.limit` steps did not do.
+        As :class:`jaxmed.optimise.Solution`; the status is ``newton.GOING`` where ``Program.limit`` steps did not do.
     regular : Array, bool
         Whether the Hessian in G is definite; if not, the errors take the rank of G as known.
     value : Array

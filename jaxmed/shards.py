@@ -13,7 +13,7 @@ from jax import Array
 from numpy.typing import NDArray
 
 from jaxmed._runtime import float64, jit_by_key, n_workers, pool
-from jaxmed.derivatives import Evaluation, assemble, second_pass
+from jaxmed.derivatives import Evaluation, FullEvaluation, assemble, assemble_full, second_pass
 from jaxmed.hosts import ALONE, Hosts
 from jaxmed.likelihood import BLOCK, Data, make_data, marginal_blocks, profile
 from jaxmed.params import Layout
@@ -81,6 +81,17 @@ def evaluate_shards(layout: Layout, root: Array, tau: Array, shards: Shards) -> 
     return _assemble(layout, point[1], shards.n_rows, first, second)
 
 
+def full_evaluation(
+    layout: Layout, root: Array, tau: Array, beta: NDArray[np.float64], shards: Shards
+) -> FullEvaluation:
+    """:class:`jaxmed.derivatives.FullEvaluation` at any fixed effects, over all shards of all processes."""
+    point = np.asarray(root), np.asarray(tau)
+    first = _over_shards(shards, partial(_first_pass, layout, *point))
+    _, beta_cov, _ = _profile(layout, first, point[1], shards.n_rows)
+    second = _over_shards(shards, partial(_second_pass, layout, *point, beta_cov, np.append(-beta, 1.0)))
+    return _assemble_full(layout, point[1], shards.n_rows, beta, first, second)
+
+
 def value_shards(layout: Layout, root: Array, tau: Array, shards: Shards) -> float:
     """The negative log likelihood f over all shards of all processes."""
     point = np.asarray(root), np.asarray(tau)
@@ -115,3 +126,4 @@ def _second_pass(
 
 
 _assemble = float64(jit_by_key(assemble))
+_assemble_full = float64(jit_by_key(assemble_full))

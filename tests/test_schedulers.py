@@ -26,7 +26,12 @@ SLURM = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4"}
         (  # two tasks of srun in each of four array tasks
             "auto",
             SLURM
-            | {"SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"},
+            | {
+                "SLURM_ARRAY_TASK_ID": "3",
+                "SLURM_ARRAY_TASK_MIN": "0",
+                "SLURM_STEP_NUM_TASKS": "2",
+                "SLURM_PROCID": "1",
+            },
             (7, 8),
         ),
         (

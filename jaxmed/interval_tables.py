@@ -1,0 +1,111 @@
+"""Intervals of a fit without a bootstrap, by any method, in the one table form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jaxmed import effects, profile
+from jaxmed.effect_tables import Quantities, effect_table, quantities
+from jaxmed.errors import FitError, SpecError
+from jaxmed.intervals import check_level, critical_value, draws_table, normal_table, quantile_limits
+from jaxmed.moments import Floats, Moments
+from jaxmed.result import Estimates
+
+KINDS = {
+    "delta": ("joint", "block", "bauer"),
+    "monte_carlo": ("joint", "block", "independent"),
+    "profile": ("joint",),
+}
+
+
+def interval_table(
+    found: Estimates,
+    theta: Floats,
+    moments: Moments,
+    method: str,
+    level: float,
+    seed: int | None,
+    se: str,
+    terms: str | Sequence[str],
+    at: Mapping[str, Any] | None,
+    draws: int,
+) -> pd.DataFrame:
+    """Table of :meth:`jaxmed.Fit.intervals`."""
+    if method not in KINDS:
+        raise SpecError(
+            f"method={method!r} is not known; choose one of {list(KINDS)}, or intervals() of jaxmed.bootstrap"
+        )
+    if se not in KINDS[method]:
+        raise SpecError(f"se={se!r} is not known for method={method!r}; choose one of {list(KINDS[method])}")
+    level = check_level(level)
+    known = quantities(found, at)
+    chosen = known.positions(terms)
+    if method == "profile":
+        table = profile.profile_intervals(found, theta, moments, [known.labels[k] for k in chosen], level, at)
+    elif method == "monte_carlo":
+        table = _monte_carlo(found, known, chosen, level, _seed(seed), se, _draws(draws))
+    else:
+        table = _delta(found, known, chosen, level, se, at)
+    table.index = known.rows(chosen)
+    return table
+
+
+def _delta(
+    found: Estimates, known: Quantities, chosen: list[int], level: float, se: str, at: Mapping[str, Any] | None
+) -> pd.DataFrame:
+    if se == "bauer":
+        if min(chosen) < known.n_params:
+            raise SpecError("se='bauer' is of effects; for parameters choose 'joint' or 'block'")
+        return effect_table(found, se, level, at, False).iloc[[k - known.n_params for k in chosen]]
+    errors = known.errors
+    if se == "block":
+        diagonal = np.diag(found.block)
+        errors = np.sqrt(np.where(diagonal >= 0, diagonal, np.nan))
+        if known.targets is not None:
+            of = known.targets
+            _, slope = effects.combined_and_jacobian(of.plan, found.values, of.weights, of.combination)
+            errors = np.concatenate([errors, effects.delta(slope, found.block)])
+    labels = [known.labels[k] for k in chosen]
+    return normal_table(labels, known.values[chosen], errors[chosen], critical_value(level))
+
+
+def _monte_carlo(
+    found: Estimates, known: Quantities, chosen: list[int], level: float, seed: int, se: str, draws: int
+) -> pd.DataFrame:
+    """Quantiles at parameters from N(estimate, covariance)."""
+    covariance = found.block if se == "block" else found.joint
+    if se == "independent":
+        covariance = np.diag(np.diag(found.block))
+    if not np.all(np.isfinite(covariance)):
+        raise FitError(f"the {se} covariance of this fit is not available ({found.message}); use the bootstrap")
+    unit = np.sqrt(np.maximum(np.diag(covariance), np.finfo(float).tiny))
+    value, vector = np.linalg.eigh(covariance / unit / unit[:, None])
+    root = unit[:, None] * vector * np.sqrt(np.maximum(value, 0.0))
+    # A counter-based generator by its key, so that other draws of the same seed are not these.
+    normals = np.random.Generator(np.random.Philox(key=[seed, 2**63])).standard_normal((draws, len(unit)))
+    drawn = found.values + normals @ root.T
+    if known.targets is not None:
+        of = known.targets
+        drawn = np.hstack([drawn, effects.combined_at(of.plan, drawn, of.weights, of.combination)])
+    drawn = drawn[:, chosen]
+    limits = [quantile_limits(column, level) for column in drawn.T]
+    labels = [known.labels[k] for k in chosen]
+    return draws_table(labels, known.values[chosen], drawn.std(axis=0, ddof=1), limits)
+
+
+def _seed(seed: Any) -> int:
+    if seed is None:
+        raise SpecError("method='monte_carlo' draws random numbers: give a seed, e.g. seed=1")
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
+        raise SpecError(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1")
+    return int(seed)
+
+
+def _draws(draws: Any) -> int:
+    if isinstance(draws, bool) or not isinstance(draws, (int, np.integer)) or not 100 <= draws <= 10_000_000:
+        raise SpecError(f"draws={draws!r} must be a whole number from 100 to 10,000,000")
+    return int(draws)

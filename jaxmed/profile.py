@@ -1,0 +1,534 @@
+"""Likelihood-ratio (profile) intervals of parameters and effects: constrained refits along the likelihood.
+
+For g(beta, G, Sigma), any parameter or effect on the user's scale, with the estimate ghat
+
+    F(beta, theta) = f(theta) + (beta - beta_gls(theta))' S_xx(theta) (beta - beta_gls(theta)) / 2,
+    F(c) = min F subject to g = c,      zeta(c) = sign(c - ghat) sqrt(2 (F(c) - Fhat)),
+
+and the limits of an interval are where zeta = -+ z. f is the negative log likelihood profiled over beta and S_xx =
+X'V^-1X (docs/method.md, Likelihood). For ML F is the negative log likelihood itself. For REML f is the restricted one,
+
+    F = (v'S v + sum_j log|V_j| + log|S_xx| + (N - p) log 2 pi) / 2,      v = (-beta, 1):
+
+the minimum of F is the REML estimate, its inverse Hessian there the joint covariance, and for variance parameters F(c)
+is the profile of the restricted likelihood.
+
+A constrained refit is Newton's method on the Lagrangian F - lambda (g - c) in local coordinates: beta, entries of a
+pivoted root R of G = RR', in which a singular G is an interior point, and the residual coordinates. Since dF(c)/dc =
+lambda, the limits come from Newton's method too, on zeta, each refit starting at the nearest one before.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jax import Array
+from scipy.special import ndtr
+
+from jaxmed import effects
+from jaxmed._runtime import float64, jit_by_key
+from jaxmed.design import make_design
+from jaxmed.effect_tables import Quantities, quantities
+from jaxmed.errors import ConvergenceWarning, FitError, SpecError
+from jaxmed.intervals import critical_value
+from jaxmed.moments import Floats, Moments
+from jaxmed.params import (
+    Layout,
+    Scale,
+    block_diagonal,
+    chain,
+    count_rows,
+    free_entries,
+    lower,
+    make_layout,
+    make_scale,
+    precisions,
+    root_chain,
+    spread_to_variances,
+    triangular,
+)
+from jaxmed.progress import progress
+from jaxmed.result import Estimates
+from jaxmed.shards import Shards, full_evaluation, make_shards
+from jaxmed.totals import add_up
+
+STEPS = 60  # of a constrained refit
+REFITS = 40  # of a limit
+APPROACHES = 12  # of a value that a refit does not reach at once
+SOLVED = 1e-11  # log likelihood left to gain along the constraint, and the squared miss of it in standard errors
+CLOSE = 1e-4  # of zeta; one more step of Newton's method follows, without a refit
+BETTER = 1e-5  # log likelihood by which a refit may pass the fit
+FLAT = 1e-8  # curvature at which a direction counts as flat, relative to the largest
+SADDLE = 1e-5  # curvature below minus which it is a saddle
+LONGEST = 4.0  # step, in standard errors of coordinates
+NEAR_ZERO = 0.02  # sd, relative to the estimate, from which zeta is extrapolated to a variance of zero
+
+
+class Point(NamedTuple):
+    """Parameters in local coordinates, as :class:`jaxmed.newton.Candidate`, with beta."""
+
+    beta: Floats
+    root: Array
+    order: Array
+    spread: Array
+
+
+class Solved(NamedTuple):
+    """A refit with g = ``at``: the minimum F(c), its slope dF/dc, and where it is."""
+
+    at: float
+    value: float
+    slope: float
+    point: Point
+
+
+class _Local(NamedTuple):
+    """F and g around a point, and the Newton step of their Lagrangian in local coordinates.
+
+    ``gain`` is the log likelihood left to gain along the constraint, ``miss`` is g - c and ``multiplier`` is dF/dg
+    (``ahead`` after the step), in units of g's standard error; ``drop`` is the slope of F along the step, ``curvature``
+    the least along the constraint in coordinates of unit curvature, and ``grip`` how much g moves with these.
+    """
+
+    value: float
+    miss: float
+    multiplier: float
+    ahead: float
+    step: Floats
+    drop: float
+    gain: float
+    curvature: float
+    grip: float
+    noise: float
+
+
+class Problem(NamedTuple):
+    """One quantity g of one fit.
+
+    Attributes
+    ----------
+    layout, shards, scale
+        The model, its data, and the way to the user's scale.
+    quantity : callable
+        User's values, shape (p + n,) -> g, its gradient and Hessian in them.
+    estimate, unit : float
+        Of g; the unit is its standard error, or a guess where that is zero.
+    is_variance : bool
+        Then g > 0, and zeta is followed along its root, where it is smooth.
+    best : Solved
+        The fit itself.
+    """
+
+    layout: Layout
+    shards: Shards
+    scale: Scale
+    quantity: Callable[[Floats], tuple[float, Floats, Floats]]
+    estimate: float
+    unit: float
+    is_variance: bool
+    best: Solved
+
+
+# Compiled ------------------------------------------------------------------------------------------------------------
+
+
+@float64
+@jit_by_key
+def _moved(
+    layout: Layout, root: Array, order: Array, spread: Array, step: Array
+) -> tuple[Array, Array, Array, Array, Array]:
+    """A step from a point: root and order, pivoted again, residual coordinates, tau, and (free G, variances)."""
+    n_free = len(layout.free)
+    there = jnp.zeros_like(root).at[order].set(lower(layout, step[:n_free]))
+    root, order = triangular(layout, root + there, pivot=True)
+    spread = spread + step[n_free:]
+    variances = jnp.concatenate([free_entries(layout, root @ root.T), spread_to_variances(layout, spread)])
+    return root, order, spread, precisions(layout, spread), variances
+
+
+@float64
+@jit_by_key
+def _pulled_back(
+    layout: Layout,
+    root: Array,
+    order: Array,
+    spread: Array,
+    of_f: tuple[Array, Array],
+    of_g: tuple[Array, Array],
+) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+    """Gradient and Hessian of F, given in (beta, G, tau), and of g, in (beta, G, variances), in local coordinates."""
+    p, n_free = layout.n_fixed, len(layout.free)
+    in_tau, bend_f = root_chain(layout, root, order, spread, of_f[0][p:])
+    # g is given in variances: the part of G by the same chain, the residual's by its own.
+    padded = jnp.concatenate([of_g[0][p : p + n_free], jnp.zeros(len(layout.pieces))])
+    in_g, bend_g = root_chain(layout, root, order, spread, padded)
+    in_variances, bend = chain(lambda at: spread_to_variances(layout, at), spread, of_g[0][p + n_free :])
+    in_own = block_diagonal(in_g[:n_free, :n_free], in_variances)
+    bend_g = block_diagonal(bend_g[:n_free, :n_free], bend)
+
+    def pull(given: tuple[Array, Array], jacobian: Array, curvature: Array) -> tuple[Array, Array]:
+        whole = block_diagonal(jnp.eye(p), jacobian)
+        hessian = whole.T @ given[1] @ whole + block_diagonal(jnp.zeros((p, p)), curvature)
+        return given[0] @ whole, hessian
+
+    return pull(of_f, in_tau, bend_f), pull(of_g, in_own, bend_g)
+
+
+@float64
+@jit_by_key
+def _effect(plan: effects.Plan, values: Array, weights: tuple[Array, ...], row: Array) -> tuple[Array, Array, Array]:
+    """A weighted sum of effects, its gradient and Hessian in all parameters."""
+
+    def one(values: Array) -> Array:
+        return effects.combined(plan, values, weights, row[None])[0]
+
+    slope = jax.jacfwd(one)
+    return one(values), slope(values), jax.jacfwd(slope)(values)
+
+
+# The constrained refit -----------------------------------------------------------------------------------------------
+
+
+def _look(problem: Problem, point: Point, step: Floats, at: float) -> tuple[Point, _Local]:
+    """The point a step away, with the next step from there."""
+    layout, scale = problem.layout, problem.scale
+    p = layout.n_fixed
+    beta = point.beta + step[:p]
+    root, order, spread, tau, variances = _moved(layout, point.root, point.order, point.spread, step[p:])
+    point = Point(beta, root, order, spread)
+    full = full_evaluation(layout, root, tau, beta, problem.shards)
+    offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])
+    g, slope, bend = problem.quantity(scale.matrix @ np.concatenate([beta, variances]) + offset)
+    of_g = slope @ scale.matrix / problem.unit, scale.matrix.T @ bend @ scale.matrix / problem.unit
+    (f_1, f_2), (g_1, g_2) = _pulled_back(layout, root, order, spread, (full.gradient, full.hessian), of_g)
+    miss, value = (g - at) / problem.unit, float(full.value)
+    if not (np.isfinite(value) and np.isfinite(miss) and np.all(np.isfinite(f_2)) and np.all(np.isfinite(g_2))):
+        return point, _Local(np.inf, np.inf, np.nan, np.nan, 0 * step, np.nan, np.inf, np.nan, 0.0, 0.0)
+    diagonal = np.abs(np.diag(f_2))
+    size = 1 / np.sqrt(np.maximum(diagonal, FLAT * diagonal.max()))
+    f_1, g_1, f_2, g_2 = f_1 * size, g_1 * size, f_2 * size * size[:, None], g_2 * size * size[:, None]
+    grip = float(np.linalg.norm(g_1))
+    if grip == 0:
+        return point, _Local(value, miss, 0.0, 0.0, 0 * step, 0.0, np.inf, 0.0, 0.0, 0.0)
+    multiplier = float(f_1 @ g_1) / grip**2
+    lagrangian = f_2 - multiplier * g_2
+    frame = np.linalg.qr(g_1[:, None], mode="complete")[0]
+    onto, along = -miss * g_1 / grip**2, frame[:, 1:]
+    curvature, axes = np.linalg.eigh(along.T @ lagrangian @ along)
+    axes, steep = along @ axes, np.maximum(np.abs(curvature), FLAT)
+    gain = float(np.sum((axes.T @ f_1) ** 2 / steep)) / 2
+    moves = -(axes.T @ (f_1 + lagrangian @ onto)) / steep
+    # A saddle, as where a variance of zero should grow, has no gradient to leave it by.
+    saddle = curvature < -SADDLE
+    moves[saddle] = np.where(moves[saddle] < 0, -1, 1) * np.maximum(np.abs(moves[saddle]), 0.1)
+    move = onto + axes @ moves
+    ahead = multiplier + float(g_1 @ (lagrangian @ move)) / grip**2
+    move *= min(1.0, LONGEST / np.linalg.norm(move)) if np.any(move) else 1.0
+    noise = 16 * np.finfo(float).eps * float(full.magnitude)
+    least = float(curvature[0]) if len(curvature) else 1.0
+    return point, _Local(value, miss, multiplier, ahead, move * size, float(f_1 @ move), gain, least, grip, noise)
+
+
+def solve(problem: Problem, at: float, start: Point) -> Solved | None:
+    """The minimum of F where g = ``at``, by sequential quadratic programming; None if there is no certificate."""
+    point, local = _look(problem, start, np.zeros(problem.layout.n_fixed + problem.layout.n_theta), at)
+    penalty = 0.0
+    for _ in range(STEPS):
+        left = local.gain + local.miss**2
+        if left < SOLVED and abs(local.multiplier * local.miss) < SOLVED and local.curvature > -SADDLE:
+            return Solved(at, local.value, local.multiplier / problem.unit, point)
+        if not np.isfinite(left):
+            return None
+        # F + penalty |g - c| falls along the step; or what is left to do may fall, so that the bend of the constraint
+        # does not shorten the last steps.
+        penalty = max(penalty, 1.5 * abs(local.multiplier), 1.5 * abs(local.ahead))
+        drop = min(local.drop - penalty * abs(local.miss), 0.0)
+        share, merit = 1.0, local.value + penalty * abs(local.miss)
+        while True:
+            there, new = _look(problem, point, share * local.step, at)
+            fallen = new.value + penalty * abs(new.miss) <= merit + 1e-4 * share * drop + local.noise
+            if fallen or (new.gain + new.miss**2 < left / 4 and new.curvature > -SADDLE):
+                break
+            share /= 3
+            if share < 1e-6:
+                return None
+        point, local = there, new
+    return None
+
+
+class _Path:
+    """Refits along one quantity, from the estimate outwards; followed in u: g, or the root of a variance."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self.middle = self.to_u(problem.estimate)
+        self.solved = [problem.best]
+        _, local = _look(problem, problem.best.point, np.zeros(problem.layout.n_fixed + problem.layout.n_theta), 0.0)
+        # At a variance of zero g has no slope in the root of G: refits start beside it.
+        self.stuck = local.grip < 1e-3
+
+    def to_u(self, g: float) -> float:
+        return float(np.sqrt(max(g, 0.0))) if self.problem.is_variance else g
+
+    def nearest(self, u: float) -> Solved:
+        return min(self.solved, key=lambda known: abs(self.to_u(known.at) - u))
+
+    def refit(self, u: float) -> Solved | None:
+        """The refit at u, started at the nearest one; None if it fails."""
+        near = self.nearest(u)
+        start = near.point
+        if near is self.problem.best and self.stuck:
+            start = _beside(self.problem.layout, start)
+        found = solve(self.problem, u**2 if self.problem.is_variance else u, start)
+        if found is not None and found.value < self.problem.best.value - BETTER:
+            found = None  # the fit was not the best there is: nothing to measure from
+        if found is not None:
+            self.solved.append(found)
+        return found
+
+    def approach(self, u: float) -> Solved | None:
+        """The refit at u, in shorter steps where it fails at once."""
+        aim = u
+        for _ in range(APPROACHES):
+            found = self.refit(aim)
+            if found is not None and aim == u:
+                return found
+            aim = u if found is not None else (aim + self.to_u(self.nearest(aim).at)) / 2
+        return None
+
+    def zeta(self, found: Solved) -> float:
+        """Signed root of twice the loss of log likelihood."""
+        loss = max(found.value - self.problem.best.value, 0.0)
+        return float(np.sign(found.at - self.problem.estimate) * np.sqrt(2 * loss))
+
+    def limit(self, target: float) -> float:
+        """Where zeta is ``target``; NaN if that is not found, 0 for a variance whose zeta ends before."""
+        problem, middle, side = self.problem, self.middle, float(np.sign(target))
+        u = problem.estimate + target * problem.unit
+        if problem.is_variance and side > 0:
+            u = self.to_u(u)
+        elif problem.is_variance:
+            if problem.estimate < 1e-6 * problem.unit:
+                return 0.0
+            u = max(middle + target * problem.unit / (2 * middle), middle / 2)
+        # Between u where zeta falls short of the target and u where it passes it; refits go ``reach`` further at most.
+        near, far, reach = middle, side * np.inf, abs(u - middle)
+        shortest = 1e-4 * reach
+        for _ in range(REFITS):
+            found = self.refit(u)
+            if found is None:
+                reach = abs(u - near) / 2
+                if reach < shortest:
+                    return np.nan
+                u = near + side * reach
+                continue
+            zeta = self.zeta(found)
+            slope = found.slope * (2 * u if problem.is_variance else 1.0) / zeta if zeta != 0 else 0.0
+            ahead = u + (target - zeta) / slope if slope > 0 else u + side * reach
+            if abs(zeta - target) < CLOSE:
+                return ahead**2 if problem.is_variance else ahead
+            if side * (zeta - target) > 0:
+                far = u
+            else:
+                near, reach = u, 2 * reach
+            if problem.is_variance and ahead <= 0 and np.isinf(far):
+                if u < NEAR_ZERO * middle:
+                    return 0.0
+                ahead = u / 4
+            u = near + side * min(side * (ahead - near), reach)
+            if not side * near < side * u < side * far:
+                u = (near + far) / 2 if np.isfinite(far) else near + side * reach
+        return np.nan
+
+
+def _beside(layout: Layout, point: Point) -> Point:
+    """A point near one where G is zero in some direction, from which that variance can grow."""
+    within = np.zeros((layout.n_random, layout.n_random))
+    for block in layout.blocks:
+        within[np.ix_(block, block)] = 1.0
+    noise = np.random.default_rng(0).standard_normal(within.shape) * within
+    return point._replace(root=point.root + 0.1 * float(np.exp(point.spread[: layout.n_equations].min())) * noise)
+
+
+# Tables --------------------------------------------------------------------------------------------------------------
+
+
+def profile_intervals(
+    found: Estimates,
+    theta: Floats,
+    moments: Moments,
+    labels: Sequence[str],
+    level: float,
+    at: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Likelihood-ratio intervals of parameters and effects.
+
+    Parameters
+    ----------
+    found : Estimates
+    theta : ndarray
+        The optimiser's parameters at the fit.
+    moments : Moments
+        Its data.
+    labels : list of str
+        Parameters, as in ``found.labels``, or effects.
+    level : float
+    at : mapping, optional
+        Values of moderators.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``estimate, se, z, p, ci_lower, ci_upper``. z is the signed root of the likelihood-ratio statistic of
+        the value zero, NaN for variances; the lower limit of a variance is 0 where zero is not rejected.
+
+    Raises
+    ------
+    SpecError
+        A label that the fit does not have.
+    FitError
+        The moments are not all the data of the fit.
+
+    Warns
+    -----
+    ConvergenceWarning
+        A limit could not be found, and is NaN.
+    """
+    critical = critical_value(level)
+    known = quantities(found, at)
+    problems = _problems(found, theta, moments, labels, known)
+    rows = []
+    with progress("profile intervals") as say:
+        for k, (label, problem) in enumerate(zip(labels, problems, strict=True)):
+            at_label = known.labels.index(label)
+            estimate, error = known.values[at_label], known.errors[at_label]
+            if problem is None:
+                rows.append((estimate, error, np.nan, np.nan, estimate, estimate))
+                continue
+            say(f"{label}, {k + 1} of {len(labels)}")
+            path = _Path(problem)
+            limits = path.limit(-critical), path.limit(critical)
+            z = np.nan
+            if not problem.is_variance:
+                none = path.approach(0.0)
+                z = -path.zeta(none) if none is not None else np.nan
+            if not np.all(np.isfinite(limits)):
+                _warn(label, "a limit", "and is NaN")
+            rows.append((estimate, error, z, 2 * ndtr(-np.abs(z)), *limits))
+    columns = ["estimate", "se", "z", "p", "ci_lower", "ci_upper"]
+    return pd.DataFrame(rows, index=pd.Index(labels), columns=columns, dtype=float)
+
+
+def profile_curve(
+    found: Estimates,
+    theta: Floats,
+    moments: Moments,
+    label: str,
+    values: Sequence[float] | Floats | None = None,
+    at: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """The likelihood along one parameter or effect.
+
+    Parameters and errors as in :func:`profile_intervals`; ``values`` are by default 21 over 3.5 standard errors to both
+    sides, those of a variance above zero.
+
+    Returns
+    -------
+    DataFrame
+        Columns ``value``, ``zeta`` and ``loglik``, with the other parameters at their best; NaN where a refit fails.
+        For REML ``loglik`` is minus the criterion F of the module's head.
+    """
+    (problem,) = _problems(found, theta, moments, [label], quantities(found, at))
+    if problem is None:
+        raise SpecError(f"{label!r} is fixed in this model: there is no likelihood along it")
+    path = _Path(problem)
+    if values is None:
+        chosen = problem.estimate + np.linspace(-3.5, 3.5, 21) * problem.unit
+        chosen = chosen[chosen > 0] if problem.is_variance else chosen
+    else:
+        chosen = np.asarray(values, dtype=float).reshape(-1)
+        if not np.all(np.isfinite(chosen)) or (problem.is_variance and np.any(chosen <= 0)):
+            raise SpecError(f"values={chosen.tolist()}: give finite numbers, of a variance positive ones")
+    # From the estimate outwards, so that every refit starts beside the last.
+    table = np.full((len(chosen), 3), np.nan)
+    table[:, 0] = chosen
+    with progress(f"profile of {label}") as say:
+        for n, k in enumerate(np.argsort(np.abs(chosen - problem.estimate))):
+            say(f"value {n + 1} of {len(chosen)}")
+            there = path.approach(path.to_u(float(chosen[k])))
+            if there is not None:
+                table[k, 1:] = path.zeta(there), problem.scale.loglik - there.value
+    if np.any(np.isnan(table)):
+        _warn(label, "the likelihood at some values", "and is NaN")
+    return pd.DataFrame(table, columns=["value", "zeta", "loglik"])
+
+
+def _problems(
+    found: Estimates, theta: Floats, moments: Moments, labels: Sequence[str], known: Quantities
+) -> list[Problem | None]:
+    """Problems of some quantities; None for what no parameter moves."""
+    unknown = [label for label in labels if label not in known.labels]
+    if unknown:
+        raise SpecError(f"{unknown[0]!r} is no parameter or effect of this fit; choose from {list(known.labels)}")
+    design = make_design(found.system, moments)
+    totals = add_up(design)
+    if totals.clusters != found.n_clusters:
+        raise FitError(
+            f"these moments hold {totals.clusters} of the {found.n_clusters} clusters of the fit; profile intervals of "
+            "a fit over several processes are not available, use method='delta' or 'monte_carlo'"
+        )
+    layout = make_layout(design, found.reml)
+    p, n_free = layout.n_fixed, len(layout.free)
+    scale = make_scale(design, layout, [sums.rows for sums in totals.equations])
+    # In the scope: JAX arrays made outside it would be float32.
+    shards = float64(make_shards)(design.table, count_rows(layout, design.system, totals))
+    beta = np.asarray(np.linalg.solve(scale.linear, found.values[:p] - scale.offset), dtype=np.float64)
+    none = np.zeros((layout.n_random, layout.n_random)), np.arange(layout.n_random), np.zeros(layout.n_residual)
+    root, order, spread, tau, variances = _moved(layout, *none, theta)
+    f = float(full_evaluation(layout, root, tau, beta, shards).value)
+    diagonal = {p + k for k, (row, col) in enumerate(layout.free) if row == col}
+    diagonal |= set(range(p + n_free, p + n_free + layout.n_equations))
+    made: list[Problem | None] = []
+    for label in labels:
+        k = known.labels.index(label)
+        quantity, estimate, unit = _quantity(known, k), float(known.values[k]), float(known.errors[k])
+        if k >= known.n_params and not np.any(quantity(found.values)[1]):
+            made.append(None)
+            continue
+        if not unit > 1e-12 * abs(estimate) or not np.isfinite(unit):
+            # A hundredth of what a residual is, as a variance of working columns.
+            slope = np.abs(quantity(found.values)[1] @ scale.matrix)
+            unit = 0.01 * float(np.max(slope)) * float(variances[n_free : n_free + layout.n_equations].min())
+        best = Solved(estimate, f, 0.0, Point(beta, root, order, spread))
+        made.append(Problem(layout, shards, scale, quantity, estimate, unit, k in diagonal, best))
+    return made
+
+
+def _quantity(known: Quantities, k: int) -> Callable[[Floats], tuple[float, Floats, Floats]]:
+    """A parameter or an effect as a function of all parameters, with its derivatives."""
+    n, of = known.n_params, known.targets
+    if k < n or of is None:
+        unit, flat = np.eye(n)[k], np.zeros((n, n))
+        return lambda values: (float(values[k]), unit, flat)
+    row = of.combination[k - n]
+
+    def effect(values: Floats) -> tuple[float, Floats, Floats]:
+        value, slope, bend = _effect(of.plan, values, of.weights, row)
+        return float(value), np.asarray(slope), np.asarray(bend)
+
+    return effect
+
+
+def _warn(label: str, what: str, result: str) -> None:
+    warnings.warn(
+        f"profile of {label!r}: {what} was not found by constrained refits {result}; use the bootstrap, or "
+        "method='monte_carlo'",
+        ConvergenceWarning,
+        stacklevel=4,
+    )
