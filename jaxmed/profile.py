@@ -398,7 +398,7 @@ def profile_intervals(
     Warns
     -----
     ConvergenceWarning
-        A limit could not be found, and is NaN.
+        A limit, or z, could not be found and is NaN.
     """
     critical = critical_value(level)
     known = quantities(found, at)
@@ -418,8 +418,9 @@ def profile_intervals(
             if not problem.is_variance:
                 none = path.approach(0.0)
                 z = -path.zeta(none) if none is not None else np.nan
-            if not np.all(np.isfinite(limits)):
-                _warn(label, "a limit", "and is NaN")
+            unknown = {"a limit": np.isnan(sum(limits)), "z": np.isnan(z) and not problem.is_variance}
+            if missing := [what for what, is_missing in unknown.items() if is_missing]:
+                _warn(label, " and ".join(missing), stacklevel=5)
             rows.append((estimate, error, z, 2 * ndtr(-np.abs(z)), *limits))
     columns = ["estimate", "se", "z", "p", "ci_lower", "ci_upper"]
     return pd.DataFrame(rows, index=pd.Index(labels), columns=columns, dtype=float)
@@ -465,7 +466,7 @@ def profile_curve(
             if there is not None:
                 table[k, 1:] = path.zeta(there), problem.scale.loglik - there.value
     if np.any(np.isnan(table)):
-        _warn(label, "the likelihood at some values", "and is NaN")
+        _warn(label, "the likelihood at some values", stacklevel=4)
     return pd.DataFrame(table, columns=["value", "zeta", "loglik"])
 
 
@@ -525,10 +526,11 @@ def _quantity(known: Quantities, k: int) -> Callable[[Floats], tuple[float, Floa
     return effect
 
 
-def _warn(label: str, what: str, result: str) -> None:
+def _warn(label: str, missing: str, stacklevel: int) -> None:
+    """Say what is NaN, at the line that called the method of the fit."""
     warnings.warn(
-        f"profile of {label!r}: {what} was not found by constrained refits {result}; use the bootstrap, or "
+        f"profile of {label!r}: {missing} not found by constrained refits and is NaN; use the bootstrap, or "
         "method='monte_carlo'",
         ConvergenceWarning,
-        stacklevel=4,
+        stacklevel=stacklevel,
     )

@@ -73,7 +73,7 @@ def params_of(replicates: jm.Replicates) -> np.ndarray:
 
 def test_a_cluster_replicate_is_the_fit_of_those_clusters(fit, data):
     """Clusters drawn twice are two clusters; the draw is repeated with the same calls, the fit is an ordinary one."""
-    replicates = jm.bootstrap(fit, 40, "cluster", seed=9)
+    replicates = jm.bootstrap(fit, 40, "cluster", seed=9, batch=16)
     parts = dict(tuple(data.groupby("id")))
     labels = fit.moments.clusters
     with jax.enable_x64(True), jax.threefry_partitionable(True):
@@ -126,11 +126,13 @@ def test_a_parametric_replicate_is_the_optimum_of_its_table(fit, whole):
 
 
 def test_replicates_scatter_around_the_fit(fit):
-    """Means of 500 within 5 Monte Carlo errors, save for the bias of about half an sd that estimates may have."""
-    replicates = jm.bootstrap(fit, 500, seed=1)
+    """Means of 500 within 5 Monte Carlo errors, standard deviations within 20% (3% Monte Carlo error; 25 clusters)."""
+    replicates = jm.bootstrap(fit, 500, seed=1, batch=16)
     found = params_of(replicates)[:, : len(fit.params)]
-    np.testing.assert_allclose(found.mean(axis=0), fit.params, atol=5 * (found.std(axis=0) / np.sqrt(500)).max())
-    np.testing.assert_allclose(found.std(axis=0), fit.bse, rtol=0.2)  # 3% Monte Carlo error; 25 clusters
+    np.testing.assert_allclose(
+        found.mean(axis=0), fit.params, rtol=0, atol=5 * (found.std(axis=0) / np.sqrt(500)).max()
+    )
+    np.testing.assert_allclose(found.std(axis=0), fit.bse, rtol=0.2)
 
 
 # Seed and number alone -----------------------------------------------------------------------------------------------
@@ -159,10 +161,9 @@ def test_more_replicates_in_the_same_folder(fit, whole, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
-@pytest.mark.parametrize("batch", [1, 37])
-def test_other_batches(fit, whole, batch):
+def test_other_batches(fit, whole):
     """Draws are the same, and so estimates to what a refit leaves to gain; in fact to rounding, 1e-8."""
-    found = jm.bootstrap(fit, 40, seed=3, batch=batch)
+    found = jm.bootstrap(fit, 40, seed=3, batch=37)
     assert_same_estimates(params_of(found), params_of(whole)[:40], errors_of(fit), 1e-8)
 
 
@@ -175,14 +176,14 @@ def test_seeds_differ(fit, whole):
         assert jm.bootstrap(fit, 2, seed=seed, batch=16).seed == seed
 
 
-def test_methods_with_rows_go_by_seed_and_number(fit, data):
-    for method in ("residual", "two_stage"):
-        found = jm.bootstrap(fit, 40, method, seed=3, batch=16, data=data)
-        part = jm.bootstrap(fit, 40, method, seed=3, batch=16, data=data.sample(frac=1, random_state=1), shard=(1, 3))
-        assert part.table["replicate"].tolist() == list(range(16, 32))
-        if method == "residual":  # of the same rows in the same order
-            part = jm.bootstrap(fit, 40, method, seed=3, batch=16, data=data, shard=(1, 3))
-            pd.testing.assert_frame_equal(part.table, found.table[16:32].reset_index(drop=True), check_exact=True)
+@pytest.mark.parametrize("method", ["residual", "two_stage"])
+def test_methods_with_rows_go_by_seed_and_number(fit, data, method):
+    """Of the same rows in the same order."""
+    found = jm.bootstrap(fit, 40, method, seed=3, batch=16, data=data)
+    part = jm.bootstrap(fit, 40, method, seed=3, batch=16, data=data, shard=(1, 3))
+    pd.testing.assert_frame_equal(part.table, found.table[16:32].reset_index(drop=True), check_exact=True)
+    other = jm.bootstrap(fit, 40, method, seed=4, batch=16, data=data)
+    assert not np.any(other.table["y~m"] == found.table["y~m"])
 
 
 CHILD = """
@@ -273,44 +274,33 @@ def test_interrupted_and_resumed(fit, whole, tmp_path, monkeypatch):
 # Other models --------------------------------------------------------------------------------------------------------
 
 
-def test_moderated_effects_at_values(data):
-    """Effects at values of a moderator, in parametric replicates: the index of ``fit.effects``, and its numbers."""
+def test_centred_and_moderated_effects_at_values(data):
+    """Unbalanced, with missing values: the index of ``fit.effects``, its estimates, and effects as the labels say."""
     w = pd.Series(np.random.default_rng(2).normal(size=25), index=sorted(data["id"].unique()))
     rows = data.assign(w=data["id"].map(w))
-    spec = jm.Mediation("x", "m", "y", "id", random={"m": ["1"], "y": ["1"]}, moderators={"w": ["a"]})
-    fit = jm.fit(rows, spec)
+    random = {"m": ["1"], "y": ["1"]}
+    fit = jm.fit(rows, jm.Mediation("x", "m", "y", "id", random=random, moderators={"w": ["a"]}, center="cluster"))
     at = {"w": [-0.5, 1]}
-    replicates = jm.bootstrap(fit, 64, seed=1, at=at)
-    expected = fit.effects(at=at)
-    found = replicates.intervals(level=0.9)
+    replicates = jm.bootstrap(fit, 64, "cluster", seed=1, at=at)
+    assert not len(replicates.failures())
+    expected, found = fit.effects(at=at), replicates.intervals(level=0.9)
     pd.testing.assert_index_equal(found.index, expected.index)
     np.testing.assert_array_equal(found["estimate"], expected["estimate"])
-    first = replicates.table
-    slope = first["m~x"] - 0.5 * first["m~x:w"]
-    np.testing.assert_allclose(first["indirect[w=-0.5]"], slope * first["y~m"], rtol=1e-12)
-    assert list(replicates.intervals(level=0.9, terms=["indirect[w=1]", "y~m"]).index) == ["indirect[w=1]", "y~m"]
+    table = replicates.table
+    slope = table["m~within(x)"] - 0.5 * table["m~within(x):w"]
+    np.testing.assert_allclose(table["indirect_within[w=-0.5]"], slope * table["y~within(m)"], rtol=1e-12)
+    chosen = ["indirect_within[w=1]", "y~within(m)"]
+    assert list(replicates.intervals(level=0.9, terms=chosen).index) == chosen
     with pytest.raises(jm.SpecError, match="v"):
         jm.bootstrap(fit, 64, seed=1, at={"v": [0]})
 
 
-def test_centred_model(data):
-    spec = jm.Mediation("x", "m", "y", "id", random={"m": ["1"], "y": ["1"]}, center="cluster")
-    fit = jm.fit(data, spec)
-    replicates = jm.bootstrap(fit, 300, seed=1)
-    found, expected = replicates.intervals(), fit.effects()
-    pd.testing.assert_index_equal(found.index, expected.index)
-    within = "indirect_within" if "indirect_within" in expected.index else expected.index[0]
-    assert 0.7 < found.loc[within, "se"] / expected.loc[within, "se"] < 1.3
-    assert not len(replicates.failures())
-
-
 def test_a_single_equation(data):
+    """It has parameters and no effects; sd of 200 replicates within 30% of the standard error (5% Monte Carlo error)."""
     fit = jm.fit(data, jm.System([jm.Equation("y", ["1", "x"], ["1"])], "id"))
-    for method in ("cluster", "parametric"):
-        replicates = jm.bootstrap(fit, 200, method, seed=2)
-        found = replicates.intervals()  # of parameters, since there are no effects
-        assert list(found.index) == list(fit.labels)
-        assert 0.7 < found.loc["y~x", "se"] / fit.bse["y~x"] < 1.4
+    found = jm.bootstrap(fit, 200, seed=2).intervals()
+    assert list(found.index) == list(fit.labels)
+    assert 0.7 < found.loc["y~x", "se"] / fit.bse["y~x"] < 1.3
     with pytest.raises(jm.SpecError, match="this fit of a System has none"):
         jm.bootstrap(fit, 200, seed=2, at={"w": [0]})
 
@@ -359,13 +349,15 @@ def sd_with_error(draws: pd.Series) -> tuple[float, float]:
     return float(draws.std()), float(draws.std() * np.sqrt((draws.kurt() + 2) / (4 * len(draws))))
 
 
+@pytest.mark.slow
 def test_m_kept_fixed_is_another_bootstrap(bpg2006, worked):
     """What stands in for the bootstrap elsewhere: m* is drawn for the equation of m, but y* from the observed m.
 
-    Then y* is regressed on the observed m, so that nothing of the draw of m reaches the equation of y: m* and y* are
-    drawn from the stacked model as if m were a predictor from outside. Its replicates are those of a system in which
-    y's regressor is a copy of m. What differs in 4,000 replicates of each on the worked example: b, total and c' have
-    another standard deviation, by more than 5 Monte Carlo errors in one of them at least.
+    Then y* is regressed on the observed m, so that nothing of the draw of m reaches the equation of y, as if m came
+    from outside. Its replicates are those of a system in which y's regressor is a copy of m that no equation draws.
+    On the worked example c' has a standard deviation of .0417 in the generative bootstrap and .0368 with m kept fixed,
+    8 Monte Carlo errors of 4,000 replicates of each (the joint standard error is .0424), and b of .0493 and .0466; a,
+    cov(a_j, b_j), the indirect and the total effect do not differ by more than 3.
     """
     n = 4000
     generative = jm.bootstrap(worked, n, seed=2).table
@@ -386,7 +378,7 @@ def test_m_kept_fixed_is_another_bootstrap(bpg2006, worked):
         apart[name] = (other - one) / np.hypot(error, other_error)
         print(f"{name}: sd {one:.5f} generative, {other:.5f} with m kept fixed, {apart[name]:.1f} Monte Carlo errors")
     assert abs(apart["a"]) < 4  # the equation of m is the same
-    assert max(abs(apart[name]) for name in ("indirect", "c_prime", "total")) > 5
+    assert apart["c_prime"] < -5
 
 
 # With rows -----------------------------------------------------------------------------------------------------------
@@ -405,18 +397,28 @@ def test_reflated_effects_and_residuals(fit, data):
     assert [own.shape[1] for _, own in pool.errors] == [fit.intake.used[0], fit.intake.used[1]]
 
 
-@pytest.mark.parametrize("method", ["residual", "two_stage"])
-def test_methods_with_rows(fit, data, method):
-    """Unbalanced clusters and missing values; sd of 400 residual replicates within 25% of the joint errors.
+def test_residual_replicates(fit, data):
+    """Unbalanced clusters and missing values; sd of 400 replicates within 25% of the joint standard errors.
 
-    3.5% is Monte Carlo error, the rest the difference between 25 clusters' effects and normal ones. Two stages add
-    the scatter of rows to that of clusters, so that they give more, up to twice as much here.
+    3.5% is Monte Carlo error, the rest the difference between the effects of 25 clusters and normal ones.
     """
-    replicates = jm.bootstrap(fit, 400, method, seed=3, data=data)
+    replicates = jm.bootstrap(fit, 400, "residual", seed=3, batch=16, data=data)
     assert len(replicates.failures()) <= 1
     ratio = replicates.table[list(fit.params.index)].std() / fit.bse
-    low, high = (0.75, 1.25) if method == "residual" else (0.6, 2.0)
-    assert np.all((ratio > low) & (ratio < high)), ratio
+    assert np.all(np.abs(ratio - 1) < 0.25), ratio
+
+
+def test_two_stage_replicates(fit, data):
+    """Unbalanced clusters and missing values; sd of 400 from .85 to 1.6 times those of whole clusters.
+
+    The scatter of rows within clusters comes on top. The model's own standard errors are no witness here: it leaves out
+    the random slopes that the data have.
+    """
+    replicates = jm.bootstrap(fit, 400, "two_stage", seed=3, batch=16, data=data)
+    assert len(replicates.failures()) <= 1
+    names = list(fit.params.index)
+    ratio = replicates.table[names].std() / jm.bootstrap(fit, 400, "cluster", seed=3, batch=16).table[names].std()
+    assert np.all((ratio > 0.85) & (ratio < 1.6)), ratio
 
 
 def test_two_stages_draw_clusters_and_rows_within_them(fit, data):

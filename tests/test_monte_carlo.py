@@ -31,7 +31,7 @@ def test_delta_of_parameters(fit):
 
 
 def test_monte_carlo_of_normal_quantities_is_the_delta_interval(fit):
-    """A parameter is normal itself: limits agree with delta within 4.5 Monte Carlo errors (23 parameters, two limits)."""
+    """A parameter is normal itself: limits agree with delta within 4.5 Monte Carlo errors (46 limits)."""
     found = fit.intervals("monte_carlo", seed=1, terms="parameters", draws=200_000)
     wald = fit.intervals(terms="parameters")
     for limit in ("ci_lower", "ci_upper"):

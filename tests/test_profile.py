@@ -248,7 +248,7 @@ def test_errors(chain, few):
 
 def test_a_limit_that_is_not_found_is_nan_and_said(chain, monkeypatch):
     monkeypatch.setattr(profile, "solve", lambda *arguments: None)
-    with pytest.warns(ConvergenceWarning, match="profile of 'a': a limit was not found"):
+    with pytest.warns(ConvergenceWarning, match="profile of 'a': a limit and z not found"):
         row = intervals(chain, ["a"]).loc["a"]
     assert np.all(np.isnan(row[["z", "p", *LIMITS]]))
     assert np.isfinite(row["se"])
