@@ -296,7 +296,7 @@ def test_centred_and_moderated_effects_at_values(data):
 
 
 def test_a_single_equation(data):
-    """It has parameters and no effects; sd of 200 replicates within 30% of the standard error (5% Monte Carlo error)."""
+    """Parameters and no effects; sd of 200 replicates within 30% of the standard error."""
     fit = jm.fit(data, jm.System([jm.Equation("y", ["1", "x"], ["1"])], "id"))
     found = jm.bootstrap(fit, 200, seed=2).intervals()
     assert list(found.index) == list(fit.labels)

@@ -23,7 +23,7 @@ for program in sbatch squeue scancel scontrol sinfo slurmctld slurmd munged mung
         exit 0
     fi
 done
-command -v jaxmed >/dev/null || fail "jaxmed is not on the PATH"
+if ! jaxmed --version || ! python -c 'import jaxmed'; then fail "jaxmed and its python are not on the PATH"; fi >/dev/null
 for name in "${!SLURM_@}" "${!SBATCH_@}" "${!SQUEUE_@}" "${!SCANCEL_@}"; do unset "$name"; done # of another Slurm
 
 folder=$(mktemp -d /tmp/jaxmed-slurm.XXXXXX) # short, since the name of a socket may have 107 characters
@@ -62,6 +62,11 @@ until_true() { # SECONDS WHAT COMMAND...: wait for a command to succeed
         ((SECONDS < last)) || fail "waited in vain for $what"
         sleep 0.2
     done
+}
+
+await_job() { # NUMBER: wait for a job to end, sooner than sbatch --wait sees it
+    gone() { [[ -z $(squeue --noheader --jobs="$1" 2>/dev/null) ]]; }
+    until_true 3600 "job $1" gone "$1"
 }
 
 # --- a Slurm of one node ---------------------------------------------------------------------------------------------
@@ -126,12 +131,12 @@ cat >told.sh <<'JOB'
 #!/bin/bash
 #SBATCH --array=3-9:2
 #SBATCH --output=told-%a.log
-variables=$(env | grep -E '^SLURM_(ARRAY_TASK|JOB_ID|PROCID|NTASKS|STEP_NUM_TASKS)' | sort | tr '\n' ' ')
+variables=$(env | grep -E '^SLURM_(ARRAY_TASK|JOB_ID|PROCID|NTASKS|STEP_NUM_TASKS)' | sort | paste -sd' ')
 python -c 'import os; from jaxmed.schedulers import find_shard; print(*find_shard("auto", os.environ), end="")'
 echo " <- $variables"
 JOB
 say "variables in an array 3-9:2, as part and parts <- variables:"
-sbatch --quiet --wait told.sh
+await_job "$(sbatch --parsable told.sh)"
 sed 's/^/        /' told-3.log told-5.log told-7.log told-9.log
 [[ $(cut -c1-3 told-3.log told-5.log told-7.log told-9.log | paste -sd,) == "0 4,1 4,2 4,3 4" ]] ||
     fail "--shard auto did not find parts 0 to 3 of 4"
@@ -150,8 +155,7 @@ number=$(shown "${job}_0" JobId)
 mapfile -t pids < <(scontrol listpids "${number#JobId=}" localhost | awk 'NR > 1 && $1 > 1 { print $1 }')
 kill -9 "${pids[@]}" # the script and its jaxmed, as the kernel does when memory runs out
 say "killed task 0 (signal 9) after its first file: $(written)"
-gone() { [[ -z $(squeue --noheader --jobs="$job") ]]; }
-until_true 3600 "the array" gone
+await_job "$job"
 for task in 0 1 2 3; do
     say "task $task: $(shown "${job}_$task" 'JobState|ExitCode')," \
         "log: $(tail -n 1 "bootstrap-$job-$task.log")"
@@ -165,9 +169,12 @@ say "jaxmed merge, exit code $code: $(cat merge.log)"
 
 sha256sum replicates/*.parquet >kept.sha256
 began=$SECONDS
-say "submitted array.sh again: job $(sbatch --parsable --wait "$here/array.sh" "$n"), done in $((SECONDS - began)) s"
+again=$(sbatch --parsable "$here/array.sh" "$n")
+await_job "$again"
+say "submitted array.sh again as job $again, done in $((SECONDS - began)) s"
 sha256sum --check --quiet kept.sha256 || fail "files of the first run were changed"
-say "$(wc -l <kept.sha256) files were kept as they were, new: $(comm -13 <(cut -c67- kept.sha256) <(ls -d replicates/*.parquet) | paste -sd' ')"
+say "$(wc -l <kept.sha256) files were kept as they were; new ones:"
+comm -13 <(cut -c67- kept.sha256 | sort) <(compgen -G "replicates/*.parquet" | sort) | sed 's/^/        /'
 
 # --- against a single process -----------------------------------------------------------------------------------------
 jaxmed merge replicates --out merged.parquet --json merged.json >merged.txt
@@ -192,7 +199,7 @@ for name in merged:
     assert merged[name].to_numpy().tobytes() == single[name].to_numpy().tobytes(), name
 assert not load_replicates("replicates").duplicates
 floats = sum(np.issubdtype(kind, np.floating) for kind in merged.dtypes)
-print(f"        {len(merged)} replicates, {merged.shape[1]} columns ({floats} of floats): all bits equal, none there twice")
+print(f"        {len(merged)} replicates, {len(list(merged))} columns ({floats} floats): all bits equal, none there twice")
 CHECK
 for kind in txt json; do cmp merged.$kind single.$kind || fail "the intervals differ"; done
 say "PASSED: replicates and intervals of the array are those of the single process"
