@@ -65,7 +65,8 @@ def bootstrap(
     seed : int
         Same seed, same draws.
     shard : (int, int)
-        ``(i, k)`` computes part i = 0..k - 1 of k parts of the replicates.
+        ``(i, k)`` computes part i = 0..k - 1 of k parts of the replicates, in whole batches: with fewer batches than
+        parts some parts are empty.
     out : path, optional
         Folder to write to while the work goes on, every ten seconds, each file all or nothing. What is there already is
         not computed again, so that the same call goes on where an interrupted one stopped, and a larger ``n`` adds

@@ -23,7 +23,7 @@ for program in sbatch squeue scancel scontrol sinfo slurmctld slurmd munged mung
         exit 0
     fi
 done
-if ! jaxmed --version || ! python -c 'import jaxmed'; then fail "jaxmed and its python are not on the PATH"; fi >/dev/null
+if ! jaxmed --version >/dev/null || ! python -c 'import jaxmed'; then fail "jaxmed or its python is not on the PATH"; fi
 for name in "${!SLURM_@}" "${!SBATCH_@}" "${!SQUEUE_@}" "${!SCANCEL_@}"; do unset "$name"; done # of another Slurm
 
 folder=$(mktemp -d /tmp/jaxmed-slurm.XXXXXX) # short, since the name of a socket may have 107 characters
@@ -41,7 +41,7 @@ clean() {
         done
     fi
     for pid in "${daemons[@]}"; do kill "$pid"; done 2>/dev/null
-    for _ in {1..20}; do
+    for _ in {1..40}; do
         [[ -z $(jobs -pr) ]] && break
         sleep 0.5
     done
@@ -147,9 +147,10 @@ jaxmed fit "$data" --x x --m m --y y --cluster id --save fit.jm --quiet
 job=$(sbatch --parsable "$here/array.sh" "$n")
 say "submitted array.sh as job $job: $n replicates in 4 tasks"
 written() { compgen -G "replicates/replicates-0000000000-*.parquet"; }
-until_true 600 "the first file of task 0" written
+written_or_gone() { written || [[ -z $(squeue --noheader --jobs="${job}_0") ]]; }
+until_true 600 "the first file of task 0" written_or_gone
 [[ $(squeue --noheader --format=%T --jobs="${job}_0") == RUNNING ]] ||
-    fail "task 0 was done before it could be killed; give more replicates: $0 $((4 * n))"
+    fail "task 0 ended before it could be killed; give more replicates: $0 $((4 * n))"
 shown() { scontrol --oneliner show job "$1" | grep -oE "(^| )($2)=[^ ]*" | paste -sd' ' | tr -s ' ' | sed 's/^ //'; }
 number=$(shown "${job}_0" JobId)
 mapfile -t pids < <(scontrol listpids "${number#JobId=}" localhost | awk 'NR > 1 && $1 > 1 { print $1 }')
@@ -158,7 +159,7 @@ say "killed task 0 (signal 9) after its first file: $(written)"
 await_job "$job"
 for task in 0 1 2 3; do
     say "task $task: $(shown "${job}_$task" 'JobState|ExitCode')," \
-        "log: $(tail -n 1 "bootstrap-$job-$task.log")"
+        "log: $(tail -n 1 "bootstrap-$job-$task.log" | grep . || echo none)"
 done
 [[ $(shown "${job}_0" 'JobState|ExitCode') == "JobState=FAILED ExitCode=0:9" ]] || fail "task 0 did not end by signal 9"
 
@@ -199,7 +200,7 @@ for name in merged:
     assert merged[name].to_numpy().tobytes() == single[name].to_numpy().tobytes(), name
 assert not load_replicates("replicates").duplicates
 floats = sum(np.issubdtype(kind, np.floating) for kind in merged.dtypes)
-print(f"        {len(merged)} replicates, {len(list(merged))} columns ({floats} floats): all bits equal, none there twice")
+print(f"        {len(merged)} replicates, {len(list(merged))} columns ({floats} floats): all bits equal, none twice")
 CHECK
 for kind in txt json; do cmp merged.$kind single.$kind || fail "the intervals differ"; done
 say "PASSED: replicates and intervals of the array are those of the single process"
