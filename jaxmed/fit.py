@@ -450,7 +450,7 @@ class Fit(Estimates):
         >>> import jaxmed as jm
         >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
         >>> fit.intervals("monte_carlo", seed=1).loc["indirect", ["ci_lower", "ci_upper"]].round(2).tolist()
-        [0.43, 0.69]
+        [0.43, 0.7]
         """
         return interval_table(self, self.theta, self.moments, method, level, seed, se, terms, at, draws)
 

@@ -102,21 +102,23 @@ MailProg=/bin/true
 MpiDefault=none
 ReturnToService=2
 KillWait=5
+MinJobAge=86400
 NodeName=localhost NodeAddr=127.0.0.1 CPUs=$(getconf _NPROCESSORS_ONLN) State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 CONF
 
 say "$(slurmctld -V), $(getconf _NPROCESSORS_ONLN) cores, $(jaxmed --version), in $folder"
-munged --foreground --num-threads=2 --key-file="$folder/munge.key" --socket="$folder/munge.socket" \
+# setsid: Ctrl-C is for this script, which needs them to cancel jobs
+setsid munged --foreground --num-threads=2 --key-file="$folder/munge.key" --socket="$folder/munge.socket" \
     --pid-file="$folder/munged.pid" --seed-file="$folder/munged.seed" >"$folder/munged.log" 2>&1 &
 daemons+=($!)
 until_true 30 munged munge --no-input --socket="$folder/munge.socket"
-slurmctld -D >"$folder/slurmctld.log" 2>&1 &
+setsid slurmctld -D >"$folder/slurmctld.log" 2>&1 &
 daemons+=($!)
 until_true 30 slurmctld scontrol ping
 for plugin in disabled cgroup/v1 autodetect; do # containers have no cgroups to give; Slurm before 23 cannot do without
     echo "CgroupPlugin=$plugin" >"$folder/cgroup.conf"
-    slurmd -D >"$folder/slurmd.log" 2>&1 &
+    setsid slurmd -D >"$folder/slurmd.log" 2>&1 &
     daemons[2]=$!
     settled() { [[ $(sinfo --noheader --format=%T) == idle ]] || ! kill -0 "${daemons[2]}"; }
     until_true 60 "the node" settled
