@@ -480,9 +480,11 @@ def main() -> None:
     """Entry point: run a sub-command and turn every expected error into one line and an exit code."""
     drop_loader_noise()
     signal.signal(signal.SIGINT, _interrupt)
+    signal.signal(signal.SIGTERM, _interrupt)  # how schedulers end a job: what is done is written then
     try:
         app()
     except _Interrupted as error:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one while threads end would be a crash
         _stop(f"interrupted; {'; '.join(getattr(error, '__notes__', ['nothing was written']))}", INTERRUPTED)
     except (DataError, SpecError) as error:

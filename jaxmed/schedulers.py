@@ -66,7 +66,13 @@ def _slurm(environment: Mapping[str, str]) -> tuple[int, int] | None:
     task = number("SLURM_PROCID", 0) if tasks > 1 else 0
     parts = number("SLURM_ARRAY_TASK_COUNT", 1)
     step = max(number("SLURM_ARRAY_TASK_STEP", 1), 1)
-    part = (number("SLURM_ARRAY_TASK_ID", 0) - number("SLURM_ARRAY_TASK_MIN", 0)) // step
+    first, last = number("SLURM_ARRAY_TASK_MIN", 0), number("SLURM_ARRAY_TASK_MAX", -1)
+    if last >= 0 and (last - first) // step + 1 != parts:
+        raise SpecError(
+            f"--shard auto: this array has holes ({parts} tasks from {first} to {last}), so that its parts cannot be "
+            "told; submit the whole array again, what is done is not computed again"
+        )
+    part = (number("SLURM_ARRAY_TASK_ID", 0) - first) // step
     return part * tasks + task, parts * tasks
 
 

@@ -56,6 +56,11 @@ def test_parts(text, environment, expected):
         ("auto", {"SGE_TASK_ID": "undefined"}, "no scheduler's variables"),
         ("auto", {"PBS_ARRAY_INDEX": "4"}, "write --shard auto/K"),
         ("auto/3", SLURM | {"SLURM_ARRAY_TASK_ID": "0"}, "runs 4 parts, not 3"),
+        (  # --array=0,2,3,5
+            "auto",
+            SLURM | {"SLURM_ARRAY_TASK_ID": "5", "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_MAX": "5"},
+            "this array has holes",
+        ),
         ("4/4", {}, "the last of 4 is 3/4"),
         ("1", {}, "not understood"),
         ("-1/4", {}, "not understood"),
