@@ -115,7 +115,7 @@ def bootstrap(
         raise SpecError(f"method={method!r} is not known; choose one of {list(METHODS)}")
     if not fit.converged:
         raise FitError(f"this fit is no starting point for a bootstrap: {fit.message}")
-    if fit.moments.n_clusters != fit.n_clusters and fit.n_clusters > np.count_nonzero(_sizes(fit)):
+    if fit.n_clusters > np.count_nonzero(_sizes(fit)):
         raise FitError("this fit holds only some of its clusters (it was made over several processes); fit them in one")
     origin, targets = make_origin(fit, method, seed, n, at)
     base = fitted(fit, fit.theta, fit.moments, targets)
