@@ -11,6 +11,9 @@ from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError
 from jaxmed.fit import Fit, fit, load
 from jaxmed.frame import read_moments
 from jaxmed.mediation import Mediation
+from jaxmed.population import Population
+from jaxmed.power import power
+from jaxmed.power_tables import Power, load_power
 from jaxmed.replicates import Replicates, load_replicates
 from jaxmed.simulate import simulate
 from jaxmed.spec import Equation, System
@@ -26,6 +29,8 @@ __all__ = [
     "FitError",
     "JaxmedError",
     "Mediation",
+    "Population",
+    "Power",
     "Replicates",
     "SpecError",
     "Status",
@@ -38,8 +43,10 @@ __all__ = [
     "fit",
     "load",
     "load_moments",
+    "load_power",
     "load_replicates",
     "plots",
+    "power",
     "read_moments",
     "save_moments",
     "simulate",

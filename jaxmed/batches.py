@@ -40,6 +40,8 @@ class Refits:
     status, n_iter : ndarray of int, shape (k,)
     grad_norm : ndarray, shape (k,)
     singular : ndarray of bool, shape (k,)
+    joint, block : ndarray, shape (k, p + n, p + n)
+        Covariances of the parameters, where the program returns them.
     """
 
     numbers: NDArray[np.int64]
@@ -51,6 +53,8 @@ class Refits:
     n_iter: NDArray[np.int64]
     grad_norm: Floats
     singular: NDArray[np.bool_]
+    joint: Floats
+    block: Floats
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +140,7 @@ class Refitter:
         lost = ~found.regular & ~singular  # as in a fit: the rank is taken as known only where G is singular
         found.errors[lost] = np.nan
         found.effect_errors[lost] = np.nan
+        found.joint[lost] = np.nan
         return Refits(
             np.array(numbers, dtype=np.int64),
             found.values,
@@ -146,6 +151,8 @@ class Refitter:
             found.n_iter.astype(np.int64),
             found.grad_norm,
             singular,
+            found.joint,
+            found.block,
         )
 
     def _alone(self, setting: Setting, number: Any) -> Refit:

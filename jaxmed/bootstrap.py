@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +11,12 @@ import numpy as np
 import pandas as pd
 
 from jaxmed import resample
-from jaxmed.batches import Fitted, Refits, Refitter, fitted, given_rows, make_refitter, with_size
+from jaxmed.batches import Fitted, Refitter, fitted, given_rows, make_refitter, with_size
+from jaxmed.counts import check_count, check_shard
 from jaxmed.errors import DataError, FitError, SpecError
 from jaxmed.fit import Fit
 from jaxmed.generate import RowsNeededError
+from jaxmed.ledger import Ledger, interrupted, open_folder
 from jaxmed.progress import counted
 from jaxmed.replicates import (
     Origin,
@@ -24,12 +24,9 @@ from jaxmed.replicates import (
     make_origin,
     make_table,
     read_replicates,
-    replicate_files,
-    write_replicates,
 )
 
 METHODS = ("parametric", "cluster", "residual", "two_stage")
-EVERY = 10.0  # seconds of work that are written to a file
 MOST = 1 << 32  # replicates
 
 
@@ -107,8 +104,8 @@ def bootstrap(
     >>> bool(0.4 < replicates.intervals().loc["indirect", "ci_lower"] < 0.5)
     True
     """
-    n, seed = _check_count("n", n, 1, MOST), _check_count("seed", seed, 0, 2**63 - 1)
-    part, parts = _check_shard(shard)
+    n, seed = check_count("n", n, 1, MOST), check_count("seed", seed, 0)
+    part, parts = check_shard(shard)
     if not isinstance(fit, Fit):
         raise SpecError(f"bootstrap needs a Fit first, as jaxmed.fit returns it; got {type(fit).__name__}")
     if method not in METHODS:
@@ -121,88 +118,39 @@ def bootstrap(
     base = fitted(fit, fit.theta, fit.moments, targets)
     refitter = _refitter(fit, base, method, seed, data)
     if batch is not None:
-        refitter = with_size(refitter, _check_count("batch", batch, 1, 1 << 20))
+        refitter = with_size(refitter, check_count("batch", batch, 1, 1 << 20))
     batches = -(-n // refitter.size)
     first, last = (min(batches * k // parts * refitter.size, n) for k in (part, part + 1))
-    kept = _Store(None if out is None else Path(out), origin, first, last)
+    folder = None if out is None else Path(out)
+    known = () if folder is None else _known(folder, origin)
+    kept = Ledger("replicate", first, last, known, folder, "replicates", origin.to_dict())
+
+    def found() -> Replicates:
+        return Replicates(kept.table(make_table([], origin)), origin, fit=fit)
+
     try:
         with counted(f"{method} bootstrap", len(kept.wanted)) as advance:
-            for found in refitter.run(kept.wanted):
-                kept.add(found)
-                advance(len(found.numbers))
+            for some in refitter.run(kept.wanted):
+                kept.add(make_table([some], origin))
+                advance(len(some.numbers))
     except BaseException as error:
         kept.flush()
         if not isinstance(error, Exception):
-            error.add_note(kept.interrupted())
-            error.replicates = kept.replicates(fit)  # type: ignore[attr-defined]
+            error.add_note(interrupted(kept.done, kept.asked, "replicates", folder))
+            error.replicates = found()  # type: ignore[attr-defined]
         raise
     kept.flush()
-    return kept.replicates(fit)
+    return found()
 
 
-class _Store:
-    """Replicates of one shard: those that are in files already, and those to come."""
-
-    def __init__(self, folder: Path | None, origin: Origin, first: int, last: int) -> None:
-        self._folder, self._origin, self._first, self._last = folder, origin, first, last
-        self._tables: list[pd.DataFrame] = []
-        self._waiting: list[Refits] = []
-        self._written = time.monotonic()
-        wanted = np.ones(last - first, dtype=bool)
-        if folder is not None:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise FitError(f"the folder {str(folder)!r} cannot be made: {error.strerror or error}") from error
-            if not os.access(folder, os.W_OK):
-                raise FitError(f"the folder {str(folder)!r} cannot be written to; choose another")
-            for table in self._known(folder):
-                inside = table["replicate"].between(first, last - 1)
-                table = table[inside]
-                new = wanted[table["replicate"].to_numpy() - first]
-                self._tables.append(table[new])
-                wanted[table["replicate"].to_numpy() - first] = False
-        self.wanted = (np.flatnonzero(wanted) + first).tolist()
-
-    def _known(self, folder: Path) -> Iterator[pd.DataFrame]:
-        for path in replicate_files(folder):
-            table, origin = read_replicates(path)
-            refused = origin.difference(self._origin)
-            if refused:
-                raise DataError(f"{str(folder)!r} holds other replicates: {refused}; choose another folder")
-            yield table
-
-    def add(self, found: Refits) -> None:
-        """Keep the outcome of a batch, and write from time to time."""
-        self._waiting.append(found)
-        if self._folder is not None and time.monotonic() - self._written > EVERY:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write what is not in files yet."""
-        if not self._waiting:
-            return
-        table = make_table(self._waiting, self._origin)
-        if self._folder is not None:
-            numbers = table["replicate"]
-            name = f"replicates-{numbers.iloc[0]:010d}-{numbers.iloc[-1]:010d}.parquet"
-            write_replicates(self._folder / name, table, self._origin)
-        self._tables.append(table)
-        self._waiting = []
-        self._written = time.monotonic()
-
-    def replicates(self, fit: Fit) -> Replicates:
-        """All of this shard so far."""
-        table = pd.concat(self._tables) if self._tables else make_table([], self._origin)
-        return Replicates(table.sort_values("replicate", ignore_index=True), self._origin, fit=fit)
-
-    def interrupted(self) -> str:
-        """What an interruption leaves behind, and how to go on."""
-        done = sum(len(table) for table in self._tables)
-        text = f"{done} of {self._last - self._first} replicates are done"
-        if self._folder is None:
-            return f"{text}; with out=FOLDER they would be kept"
-        return f"{text} and kept in {str(self._folder)!r}; the same call goes on from there"
+def _known(folder: Path, origin: Origin) -> Iterator[pd.DataFrame]:
+    """What is in a folder already."""
+    for path in open_folder(folder):
+        table, found = read_replicates(path)
+        refused = found.difference(origin)
+        if refused:
+            raise DataError(f"{str(folder)!r} holds other replicates: {refused}; choose another folder")
+        yield table
 
 
 def _refitter(fit: Fit, base: Fitted, method: str, seed: int, data: Any) -> Refitter:
@@ -244,18 +192,3 @@ def _predicted(fit: Fit) -> Any:
 
 def _sizes(fit: Fit) -> Any:
     return sum(pattern.products[0] for pattern in fit.moments.patterns)
-
-
-def _check_count(name: str, value: Any, least: int, most: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
-        raise SpecError(f"{name}={value!r} must be a whole number from {least} to {most}")
-    return int(value)
-
-
-def _check_shard(shard: Any) -> tuple[int, int]:
-    ok = isinstance(shard, (tuple, list)) and len(shard) == 2
-    if ok and all(isinstance(k, (int, np.integer)) and not isinstance(k, bool) for k in shard):
-        part, parts = map(int, shard)
-        if 0 <= part < parts:
-            return part, parts
-    raise SpecError(f"shard={shard!r} must be (i, k): part i of k parts, i from 0 to k - 1")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from jaxmed import terms
 from jaxmed.errors import DataError
 from jaxmed.moments import Floats, Moments, Monomial, Polynomial, multiply, packed_index, transform
-from jaxmed.spec import System
+from jaxmed.spec import Equation, System
 from jaxmed.terms import INTERCEPT
 
 
@@ -256,4 +256,33 @@ def term_values(name: str, columns: Mapping[str, Floats], cluster: NDArray[np.in
             mean = np.where(cluster >= 0, means[cluster], np.nan)
             column = mean if factor.part == "between" else column - mean
         value = value * column
+    return value
+
+
+def outcome_values(
+    equation: Equation,
+    params: Mapping[str, float],
+    effects: Mapping[str, Floats],
+    error: Floats,
+    columns: Mapping[str, Floats],
+    cluster: NDArray[np.int64],
+) -> Floats:
+    """Values of one outcome, shape (n_rows,), from its predictors.
+
+    Parameters
+    ----------
+    params : mapping
+        Fixed effects by label.
+    effects : mapping
+        Random effects by label, shape (J,).
+    error : ndarray, shape (n_rows,)
+    columns : mapping
+        Predictors, shape (n_rows,).
+    cluster : ndarray of int, shape (n_rows,)
+        Cluster index of every row, from 0.
+    """
+    value = error.copy()
+    for name, label in zip(equation.predictors, equation.labels, strict=True):
+        slope = params[label] + (effects[label][cluster] if label in effects else 0.0)
+        value = value + slope * term_values(name, columns, cluster)
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
@@ -13,13 +13,33 @@ from jaxmed import effects
 from jaxmed.errors import FitError, SpecError
 from jaxmed.estimands import Estimands, Row
 from jaxmed.intervals import critical_value, limits_on_scale, normal_table
-from jaxmed.mediation import Mediation
+from jaxmed.mediation import Facts, Mediation, Spec
 from jaxmed.moments import Floats
 from jaxmed.result import Estimates
 from jaxmed.terms import find_category
 
 Value = float | str
 Point = dict[str, Value]
+
+
+class Model(Protocol):
+    """What the names of effects depend on: a fit, or a population."""
+
+    @property
+    def spec(self) -> Spec:
+        """The specification."""
+
+    @property
+    def facts(self) -> Facts:
+        """What the data say about it."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of all parameters."""
+
+    @property
+    def moderator_values(self) -> Mapping[str, tuple[Value, ...]]:
+        """Values of the moderators at which effects are shown."""
 
 
 class Targets(NamedTuple):
@@ -117,14 +137,19 @@ def effect_table(
     else:
         _check_bauer(found)
         error = effects.bauer(targets.plan, targets.names, slope, found.block)
-        if level == 0.95:
-            critical = np.where(np.isin(targets.names, ("indirect", "total")), 1.96, critical)
+        critical = bauer_critical(targets.names, level)
     table = normal_table(targets.names, estimate, error, critical)
     table.index = targets.rows
     return table
 
 
-def make_targets(found: Estimates, at: Mapping[str, Any] | None = None, difference: bool = False) -> Targets:
+def bauer_critical(names: Sequence[str], level: float) -> Floats:
+    """Normal quantiles, rounded to 1.96 for products at level .95 as in the worked Stata example."""
+    critical = np.full(len(names), critical_value(level))
+    return np.where(np.isin(names, ("indirect", "total")), 1.96, critical) if level == 0.95 else critical
+
+
+def make_targets(found: Model, at: Mapping[str, Any] | None = None, difference: bool = False) -> Targets:
     """The effects of a fit's model at values of its moderators, or their differences between these values.
 
     Raises
@@ -229,7 +254,7 @@ def heterogeneity_table(found: Estimates, level: float, at: Mapping[str, Any] | 
     return pd.DataFrame(table, index=index, columns=["estimate", "se", "ci_lower", "ci_upper"])
 
 
-def estimands_of(found: Estimates) -> Estimands:
+def estimands_of(found: Model) -> Estimands:
     """The effects of a fit's model; only a mediation model has some."""
     if not isinstance(found.spec, Mediation):
         raise FitError(
@@ -246,7 +271,7 @@ def _check_bauer(found: Estimates) -> None:
         )
 
 
-def _points(found: Estimates, at: Mapping[str, Any] | None) -> list[Point]:
+def _points(found: Model, at: Mapping[str, Any] | None) -> list[Point]:
     """All combinations of the values of the moderators."""
     moderators = dict(found.spec.moderators) if isinstance(found.spec, Mediation) else {}
     if at is None:
@@ -270,7 +295,7 @@ def _points(found: Estimates, at: Mapping[str, Any] | None) -> list[Point]:
     return [dict(zip(moderators, values, strict=True)) for values in product(*chosen)]
 
 
-def _value(found: Estimates, name: str, value: Any) -> Value:
+def _value(found: Model, name: str, value: Any) -> Value:
     if name in found.facts.categories:
         category = find_category(value, found.facts.categories[name])
         if category is None:
@@ -283,7 +308,7 @@ def _value(found: Estimates, name: str, value: Any) -> Value:
     return float(value)
 
 
-def _weights(found: Estimates, estimands: Estimands, points: list[Point]) -> tuple[Floats, ...]:
+def _weights(found: Model, estimands: Estimands, points: list[Point]) -> tuple[Floats, ...]:
     """Weights of the coefficients at some points; a category is a row of indicators."""
     values = {}
     for name, columns in estimands.moderators.items():
@@ -327,7 +352,7 @@ class _Indices(NamedTuple):
     extra: int
 
 
-def _indices(found: Estimates, estimands: Estimands, points: list[Point]) -> tuple[_Indices, list[Point]]:
+def _indices(found: Model, estimands: Estimands, points: list[Point]) -> tuple[_Indices, list[Point]]:
     """Indices of moderated mediation, with the points they add: the slope of an indirect effect in one moderator.
 
     There is one where the effect is linear in the moderator, that is where it moves one path of each route at most.

@@ -215,13 +215,19 @@ def _combined_and_jacobian(
     def at(values: Array) -> Array:
         return combined(plan, values, weights, combination)
 
-    return at(values), jax.jacfwd(at)(values)
+    def both(values: Array) -> tuple[Array, Array]:
+        return at(values), jax.jacfwd(at)(values)
+
+    return both(values) if values.ndim == 1 else jax.vmap(both)(values)
 
 
 def combined_and_jacobian(
     plan: Plan, values: Floats, weights: tuple[Floats, ...], combination: Floats
 ) -> tuple[Floats, Floats]:
-    """Weighted sums of the rows of a plan at several points, (sums,), and their derivatives (sums, parameters)."""
+    """Weighted sums of the rows of a plan at several points, (sums,), and their derivatives (sums, parameters).
+
+    ``values`` of one parameter vector, or of several, (vectors, parameters), which then is the first axis of both.
+    """
     value, jacobian = _combined_and_jacobian(plan, values, weights, combination)
     return np.asarray(value), np.asarray(jacobian)
 
@@ -238,8 +244,8 @@ def combined_at(plan: Plan, values: Floats, weights: tuple[Floats, ...], combina
 
 
 def delta(jacobian: Floats, covariance: Floats) -> Floats:
-    """First-order (delta-method) standard errors from a covariance of all parameters, over the leading axes."""
-    variance = np.einsum("...i,ij,...j->...", jacobian, covariance, jacobian)
+    """First-order (delta-method) standard errors, (..., sums), from a covariance of all parameters, or from several."""
+    variance = np.sum((jacobian @ covariance) * jacobian, axis=-1)
     return np.sqrt(np.where(variance >= 0, variance, np.nan))
 
 
@@ -250,7 +256,7 @@ def bauer(plan: Plan, names: Sequence[str], jacobian: Floats, covariance: Floats
     terms stand, and the covariance between fixed effects and cov_ab is taken as zero.
     """
     (a,), (b,), *_ = plan.paths
-    second_order = covariance[a, a] * covariance[b, b] + covariance[a, b] ** 2
+    second_order = (covariance[..., a, a] * covariance[..., b, b] + covariance[..., a, b] ** 2)[..., None]
     se = delta(jacobian, covariance)
     products = np.isin(names, ("indirect", "total"))
     return np.where(products, np.sqrt(se**2 + second_order), se)

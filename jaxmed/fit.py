@@ -18,6 +18,7 @@ from jax import Array
 from jaxmed import inference, likelihood, optimise, profile, store, summary
 from jaxmed._runtime import float64, jit_by_key
 from jaxmed.checks import check_identified
+from jaxmed.counts import check_count
 from jaxmed.design import Design, make_design
 from jaxmed.distributed import agree, common_blocks, over_all, together
 from jaxmed.effect_tables import effect_table, heterogeneity_table
@@ -106,8 +107,7 @@ def fit(
     ['a', 'b', 'c_prime', 'cov_ab', 'indirect', 'total']
     """
     spec = _spec(spec, x, m, y, cluster)
-    if isinstance(max_iter, bool) or not isinstance(max_iter, (int, np.integer)) or max_iter < 1:
-        raise SpecError(f"max_iter={max_iter!r} must be a whole number of at least 1")
+    max_iter = check_count("max_iter", max_iter)
     if not isinstance(distributed, (bool, np.bool_)):
         raise SpecError(f"distributed={distributed!r} must be True or False")
     if not isinstance(reml, (bool, np.bool_)):

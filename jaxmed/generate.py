@@ -21,7 +21,6 @@ from jaxmed import terms
 from jaxmed.design import Block, Design
 from jaxmed.moments import Floats, Moments, packed_index, upper
 from jaxmed.params import Layout
-from jaxmed.spec import System
 
 FEW = 16  # degrees of freedom up to which a chi-squared number is made of uniform ones
 DEPENDENT = 1e-10  # share of a column's sum of squares in a cluster that counts as none
@@ -142,18 +141,6 @@ class Population(NamedTuple):
 # Planning, with names ------------------------------------------------------------------------------------------------
 
 
-def ordered(system: System) -> tuple[int, ...]:
-    """Equations in an order in which every outcome comes before its use as a predictor."""
-    waiting = list(range(len(system.equations)))
-    found: list[int] = []
-    while waiting:
-        ahead = {system.outcomes[e] for e in waiting}
-        ready = [e for e in waiting if not ahead & set(system.equations[e].columns[:-1])]
-        found += ready
-        waiting = [e for e in waiting if e not in ready]
-    return tuple(found)
-
-
 def make_plan(design: Design, moments: Moments) -> tuple[Plan, Known]:
     """How to draw the data of a design, and what of them stays.
 
@@ -174,7 +161,7 @@ def make_plan(design: Design, moments: Moments) -> tuple[Plan, Known]:
     averaged = {f.column for name in system.terms for f in terms.factors(name) if f.part}
     plan = Plan(
         tuple(block._replace(most=min(rows, FEW + 1)) for block, rows in zip(blocks, most, strict=True)),
-        ordered(system),
+        system.order,
         tuple(e for e, equation in enumerate(system.equations) if equation.level == 2),
         tuple(e for e, outcome in enumerate(system.outcomes) if outcome in averaged),
     )

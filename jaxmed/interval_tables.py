@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmed import effects, profile
+from jaxmed.counts import check_count
 from jaxmed.effect_tables import Quantities, effect_table, quantities
 from jaxmed.errors import FitError, SpecError
 from jaxmed.intervals import check_level, critical_value, draws_table, normal_table, quantile_limits
@@ -47,7 +48,7 @@ def interval_table(
     if method == "profile":
         table = profile.profile_intervals(found, theta, moments, [known.labels[k] for k in chosen], level, at)
     elif method == "monte_carlo":
-        table = _monte_carlo(found, known, chosen, level, _seed(seed), se, _draws(draws))
+        table = _monte_carlo(found, known, chosen, level, _seed(seed), se, check_count("draws", draws, 100, 10_000_000))
     else:
         table = _delta(found, known, chosen, level, se, at)
     table.index = known.rows(chosen)
@@ -82,12 +83,7 @@ def _monte_carlo(
         covariance = np.diag(np.diag(found.block))
     if not np.all(np.isfinite(covariance)):
         raise FitError(f"the {se} covariance of this fit is not available ({found.message}); use the bootstrap")
-    unit = np.sqrt(np.maximum(np.diag(covariance), np.finfo(float).tiny))
-    value, vector = np.linalg.eigh(covariance / unit / unit[:, None])
-    root = unit[:, None] * vector * np.sqrt(np.maximum(value, 0.0))
-    # A counter-based generator by its key, so that other draws of the same seed are not these.
-    normals = np.random.Generator(np.random.Philox(key=[seed, 2**63])).standard_normal((draws, len(unit)))
-    drawn = found.values + normals @ root.T
+    drawn = normal_draws(found.values, covariance, seed, draws)
     if known.targets is not None:
         of = known.targets
         drawn = np.hstack([drawn, effects.combined_at(of.plan, drawn, of.weights, of.combination)])
@@ -97,15 +93,17 @@ def _monte_carlo(
     return draws_table(labels, known.values[chosen], drawn.std(axis=0, ddof=1), limits)
 
 
+def normal_draws(values: Floats, covariance: Floats, seed: int, draws: int) -> Floats:
+    """Parameters from N(values, covariance), shape (draws, parameters); the covariance may be singular."""
+    unit = np.sqrt(np.maximum(np.diag(covariance), np.finfo(float).tiny))
+    value, vector = np.linalg.eigh(covariance / unit / unit[:, None])
+    root = unit[:, None] * vector * np.sqrt(np.maximum(value, 0.0))
+    # A counter-based generator by its key, so that other draws of the same seed are not these.
+    normals = np.random.Generator(np.random.Philox(key=[seed, 2**63])).standard_normal((draws, len(unit)))
+    return values + normals @ root.T
+
+
 def _seed(seed: Any) -> int:
     if seed is None:
         raise SpecError("method='monte_carlo' draws random numbers: give a seed, e.g. seed=1")
-    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2**63:
-        raise SpecError(f"seed={seed!r} must be a whole number from 0 to 2**63 - 1")
-    return int(seed)
-
-
-def _draws(draws: Any) -> int:
-    if isinstance(draws, bool) or not isinstance(draws, (int, np.integer)) or not 100 <= draws <= 10_000_000:
-        raise SpecError(f"draws={draws!r} must be a whole number from 100 to 10,000,000")
-    return int(draws)
+    return check_count("seed", seed, 0)

@@ -372,3 +372,33 @@ def make_scale(design: Design, layout: Layout, used: Sequence[int]) -> Scale:
     products = [*(unit**2 for unit in units), *(units[e] * units[f] for e, f in layout.pairs)]
     matrix[p + n_free :, p + n_free :] = np.diag(products)
     return Scale(linear, offset, matrix, float(loglik))
+
+
+def theta_of(layout: Layout, values: Floats) -> Floats:
+    """The optimiser's parameters of some (free entries of G, residual variances, residual covariances), shape (n,).
+
+    Inverse of :func:`lower` and :func:`spread_to_variances`; G may be singular, and all are on the working scale.
+    """
+    n_free, n = len(layout.free), layout.n_equations
+    root = np.zeros((layout.n_random, layout.n_random))
+    for value, (row, col) in zip(values, layout.free, strict=False):
+        root[row, col] = root[col, row] = value
+    root = lower_root(root)
+    variances = values[n_free : n_free + n]
+    correlations = np.eye(n)
+    for value, (row, col) in zip(values[n_free + n :], layout.pairs, strict=True):
+        correlations[row, col] = correlations[col, row] = value / np.sqrt(variances[row] * variances[col])
+    unit = lower_root(correlations)
+    entries = [root[row, col] for row, col in layout.free]
+    return np.array([*entries, *np.log(variances) / 2, *(unit[row, col] / unit[row, row] for row, col in layout.pairs)])
+
+
+def lower_root(covariance: Floats) -> Floats:
+    """The lower-triangular root of a positive semi-definite matrix; columns of zeros where it is singular."""
+    left = np.array(covariance, dtype=float)
+    root = np.zeros_like(left)
+    for k in range(len(left)):
+        if left[k, k] > 1e-14 * covariance[k, k]:
+            root[k:, k] = left[k:, k] / np.sqrt(left[k, k])
+            left -= np.outer(root[:, k], root[:, k])
+    return root

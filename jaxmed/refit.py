@@ -42,6 +42,8 @@ class Program(NamedTuple):
         Clusters of a data set.
     limit : int
         Newton steps; a data set that needs more is fitted alone.
+    matrices : bool
+        Return whole covariances.
     """
 
     layout: Layout
@@ -51,6 +53,7 @@ class Program(NamedTuple):
     together: int
     clusters: int
     limit: int = 20
+    matrices: bool = False
 
 
 class Setting(NamedTuple):
@@ -101,6 +104,8 @@ class Refit(NamedTuple):
         Whether the Hessian in G is definite; if not, the errors take the rank of G as known.
     value : Array
         The negative log likelihood on the working scale.
+    joint, block : Array, shape (p + n, p + n)
+        Covariances of ``values``; empty without ``Program.matrices``.
     """
 
     values: Array
@@ -114,6 +119,8 @@ class Refit(NamedTuple):
     decrement: Array
     regular: Array
     value: Array
+    joint: Array
+    block: Array
 
 
 def block_size(clusters: int, most: int) -> int:
@@ -205,6 +212,7 @@ def _described(program: Program, setting: Setting, solution: optimise.Solution) 
     singular = inference.rank_constrained(layout, solution.theta, solution.evaluation)
     definite = jnp.all(jnp.isfinite(regular.joint))
     joint = matrix @ jnp.where(definite, regular.joint, singular.joint) @ matrix.T
+    block = matrix @ jnp.where(definite, regular.block, singular.block) @ matrix.T
     values = matrix @ regular.values + setting.offset
     nothing = jnp.zeros(0)
     found, found_errors = nothing, nothing
@@ -229,6 +237,8 @@ def _described(program: Program, setting: Setting, solution: optimise.Solution) 
         solution.decrement,
         definite,
         solution.evaluation.value,
+        joint if program.matrices else jnp.zeros((0, 0)),
+        block if program.matrices else jnp.zeros((0, 0)),
     )
 
 

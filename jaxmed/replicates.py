@@ -11,17 +11,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from jaxmed.batches import Refits, fitted, make_refitter
 from jaxmed.effect_tables import Targets, positions, quantities
 from jaxmed.errors import ConvergenceWarning, DataError, FitError, SpecError, Status
 from jaxmed.intervals import bias_corrected, check_level, draws_table, quantile_limits, studentized
+from jaxmed.ledger import all_files, check_equal, damaged, read_table, write_table
 from jaxmed.moments import Floats
 from jaxmed.progress import counted
 from jaxmed.result import plain_data
-from jaxmed.store import write_atomically
 
 FORMAT = 1
 KINDS = ("percentile", "basic", "bc", "bca", "studentized")
@@ -280,7 +278,7 @@ class Replicates:
 
     def save(self, path: str | Path) -> None:
         """Write the replicates to one parquet file, all or nothing; :func:`jaxmed.load_replicates` reads it."""
-        write_replicates(Path(path), self.table, self.origin)
+        write_table(Path(path), self.table, self.origin.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """What they are and how many there are, as plain data."""
@@ -383,14 +381,6 @@ def _at_of(origin: Origin) -> dict[str, list[Any]] | None:
 # Files ---------------------------------------------------------------------------------------------------------------
 
 
-def write_replicates(path: Path, table: pd.DataFrame, origin: Origin) -> None:
-    """Write a table of replicates with what they are of, all or nothing."""
-    arrow = pa.Table.from_pandas(table, preserve_index=False)
-    text = json.dumps(origin.to_dict(), allow_nan=False, ensure_ascii=False)
-    arrow = arrow.replace_schema_metadata({b"jaxmed": text.encode()})
-    write_atomically(path, lambda stream: pq.write_table(arrow, stream))
-
-
 def read_replicates(path: Path) -> tuple[pd.DataFrame, Origin]:
     """A table of replicates, and what they are of.
 
@@ -399,40 +389,15 @@ def read_replicates(path: Path) -> tuple[pd.DataFrame, Origin]:
     DataError
         No such file, or none that holds replicates.
     """
+    table, about = read_table(path, "replicates")
     try:
-        arrow = pq.read_table(path, partitioning=None, memory_map=False)
-        metadata = (arrow.schema.metadata or {}).get(b"jaxmed")
-        if metadata is None:
-            raise ValueError("no replicates in it")
-        origin = origin_from_dict(json.loads(metadata))
-        table = arrow.to_pandas(ignore_metadata=True)
+        origin = origin_from_dict(about)
         columns = [*OWN, *origin.labels, *(f"{label}_se" for label in origin.labels)]
         if list(table.columns) != columns:
             raise ValueError("its columns are others")
-    except FileNotFoundError as error:
-        raise DataError(f"there is no file {str(path)!r}") from error
-    except OSError as error:
-        if error.strerror is not None:
-            raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from error
-        raise DataError(_damaged(path, error)) from error
-    except (pa.ArrowException, ValueError, KeyError, TypeError) as error:
-        raise DataError(_damaged(path, error)) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, "replicates", error) from error
     return table, origin
-
-
-def _damaged(path: Path, error: Exception) -> str:
-    return (
-        f"{str(path)!r} is not a file of replicates, or is damaged ({str(error).splitlines()[0][:120]}); delete it, "
-        "and what was in it is computed again"
-    )
-
-
-def replicate_files(folder: Path) -> list[Path]:
-    """Files of replicates in a folder, by name; files still being written have other names."""
-    try:
-        return sorted(path for path in folder.iterdir() if path.suffix == ".parquet" and not path.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"{str(folder)!r} cannot be read: {error.strerror or error}") from error
 
 
 def load_replicates(paths: str | Path | Iterable[str | Path]) -> Replicates:
@@ -464,10 +429,7 @@ def load_replicates(paths: str | Path | Iterable[str | Path]) -> Replicates:
     ...     len(jm.load_replicates(folder))
     100
     """
-    given = [paths] if isinstance(paths, (str, Path)) else list(paths)
-    files = [file for path in map(Path, given) for file in (replicate_files(path) if path.is_dir() else [path])]
-    if not files:
-        raise DataError(f"there are no replicates in {', '.join(repr(str(path)) for path in given) or 'nothing'}")
+    files = all_files(paths, "replicates")
     tables, origins = zip(*map(read_replicates, files), strict=True)
     for path, origin in zip(files, origins, strict=True):
         refused = origins[0].difference(origin)
@@ -476,21 +438,7 @@ def load_replicates(paths: str | Path | Iterable[str | Path]) -> Replicates:
     table = pd.concat(tables, ignore_index=True).sort_values("replicate", kind="stable", ignore_index=True)
     twice = table["replicate"].duplicated()
     if twice.any():
-        _check_equal(table, origins[0])
+        check_equal(table, "replicate", origins[0].labels, origins[0].errors, "bootstrap", EQUAL)
     requested = max(origin.requested for origin in origins)
     table = table[~twice].reset_index(drop=True)
     return Replicates(table, replace(origins[0], requested=requested), int(twice.sum()))
-
-
-def _check_equal(table: pd.DataFrame, origin: Origin) -> None:
-    """Results of one replicate must be the same wherever it was computed."""
-    numbers = table["replicate"].to_numpy()
-    values = table[list(origin.labels)].to_numpy()
-    unit = np.where(origin.errors > 0, origin.errors, 1.0)
-    again = np.flatnonzero(numbers[1:] == numbers[:-1])
-    apart = np.abs(values[again + 1] - values[again]) / unit
-    wrong = again[np.nanmax(apart, axis=1, initial=0.0) > EQUAL]
-    if len(wrong):
-        raise DataError(
-            f"replicate {numbers[wrong[0]]} has two different results in these files; they are not of one bootstrap"
-        )

@@ -10,13 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
-from jaxmed.design import Design, make_design, term_values
+from jaxmed.design import Design, make_design, outcome_values, term_values
 from jaxmed.errors import DataError
 from jaxmed.frame import survey
-from jaxmed.generate import ordered
 from jaxmed.mediation import compiled
 from jaxmed.moments import Floats, Moments, Pattern, upper
 from jaxmed.result import Estimates
@@ -141,12 +139,14 @@ def generator(seed: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, number]))
 
 
-def generated(rows: Rows, params: pd.Series, effects: Mapping[str, Floats], errors: Floats) -> dict[str, Floats]:
+def generated(
+    rows: Rows, params: Mapping[str, float], effects: Mapping[str, Floats], errors: Floats
+) -> dict[str, Floats]:
     """All columns with outcomes made anew, each from the outcomes made before it.
 
     Parameters
     ----------
-    params : Series
+    params : mapping
         Fixed effects by label.
     effects : mapping
         Random effects by label, shape (J,).
@@ -155,14 +155,11 @@ def generated(rows: Rows, params: pd.Series, effects: Mapping[str, Floats], erro
     A row keeps an outcome whose predictors it lacks, and misses what it missed.
     """
     columns = dict(rows.columns)
-    for e in ordered(rows.system):
-        equation = rows.system.equations[e]
-        value = errors[e].copy()
-        for name, label in zip(equation.predictors, equation.labels, strict=True):
-            slope = params[label] + (effects[label][rows.cluster] if label in effects else 0.0)
-            value = value + slope * term_values(name, columns, rows.cluster)
-        old = rows.columns[equation.outcome]
-        columns[equation.outcome] = np.where(np.isnan(value) | np.isnan(old), old, value)
+    for e in rows.system.order:
+        outcome = rows.system.outcomes[e]
+        value = outcome_values(rows.system.equations[e], params, effects, errors[e], columns, rows.cluster)
+        old = rows.columns[outcome]
+        columns[outcome] = np.where(np.isnan(value) | np.isnan(old), old, value)
     return columns
 
 
@@ -171,7 +168,7 @@ def drawn(rows: Rows, found: Estimates, rng: np.random.Generator) -> dict[str, F
     n = rows.moments.n_clusters
     effects = symmetric_root(found.random_cov.to_numpy()) @ rng.standard_normal((len(found.random_cov), n))
     errors = symmetric_root(found.residual_cov.to_numpy()) @ _noise(rows, rng)
-    return generated(rows, found.params, dict(zip(found.system.random_labels, effects, strict=True)), errors)
+    return generated(rows, found.fixed, dict(zip(found.system.random_labels, effects, strict=True)), errors)
 
 
 def _noise(rows: Rows, rng: np.random.Generator) -> Floats:
@@ -249,7 +246,7 @@ def from_residuals(rows: Rows, found: Estimates, pool: Reflated, rng: np.random.
         by_cluster = rows.system.equations[group[0]].level == 2
         chosen = rng.integers(0, own.shape[1], n if by_cluster else len(rows.cluster))
         errors[list(group)] = own[:, chosen[rows.cluster] if by_cluster else chosen]
-    return generated(rows, found.params, dict(zip(found.system.random_labels, effects, strict=True)), errors)
+    return generated(rows, found.fixed, dict(zip(found.system.random_labels, effects, strict=True)), errors)
 
 
 def two_stage(rows: Rows, rng: np.random.Generator) -> tuple[dict[str, Floats], Ints]:

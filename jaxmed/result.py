@@ -131,20 +131,19 @@ class Estimates:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Labels of all entries of ``values``; covariances as ``"m~x~~y~m"``, residual variances as ``"m~~m"``."""
-        random, outcomes = self.system.random_labels, self.system.outcomes
-        return (
-            *self.system.labels,
-            *(f"{random[col]}~~{random[row]}" for row, col in self.free),
-            *(f"{outcome}~~{outcome}" for outcome in outcomes),
-            *(f"{outcomes[col]}~~{outcomes[row]}" for row, col in self.system.residual_pairs),
-        )
+        """Labels of all entries of ``values``, see :attr:`jaxmed.System.parameter_labels`."""
+        return self.system.parameter_labels
 
     @property
     def _n_fixed(self) -> int:
         return len(self.system.labels)
 
     # Estimates -------------------------------------------------------------------------------------------------------
+
+    @property
+    def fixed(self) -> dict[str, float]:
+        """Fixed effects by label."""
+        return dict(zip(self.system.labels, self.values.tolist(), strict=False))
 
     @property
     def params(self) -> pd.Series:

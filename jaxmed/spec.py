@@ -275,6 +275,32 @@ class System:
         return tuple((f, e) for group in self.residual_groups for e, f in combinations(group, 2))
 
     @cached_property
+    def parameter_labels(self) -> tuple[str, ...]:
+        """Labels of all parameters: fixed effects; (co)variances of random effects, then of residuals.
+
+        A covariance is ``"m~x~~y~m"``, a variance ``"m~x~~m~x"``, a residual variance ``"m~~m"``.
+        """
+        random, outcomes = self.random_labels, self.outcomes
+        return (
+            *self.labels,
+            *(f"{random[col]}~~{random[row]}" for row, col in self.random_pairs),
+            *(f"{outcome}~~{outcome}" for outcome in outcomes),
+            *(f"{outcomes[col]}~~{outcomes[row]}" for row, col in self.residual_pairs),
+        )
+
+    @cached_property
+    def order(self) -> tuple[int, ...]:
+        """Equations in an order in which every outcome comes before its use as a predictor."""
+        waiting = list(range(len(self.equations)))
+        found: list[int] = []
+        while waiting:
+            ahead = {self.outcomes[e] for e in waiting}
+            ready = [e for e in waiting if not ahead & set(self.equations[e].columns[:-1])]
+            found += ready
+            waiting = [e for e in waiting if e not in ready]
+        return tuple(found)
+
+    @cached_property
     def averaged(self) -> tuple[str, ...]:
         """Columns whose cluster mean is taken, over all rows in which they are observed."""
         found = (factor.column for name in self.terms for factor in terms.factors(name) if factor.part)

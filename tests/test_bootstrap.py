@@ -26,7 +26,7 @@ from jaxmed.refit import seed_key
 from jaxmed.replicates import make_origin, read_replicates, without_each_cluster
 from jaxmed.totals import add_up
 
-module = importlib.import_module("jaxmed.bootstrap")
+module = importlib.import_module("jaxmed.ledger")
 fitting = importlib.import_module("jaxmed.fit")
 SMALL = jm.Mediation("x", "m", "y", "id", random={"m": ["1"], "y": ["1"]})
 REFIT = 2e-6  # standard errors: a refit stops at a Newton decrement of 1e-12, sqrt(2e-12) = 1.4e-6 from the optimum
@@ -189,13 +189,13 @@ def test_methods_with_rows_go_by_seed_and_number(fit, data, method):
 CHILD = """
 import importlib, sys, time
 import jaxmed as jm
-module = importlib.import_module("jaxmed.bootstrap")
+module = importlib.import_module("jaxmed.ledger")
 module.EVERY = 0.0
-write = module.write_replicates
+write = module.write_table
 def slowly(*args):
     write(*args)
     time.sleep(float(sys.argv[3]))
-module.write_replicates = slowly
+module.write_table = slowly
 jm.bootstrap(jm.load(sys.argv[1]), 96, seed=3, batch=16 if len(sys.argv) < 5 else int(sys.argv[4]), out=sys.argv[2])
 """
 
@@ -454,7 +454,7 @@ def test_two_stages_draw_clusters_and_rows_within_them(fit, data):
         ({"n": 10.0}, r"n=10\.0 must be a whole number"),
         ({"n": True}, r"n=True must be a whole number"),
         ({"n": 2**32 + 1}, r"n=4294967297 must be a whole number"),
-        ({"seed": -1}, r"seed=-1 must be a whole number from 0"),
+        ({"seed": -1}, r"seed=-1 must be a whole number of at least 0"),
         ({"seed": None}, r"seed=None must be a whole number"),
         ({"seed": 2**63}, r"seed=9223372036854775808 must be a whole number"),
         ({"shard": (3, 3)}, r"shard=\(3, 3\) must be \(i, k\): part i of k parts, i from 0 to k - 1"),

@@ -1,0 +1,182 @@
+"""Numbered results that are computed in parts, in any order, and kept in a folder of files from which work goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jaxmed.errors import DataError, FitError
+from jaxmed.moments import Floats
+from jaxmed.store import write_atomically
+
+EVERY = 10.0  # seconds of work that are written to a file
+
+
+class Ledger:
+    """Rows with numbers in a range: those that are in files already, and those to come.
+
+    Parameters
+    ----------
+    key : str
+        Column of the numbers.
+    first, last : int
+        The range, ``last`` excluded.
+    known : iterable of DataFrame
+        What files hold; numbers beyond the range, and numbers that were there before, are passed over.
+    folder : path, optional
+        Where to write to.
+    stem : str
+        How names of files begin.
+    about : dict
+        What every file says it is of.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        first: int,
+        last: int,
+        known: Iterable[pd.DataFrame],
+        folder: Path | None,
+        stem: str,
+        about: dict[str, Any],
+    ) -> None:
+        self._key, self._folder, self._stem, self.about = key, folder, stem, about
+        self._tables: list[pd.DataFrame] = []
+        self._waiting: list[pd.DataFrame] = []
+        self._written = time.monotonic()
+        wanted = np.ones(last - first, dtype=bool)
+        for table in known:
+            table = table[table[key].between(first, last - 1)]
+            at = table[key].to_numpy() - first
+            self._tables.append(table[wanted[at]])
+            wanted[at] = False
+        self.wanted: list[int] = (np.flatnonzero(wanted) + first).tolist()
+        self.asked = last - first
+
+    def add(self, table: pd.DataFrame) -> None:
+        """Keep new rows, and write from time to time."""
+        self._waiting.append(table)
+        if self._folder is not None and time.monotonic() - self._written > EVERY:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what is not in files yet."""
+        if not self._waiting:
+            return
+        table = pd.concat(self._waiting, ignore_index=True)
+        if self._folder is not None:
+            numbers = table[self._key]
+            name = f"{self._stem}-{numbers.iloc[0]:010d}-{numbers.iloc[-1]:010d}.parquet"
+            write_table(self._folder / name, table, self.about)
+        self._tables.append(table)
+        self._waiting = []
+        self._written = time.monotonic()
+
+    def table(self, empty: pd.DataFrame) -> pd.DataFrame:
+        """All rows so far, by number; ``empty`` where there are none."""
+        found = pd.concat(self._tables) if self._tables else empty
+        return found.sort_values(self._key, ignore_index=True)
+
+    @property
+    def done(self) -> int:
+        """How many rows there are."""
+        return sum(len(table) for table in self._tables)
+
+
+def interrupted(done: int, asked: int, what: str, folder: Path | None) -> str:
+    """What an interruption leaves behind, and how to go on."""
+    text = f"{done} of {asked} {what} are done"
+    if folder is None:
+        return f"{text}; with out=FOLDER they would be kept"
+    return f"{text} and kept in {str(folder)!r}; the same call goes on from there"
+
+
+def open_folder(folder: Path) -> list[Path]:
+    """Make a folder to write to, unless it is there, and list its files.
+
+    Raises
+    ------
+    FitError
+        It cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FitError(f"the folder {str(folder)!r} cannot be made: {error.strerror or error}") from error
+    if not os.access(folder, os.W_OK):
+        raise FitError(f"the folder {str(folder)!r} cannot be written to; choose another")
+    return files_of(folder)
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Tables in a folder, by name; files still being written have other names."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == ".parquet" and not path.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{str(folder)!r} cannot be read: {error.strerror or error}") from error
+
+
+def write_table(path: Path, table: pd.DataFrame, about: dict[str, Any]) -> None:
+    """Write a table with what it is of, all or nothing."""
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    text = json.dumps(about, allow_nan=False, ensure_ascii=False)
+    arrow = arrow.replace_schema_metadata({b"jaxmed": text.encode()})
+    write_atomically(path, lambda stream: pq.write_table(arrow, stream))
+
+
+def read_table(path: Path, what: str) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A table, and what it is of; :class:`DataError` where there is no such file, or none of ours."""
+    try:
+        arrow = pq.read_table(path, partitioning=None, memory_map=False)
+        metadata = (arrow.schema.metadata or {}).get(b"jaxmed")
+        if metadata is None:
+            raise ValueError(f"no {what} in it")
+        return arrow.to_pandas(ignore_metadata=True), json.loads(metadata)
+    except FileNotFoundError as error:
+        raise DataError(f"there is no file {str(path)!r}") from error
+    except OSError as error:
+        if error.strerror is not None:
+            raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+        raise damaged(path, what, error) from error
+    except (pa.ArrowException, ValueError) as error:
+        raise damaged(path, what, error) from error
+
+
+def damaged(path: Path, what: str, error: Exception) -> DataError:
+    """The error of a file that is something else."""
+    return DataError(
+        f"{str(path)!r} is not a file of {what}, or is damaged ({str(error).splitlines()[0][:120]}); delete it, "
+        "and what was in it is computed again"
+    )
+
+
+def all_files(paths: str | Path | Iterable[str | Path], what: str) -> list[Path]:
+    """Files, and those in folders; :class:`DataError` where there are none."""
+    given = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    files = [file for path in map(Path, given) for file in (files_of(path) if path.is_dir() else [path])]
+    if not files:
+        raise DataError(f"there are no {what} in {', '.join(repr(str(path)) for path in given) or 'nothing'}")
+    return files
+
+
+def check_equal(table: pd.DataFrame, key: str, columns: Sequence[str], unit: Floats, what: str, within: float) -> None:
+    """Rows of one number, sorted side by side, must be equal to ``within`` units wherever they were computed."""
+    numbers = table[key].to_numpy()
+    values = table[list(columns)].to_numpy()
+    again = np.flatnonzero(numbers[1:] == numbers[:-1])
+    apart = np.abs(values[again + 1] - values[again]) / np.where(unit > 0, unit, 1.0)
+    wrong = again[np.nanmax(apart, axis=1, initial=0.0) > within]
+    if len(wrong):
+        raise DataError(
+            f"{key} {numbers[wrong[0]]} has two different results in these files; they are not of one {what}"
+        )

@@ -1,0 +1,289 @@
+"""What a simulation study found: bias, standard errors, coverage, power by design, each with its Monte Carlo error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from jaxmed.errors import DataError
+from jaxmed.intervals import check_level
+from jaxmed.ledger import all_files, damaged, read_table, write_table
+from jaxmed.moments import Floats
+from jaxmed.result import plain_data
+from jaxmed.studies import OWN, WALD, Analysis, Design, Truth, converged, limits_of
+
+FORMAT = 1
+WHAT = "a power study"
+MEASURES = (
+    *("truth", "replications", "converged", "singular", "mean", "bias", "sd", "mean_se", "se_bias"),
+    *("used", "coverage", "too_low", "too_high", "width", "power", "type_1_error"),
+)
+
+
+class Cell(NamedTuple):
+    """The data sets of one design.
+
+    Attributes
+    ----------
+    columns : dict
+        The design, as in tables.
+    about : dict
+        What its files say.
+    truth : Truth
+    table : DataFrame
+        A row a data set, see :meth:`jaxmed.studies.Study.run`.
+    """
+
+    columns: dict[str, Any]
+    about: dict[str, Any]
+    truth: Truth
+    table: pd.DataFrame
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Power:
+    """Results of a simulation study.
+
+    Attributes
+    ----------
+    table : DataFrame
+        A row for every design, effect and interval. Columns of the design (``clusters``, ``size``, numbers that vary),
+        ``effect``, ``interval``, and then, most of them followed by their Monte Carlo standard error ``..._mcse``:
+
+        ``truth``; ``replications``; ``converged`` and ``singular``, shares of the fits; of those that converged:
+        ``mean``, ``bias``, ``sd`` of the estimates, ``mean_se`` (of the standard errors this interval rests on),
+        ``se_bias`` = mean_se / sd - 1; ``used``, the share of fits that have this interval; of these: ``coverage``
+        of the truth, ``too_low`` and ``too_high`` (the whole interval is below or above the truth), mean ``width``, and
+        how often it excludes zero: ``power`` where the truth is not zero, ``type_1_error`` where it is.
+    replications : DataFrame
+        A row a data set: columns of the design, ``replication``, ``seed`` (with which :func:`jaxmed.simulate` draws the
+        data set again), ``status``, ``n_iter``, ``singular``, estimates, standard errors, limits.
+    needed : DataFrame or None
+        With ``target``: the number of clusters at which the power is reached.
+    """
+
+    table: pd.DataFrame
+    replications: pd.DataFrame
+    needed: pd.DataFrame | None = None
+    _cells: tuple[Cell, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        designs = len(self._cells)
+        return f"<{type(self).__name__}: {designs} designs, {len(self.replications)} data sets>"
+
+    def __str__(self) -> str:
+        return self.summary()
+
+    def summary(self, effects: str | Sequence[str] | None = None) -> str:
+        """The main columns as text, of all effects or some."""
+        chosen = self.table if effects is None else self.table[self.table["effect"].isin(np.atleast_1d(effects))]
+        design = list(chosen.columns[: chosen.columns.get_loc("effect")])
+        measures = ["truth", "bias", "sd", "mean_se", "se_bias", "coverage", "coverage_mcse", "width"]
+        measures += [
+            "power",
+            "power_mcse",
+            "type_1_error",
+            "type_1_error_mcse",
+            "converged",
+            "singular",
+            "replications",
+        ]
+        shown = chosen[[*design, "effect", "interval", *measures]].dropna(axis=1, how="all")
+        text = shown.to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="")
+        if self.needed is not None:
+            needed = self.needed.to_string(index=False, float_format=lambda value: f"{value:.3f}")
+            text += f"\n\nNumber of clusters for the power asked for\n{needed}"
+        return text
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: the study, ``table`` and ``needed`` as lists of rows."""
+        found: dict[str, Any] = {
+            "analysis": self._cells[0].about["analysis"],
+            "populations": [cell.about["population"] | {"design": cell.columns} for cell in self._cells],
+            "table": plain_data(self.table.to_dict("records")),
+        }
+        if self.needed is not None:
+            found["needed"] = plain_data(self.needed.to_dict("records"))
+        return found
+
+    def to_json(self) -> str:
+        """JSON text of :meth:`to_dict`."""
+        return json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
+
+    def save(self, folder: str | Path) -> None:
+        """Write every design's data sets to a file of a folder, which :func:`jaxmed.load_power` reads."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for cell in self._cells:
+            write_table(Path(folder) / f"{cell.about['key']}.parquet", cell.table, cell.about)
+
+
+def about(design: Design, analysis: Analysis, truth: Truth, requested: int) -> dict[str, Any]:
+    """What files of a design say that they are of."""
+    return {
+        "format": FORMAT,
+        "kind": WHAT,
+        "key": design.key,
+        "design": design.columns,
+        "population": design.population.to_dict(),
+        "analysis": analysis.to_dict(),
+        "labels": list(truth.labels),
+        "truth": plain_data(truth.values.tolist()),
+        "requested": requested,
+    }
+
+
+def make_power(cells: Sequence[Cell], needed: pd.DataFrame | None = None) -> Power:
+    """Results of some designs."""
+    cells = tuple(cells)
+    names = list(dict.fromkeys(name for cell in cells for name in cell.columns))
+    parts = [cell.table.assign(**cell.columns) for cell in cells]
+    every = pd.concat(parts, ignore_index=True)
+    every = every[[*names, *(name for name in every.columns if name not in names)]]
+    rows = [row for cell in cells for row in measures(cell)]
+    mcse = ["bias", "sd", "se_bias", "coverage", "width", "power", "type_1_error", "converged", "singular"]
+    order = [column for name in MEASURES for column in (name, *([f"{name}_mcse"] if name in mcse else []))]
+    return Power(pd.DataFrame(rows)[[*names, "effect", "interval", *order]], every, needed, cells)
+
+
+def measures(cell: Cell) -> list[dict[str, Any]]:
+    """Rows of the table of one design.
+
+    Measures and Monte Carlo errors as in Morris, White & Crowther (2019, Statistics in Medicine 38:2074-2102), without
+    assuming that estimates are normal.
+    """
+    analysis = cell.about["analysis"]
+    level, table = check_level(analysis["level"]), cell.table
+    n, used = len(table), converged(table)
+    common = dict(cell.columns) | {"replications": n}
+    common |= _share("converged", len(used), n) | _share("singular", int(used["singular"].sum()), len(used))
+    rows = []
+    for label, truth in zip(cell.truth.labels, cell.truth.values.tolist(), strict=True):
+        estimate = used[label].to_numpy()
+        sd, sd_error = _sd(estimate)
+        bias = float(np.mean(estimate)) - truth if len(estimate) else np.nan
+        own = common | {"effect": label, "truth": truth, "mean": bias + truth, "bias": bias, "sd": sd}
+        own |= {"bias_mcse": sd / np.sqrt(len(estimate)) if len(estimate) else np.nan, "sd_mcse": sd_error}
+        for kind in analysis["intervals"]:
+            lower, upper, error = limits_of(used, label, kind, level)
+            rows.append(own | {"interval": kind} | _interval(lower, upper, truth, n) | _errors(error, estimate, kind))
+    return rows
+
+
+def _share(name: str, count: int, of: int) -> dict[str, float]:
+    share = count / of if of else np.nan
+    return {name: share, f"{name}_mcse": float(np.sqrt(share * (1 - share) / of)) if of else np.nan}
+
+
+def _sd(values: Floats) -> tuple[float, float]:
+    """Standard deviation, and its standard error sd sqrt((kurtosis - 1) / 4n)."""
+    if len(values) < 2:
+        return np.nan, np.nan
+    sd = float(np.std(values, ddof=1))
+    return sd, sd * float(np.sqrt(max(_kurtosis(values) - 1, 0.0) / (4 * len(values))))
+
+
+def _kurtosis(values: Floats) -> float:
+    apart = values - values.mean()
+    square = np.mean(apart**2)
+    return float(np.mean(apart**4) / square**2) if square > 0 else np.nan
+
+
+def _interval(lower: Floats, upper: Floats, truth: float, n: int) -> dict[str, Any]:
+    """Coverage, misses, width and rejections of the intervals that there are."""
+    there = np.isfinite(lower) & np.isfinite(upper)
+    lower, upper = lower[there], upper[there]
+    k = len(lower)
+    found: dict[str, Any] = {"used": k / n if n else np.nan}
+    known = truth == truth
+    found |= _share("coverage", int(np.sum((lower <= truth) & (truth <= upper))), k if known else 0)
+    for name, beside in (("too_low", upper < truth), ("too_high", lower > truth)):
+        found[name] = float(np.mean(beside)) if k and known else np.nan
+    width = upper - lower
+    found["width"] = float(np.mean(width)) if k else np.nan
+    found["width_mcse"] = float(np.std(width, ddof=1) / np.sqrt(k)) if k > 1 else np.nan
+    excluded = int(np.sum((lower > 0) | (upper < 0)))
+    found |= _share("power", excluded, k if known and truth != 0 else 0)
+    return found | _share("type_1_error", excluded, k if truth == 0 else 0)
+
+
+def _errors(error: Floats, estimate: Floats, kind: str) -> dict[str, float]:
+    """Mean standard error next to the sd of the estimates; its Monte Carlo error by the delta method."""
+    there = np.isfinite(error)
+    if kind not in WALD or there.sum() < 2:
+        return {"mean_se": np.nan, "se_bias": np.nan, "se_bias_mcse": np.nan}
+    error = error[there]
+    mean, k = float(error.mean()), int(there.sum())
+    sd, sd_error = _sd(estimate)
+    if not sd > 0:
+        return {"mean_se": mean, "se_bias": np.nan, "se_bias_mcse": np.nan}
+    relative = np.sqrt(np.var(error, ddof=1) / (k * mean**2) + (sd_error / sd) ** 2)
+    return {"mean_se": mean, "se_bias": mean / sd - 1, "se_bias_mcse": float(mean / sd * relative)}
+
+
+# Files ---------------------------------------------------------------------------------------------------------------
+
+
+def read_cell(path: Path) -> Cell:
+    """The data sets of one file.
+
+    Raises
+    ------
+    DataError
+        No such file, or none of a power study.
+    """
+    table, said = read_table(path, WHAT)
+    try:
+        if said.get("kind") != WHAT or said.get("format") != FORMAT:
+            raise ValueError(f"kind {said.get('kind')!r}, format {said.get('format')!r}")
+        values = np.array([np.nan if value is None else value for value in said["truth"]], dtype=float)
+        cell = Cell(dict(said["design"]), said, Truth(tuple(said["labels"]), values), table)
+        absent = [name for name in (*OWN, *said["labels"]) if name not in table.columns]
+        if absent:
+            raise ValueError(f"it has no column {absent[0]!r}")
+        said["analysis"]["level"], said["key"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise damaged(path, WHAT, error) from error
+    return cell
+
+
+def load_power(paths: str | Path | Iterable[str | Path]) -> Power:
+    """Read the results of a simulation study from its folder, also while it runs.
+
+    Parameters
+    ----------
+    paths : path or list of paths
+        Folders that ``jaxmed.power(..., out=folder)`` filled, or files in them.
+
+    Raises
+    ------
+    DataError
+        A file that cannot be read; results of different studies.
+    """
+    by_design: dict[str, list[Cell]] = {}
+    first: Cell | None = None
+    for path in all_files(paths, WHAT):
+        cell = read_cell(path)
+        first = first or cell
+        refused = difference(first.about, cell.about)
+        if refused:
+            raise DataError(f"{str(path)!r} cannot be put together with the others: {refused}")
+        by_design.setdefault(cell.about["key"], []).append(cell)
+    found = []
+    for cells in by_design.values():
+        table = pd.concat([cell.table for cell in cells]).sort_values("replication", ignore_index=True)
+        found.append(cells[0]._replace(table=table[~table["replication"].duplicated()].reset_index(drop=True)))
+    return make_power(sorted(found, key=lambda cell: [str(value).rjust(20) for value in cell.columns.values()]))
+
+
+def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """What keeps two files from being of one study, in words; nothing if they may be."""
+    for name, value in one["analysis"].items():
+        if other["analysis"].get(name) != value:
+            return f"they have different {name}, {value!r} and {other['analysis'].get(name)!r}"
+    return ""
