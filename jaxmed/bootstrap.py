@@ -108,8 +108,7 @@ def bootstrap(
     part, parts = check_shard(shard)
     if not isinstance(fit, Fit):
         raise SpecError(f"bootstrap needs a Fit first, as jaxmed.fit returns it; got {type(fit).__name__}")
-    if method not in METHODS:
-        raise SpecError(f"method={method!r} is not known; choose one of {list(METHODS)}")
+    check_method(method)
     if not fit.converged:
         raise FitError(f"this fit is no starting point for a bootstrap: {fit.message}")
     if fit.n_clusters > np.count_nonzero(_sizes(fit)):
@@ -141,6 +140,13 @@ def bootstrap(
         raise
     kept.flush()
     return found()
+
+
+def check_method(method: Any) -> str:
+    """One of the ways to make data sets."""
+    if method not in METHODS:
+        raise SpecError(f"method={method!r} is not known; choose one of {list(METHODS)}")
+    return str(method)
 
 
 def _known(folder: Path, origin: Origin) -> Iterator[pd.DataFrame]:

@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.special import ndtr, ndtri
 
 from jaxmed.batches import batch_size
+from jaxmed.bootstrap import check_method
 from jaxmed.counts import check_count, check_shard
 from jaxmed.errors import DataError, FitError, SpecError
 from jaxmed.intervals import check_level
@@ -41,6 +42,7 @@ def power(
     model: Spec | None = None,
     reml: bool = True,
     replicates: int = 500,
+    method: str = "parametric",
     target: float | None = None,
     effect: str = "indirect",
     shard: tuple[int, int] = (0, 1),
@@ -75,7 +77,9 @@ def power(
         The model to fit, where it is not the population's. What the population does not have has no truth.
     reml : bool
     replicates : int
-        Bootstrap replicates for each data set, of the parametric bootstrap.
+        Bootstrap replicates for each data set.
+    method : str
+        Of the bootstrap, as in :func:`jaxmed.bootstrap`.
     target : float, optional
         Search the number of clusters at which the first of the intervals has this power for ``effect``; ``clusters``
         are then not part of the designs.
@@ -125,6 +129,7 @@ def power(
         model=model,
         reml=_flag("reml", reml),
         replicates=check_count("replicates", replicates, 2, MOST),
+        method=check_method(method),
     )
     grid = make_designs(base, designs)
     work = _Work(analysis, replications, None if out is None else Path(out))

@@ -55,6 +55,8 @@ class Analysis:
     reml : bool
     replicates : int
         Of a bootstrap.
+    method : str
+        Of a bootstrap.
     """
 
     seed: int
@@ -64,6 +66,7 @@ class Analysis:
     model: Spec | None
     reml: bool
     replicates: int
+    method: str
 
     @property
     def refitted(self) -> tuple[str, ...]:
@@ -80,6 +83,7 @@ class Analysis:
             "fitted": None if self.model is None else self.model.to_dict(),
             "reml": self.reml,
             "replicates": self.replicates if set(self.intervals) & set(KINDS) else None,
+            "method": self.method if set(self.intervals) & set(KINDS) else None,
         }
 
 
@@ -267,13 +271,14 @@ class Study:
         analysis, labels = self.analysis, list(self.truth.labels)
         found = {kind: np.full((len(labels), 2), np.nan) for kind in analysis.refitted}
         with _quiet():
-            fitted_here = fit(self.design.frame(seed), self.model, reml=analysis.reml)
+            rows = self.design.frame(seed)
+            fitted_here = fit(rows, self.model, reml=analysis.reml)
             if not fitted_here.converged:
                 return found
             at = self._at(fitted_here)
             replicates = None
             if set(analysis.refitted) - {"profile"}:
-                replicates = bootstrap(fitted_here, analysis.replicates, seed=seed, at=at)
+                replicates = bootstrap(fitted_here, analysis.replicates, analysis.method, seed=seed, at=at, data=rows)
             for kind in analysis.refitted:
                 try:
                     if replicates is None or kind == "profile":
