@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import pandas as pd
 import typer
 
-from jaxmed import __version__, datasets, jobs
+from jaxmed import __version__, cli_studies, datasets, jobs
 from jaxmed._runtime import drop_loader_noise, use_compilation_cache
 from jaxmed.bootstrap import bootstrap
 from jaxmed.cli_options import (
@@ -52,7 +52,7 @@ from jaxmed.mediation import Mediation, Spec
 from jaxmed.replicates import KINDS, Replicates, load_replicates
 from jaxmed.result import plain_data
 from jaxmed.schedulers import find_shard
-from jaxmed.store import is_moments, save_moments, write_atomically
+from jaxmed.store import is_moments, save_moments, write_text
 
 BAD_INPUT, NO_FIT, INTERRUPTED = 2, 1, 130
 
@@ -80,6 +80,10 @@ def _start(
     ] = False,
 ) -> None:
     use_compilation_cache()
+
+
+app.command("simulate")(cli_studies.simulate_command)
+app.command("power")(cli_studies.power_command)
 
 
 @app.command()
@@ -153,7 +157,7 @@ def fit(
     given["random"] = _random(random)
     given["at"] = jobs.parse_values(at)
     given["reml"] = None if ml is None else not ml
-    settings = _settings("fit", job, given, FIT_SETTINGS)
+    settings = jobs.settings_of("fit", job, given, FIT_SETTINGS)
     level, se = check_level(settings.get("level", 0.95)), settings.get("se", "joint")
     if se not in tuple(StandardErrors):
         raise SpecError(f"se={se!r} is not known; choose one of {[choice.value for choice in StandardErrors]}")
@@ -175,7 +179,7 @@ def fit(
     if str(json) == "-":
         typer.echo(fitted.to_json(**shown))
     elif json is not None:
-        _write(Path(json), fitted.to_json(**shown) + "\n")
+        write_text(Path(json), fitted.to_json(**shown) + "\n")
     if save is not None:
         fitted.save(save)
     if not fitted.converged:
@@ -198,7 +202,7 @@ def describe(
     job: Job = None,
 ) -> None:
     """Counts, missing values, means, ranges, intraclass correlations, correlations and cluster sizes."""
-    settings = _settings("describe", job, _given(locals()), ("data",))
+    settings = jobs.settings_of("describe", job, _given(locals()), ("data",))
     typer.echo(str(describe_data(_data(settings), jobs.model_of(settings))))
 
 
@@ -219,12 +223,12 @@ def stack(
     job: Job = None,
 ) -> None:
     """Write the stacked long table (y on m, with indicators and products) as CSV, for teaching or another program."""
-    settings = _settings("stack", job, _given(locals()), ("data", "out"))
+    settings = jobs.settings_of("stack", job, _given(locals()), ("data", "out"))
     text = stack_data(_data(settings), jobs.model_of(settings)).to_csv(index=False)
     if settings.get("out") is None:
         typer.echo(text, nl=False)
     else:
-        _write(Path(settings["out"]), text)
+        write_text(Path(settings["out"]), text)
 
 
 @app.command("bootstrap")
@@ -290,7 +294,7 @@ def bootstrap_command(
     given["random"] = _random(random)
     given["at"] = jobs.parse_values(at)
     given["reml"] = None if ml is None else not ml
-    settings = _settings("bootstrap", job, given, BOOTSTRAP_SETTINGS)
+    settings = jobs.settings_of("bootstrap", job, given, BOOTSTRAP_SETTINGS)
     absent = [name for name in ("n", "seed") if settings.get(name) is None]
     if absent:
         raise SpecError(f"give --{' and --'.join(absent)}: the number of replicates, and the seed of their draws")
@@ -374,7 +378,7 @@ def _show(found: Replicates, kind: str, level: float, fitted: Fit | None, json: 
             table.reset_index(names=table.index.names if table.index.nlevels > 1 else "effect").to_dict("records")
         )
         text = jobs.to_json(found.to_dict() | {"kind": kind, "level": level, "intervals": rows})
-        typer.echo(text) if str(json) == "-" else _write(Path(json), text + "\n")
+        typer.echo(text) if str(json) == "-" else write_text(Path(json), text + "\n")
 
 
 def _fit(settings: Mapping[str, Any], model: Spec) -> Fit:
@@ -405,13 +409,6 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     found["moderators"] = _moderators(found["moderators"])
     found["reference"] = _reference(found["reference"])
     return found
-
-
-def _settings(command: str, job: Path | None, given: Mapping[str, Any], own: Sequence[str]) -> dict[str, Any]:
-    """Settings of a job file, and over them what was given on the command line."""
-    allowed = (*own, *jobs.MODEL)
-    settings = {} if job is None else jobs.read_job(job, command, allowed)
-    return settings | {name: value for name, value in given.items() if name in allowed and value is not None}
 
 
 def _data(settings: Mapping[str, Any]) -> Path:
@@ -462,10 +459,6 @@ def _log(fitted: Fit) -> None:
         name = "Newton" if stage else "L-BFGS"
         left = "" if pd.isna(decrement) else f"{decrement:.3e}"
         typer.echo(f"  {at:>9}  {name}  {value:>30.8f}  {left:>16}", err=True)
-
-
-def _write(path: Path, text: str) -> None:
-    write_atomically(path, lambda stream: stream.write(text.encode()))
 
 
 class _Interrupted(BaseException):

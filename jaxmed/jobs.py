@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ MODEL = (
 )
 
 
-COMMANDS = ("demo", "fit", "describe", "stack", "bootstrap")
+COMMANDS = ("demo", "fit", "describe", "stack", "bootstrap", "simulate", "power")
+STUDIES = ("simulate", "power")
 FLAGS = ("serial", "reml", "difference", "heterogeneity", "verbose", "quiet")
 
 
@@ -56,26 +57,41 @@ def read_job(path: Path, command: str, allowed: Iterable[str]) -> dict[str, Any]
         raise SpecError(
             f"the job file {str(path)!r} sets {loose[0]!r} outside a table; put it below [model] or [{command}]"
         )
-    unknown = [name for name in tables if name not in ("model", *COMMANDS)]
+    unknown = [name for name in tables if name not in ("model", "population", *COMMANDS)]
     if unknown:
         raise SpecError(
-            f"the job file {str(path)!r} has a table [{unknown[0]}]; it may have [model] and "
+            f"the job file {str(path)!r} has a table [{unknown[0]}]; it may have [model], [population] and "
             f"{', '.join(f'[{name}]' for name in COMMANDS)}"
         )
     _check_keys(path, "[model]", tables.get("model", {}), MODEL)
     _check_keys(path, f"[{command}]", tables.get(command, {}), allowed)
     settings = tables.get("model", {}) | tables.get(command, {})
+    if command in STUDIES:
+        settings |= {"population": tables.get("population", {})}
+        _resolve(path, settings["population"])
     if not settings:
         raise SpecError(f"the job file {str(path)!r} has neither a table [model] nor [{command}]")
     for name in FLAGS:
         if not isinstance(settings.get(name, True), bool):
             raise SpecError(f"the job file {str(path)!r} has {name}={settings[name]!r}; write true or false")
+    _resolve(path, settings)
+    return settings
+
+
+def _resolve(path: Path, settings: dict[str, Any]) -> None:
+    """Paths relative to the folder of the job file."""
     for name in ("data", "fit", "json", "save", "moments", "out"):
         if name in settings and not isinstance(settings[name], str):
             raise SpecError(f"the job file {str(path)!r} has {name}={settings[name]!r}; give a path as text")
         if settings.get(name, "-") != "-":
             settings[name] = path.parent / settings[name]
-    return settings
+
+
+def settings_of(command: str, job: Path | None, given: Mapping[str, Any], own: Sequence[str]) -> dict[str, Any]:
+    """Settings of a job file, and over them what was given on the command line."""
+    allowed = (*own, *MODEL)
+    settings = {} if job is None else read_job(job, command, allowed)
+    return settings | {name: value for name, value in given.items() if name in allowed and value is not None}
 
 
 def _check_keys(path: Path, table: str, given: Mapping[str, Any], allowed: Iterable[str]) -> None:

@@ -125,8 +125,11 @@ def judge(layout: Layout, state: State, there: Candidate, evaluation: Evaluation
     predicted = state.predicted
     better = (gained >= 0.01 * predicted - noise) & ((predicted > noise) | smaller)
     accepted = finite & (fresh | better | ((state.decrement < CERTIFICATE) & smaller))
-    easier = jnp.where((gained > 0.7 * predicted) | (predicted <= noise), state.ridge / 30, state.ridge)
-    ridge = jnp.where(accepted, easier, jnp.maximum(30 * state.ridge, 0.3))
+    # By how well the quadratic foretold the gain; in a curved valley a ridge that jumps up and down gets nowhere.
+    ratio = gained / predicted
+    easier = jnp.where(ratio > 0.6, state.ridge / 4, state.ridge)
+    easier = jnp.where((ratio > 0.95) | (predicted <= noise), state.ridge / 30, easier)
+    ridge = jnp.where(accepted, easier, jnp.where(state.ridge > RIDGE, 5 * state.ridge, 0.3))
     ridge = jnp.where(ridge < 1e-7, RIDGE, ridge)
     point = jax.tree.map(lambda ours, old: jnp.where(accepted, ours, old), new, point)
 

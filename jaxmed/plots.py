@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from jaxmed.errors import ConvergenceWarning, FitError, SpecError, Status
+from jaxmed.drawing import ACCENT, DARK, LIGHT, axes
+from jaxmed.errors import ConvergenceWarning, SpecError, Status
 from jaxmed.replicates import Replicates
+from jaxmed.study_plots import coverage, power
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DARK, LIGHT, ACCENT = "#1b4965", "#bcd4e0", "#c8553d"  # apart in grey and to colour-blind eyes
+__all__ = ["convergence", "coverage", "power", "replicates"]
 
 
 def replicates(
@@ -54,7 +56,7 @@ def replicates(
     'indirect'
     """
     row = found.intervals(kind, level, [term], fit=fit).iloc[0]
-    ax = _axes(ax)
+    ax = axes(ax)
     draws = _draws(found, term)
     ax.hist(draws, bins=_bins(draws), density=True, color=LIGHT, edgecolor="white", linewidth=0.5)
     if draws.std() > 0:
@@ -98,7 +100,7 @@ def convergence(
         warnings.simplefilter("ignore", ConvergenceWarning)  # the first few are too few, which is what is shown
         parts = [replace(found, table=found.table.iloc[:count]) for count in counts]
         rows = pd.concat([part.intervals(kind, level, [term], fit=fit) for part in parts])
-    ax = _axes(ax)
+    ax = axes(ax)
     for limit, name in (("ci_lower", "lower limit"), ("ci_upper", "upper limit")):
         value, error = rows[limit].to_numpy(), rows[f"{limit}_mcse"].to_numpy()
         colour = DARK if limit == "ci_lower" else ACCENT
@@ -108,16 +110,6 @@ def convergence(
     ax.set(xscale="log", xlabel="replicates", ylabel=f"{term}, {kind} {100 * level:g}%")
     ax.legend(framealpha=0.9, edgecolor="none", fontsize="small")
     return ax
-
-
-def _axes(ax: Axes | None) -> Axes:
-    if ax is not None:
-        return ax
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise FitError("plots need matplotlib; install it with: pip install 'jaxmed[plot]'") from error
-    return plt.subplots(layout="constrained")[1]
 
 
 def _draws(found: Replicates, term: str) -> Any:

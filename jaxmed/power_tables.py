@@ -73,6 +73,11 @@ class Power:
     needed: pd.DataFrame | None = None
     _cells: tuple[Cell, ...] = field(default=())
 
+    @property
+    def level(self) -> float:
+        """Confidence level of the intervals."""
+        return float(self._cells[0].about["analysis"]["level"])
+
     def __repr__(self) -> str:
         designs = len(self._cells)
         return f"<{type(self).__name__}: {designs} designs, {len(self.replications)} data sets>"
@@ -196,7 +201,7 @@ def _kurtosis(values: Floats) -> float:
 
 def _interval(lower: Floats, upper: Floats, truth: float, n: int) -> dict[str, Any]:
     """Coverage, misses, width and rejections of the intervals that there are."""
-    there = np.isfinite(lower) & np.isfinite(upper)
+    there = np.isfinite(lower) & np.isfinite(upper) & (upper > lower)  # what is fixed has an interval of no width
     lower, upper = lower[there], upper[there]
     k = len(lower)
     found: dict[str, Any] = {"used": k / n if n else np.nan}

@@ -107,6 +107,11 @@ def _write(path: str | Path, arrays: dict[str, NDArray[Any]]) -> None:
     write_atomically(Path(path), lambda stream: np.savez(stream, allow_pickle=False, **arrays))
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, all or nothing."""
+    write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
 def write_atomically(target: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Write a file beside its target and move it there when it is whole; an earlier file stays until then.
 
