@@ -125,7 +125,7 @@ def power_command(
         "fit": fit,
         "clusters": _counts(clusters),
         "size": _sizes(size, one=False),
-        "vary": _numbers(vary, one=False),
+        "vary": _numbers(vary, one=False) or None,
         "replications": replications,
         "seed": seed,
         "intervals": intervals,
@@ -207,11 +207,7 @@ def _designs(settings: Mapping[str, Any]) -> dict[str, Any]:
     vary = settings.get("vary") or {}
     if not isinstance(vary, Mapping):
         raise SpecError(f"vary={vary!r} must be a table such as {{a = [0.1, 0.3]}}")
-    found = dict(vary)
-    for name in ("clusters", "size"):
-        if settings.get(name) is not None:
-            found[name] = settings[name]
-    return found
+    return {name: settings[name] for name in ("clusters", "size") if settings.get(name) is not None} | dict(vary)
 
 
 def _counts(text: str | None) -> list[int] | None:
@@ -251,8 +247,8 @@ def _numbers(options: Sequence[str] | None, *, one: bool) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for text in options or ():
         name, sign, value = text.rpartition("=")
-        values = [_number(part, text) for part in jobs.split_names(value)]
-        if not sign or not name or not values or (one and len(values) > 1):
+        values = [_number(part, text) for part in jobs.split_names(value)] if name else []
+        if not sign or not values or (one and len(values) > 1):
             raise SpecError(f"{text!r} is not understood; write NAME=VALUE" + ("" if one else " or NAME=VALUE,VALUE"))
         if name in found:
             raise SpecError(f"{name!r} is given twice; give it once")

@@ -14,6 +14,7 @@ from jaxmed.effect_tables import Quantities, effect_table, quantities
 from jaxmed.errors import FitError, SpecError
 from jaxmed.intervals import check_level, critical_value, draws_table, normal_table, quantile_limits
 from jaxmed.moments import Floats, Moments
+from jaxmed.params import lower_root
 from jaxmed.result import Estimates
 
 KINDS = {
@@ -96,8 +97,7 @@ def _monte_carlo(
 def normal_draws(values: Floats, covariance: Floats, seed: int, draws: int) -> Floats:
     """Parameters from N(values, covariance), shape (draws, parameters); the covariance may be singular."""
     unit = np.sqrt(np.maximum(np.diag(covariance), np.finfo(float).tiny))
-    value, vector = np.linalg.eigh(covariance / unit / unit[:, None])
-    root = unit[:, None] * vector * np.sqrt(np.maximum(value, 0.0))
+    root = unit[:, None] * lower_root(covariance / unit / unit[:, None])
     # A counter-based generator by its key, so that other draws of the same seed are not these.
     normals = np.random.Generator(np.random.Philox(key=[seed, 2**63])).standard_normal((draws, len(unit)))
     return values + normals @ root.T

@@ -160,6 +160,8 @@ class Study:
         self.design, self.analysis = design, analysis
         population = design.population
         self.model = population.spec if analysis.model is None else analysis.model
+        simple = isinstance(self.model, Mediation) and self.model.simple
+        self._bauer = simple and "block" not in analysis.intervals
         pilot = self._pilot()
         known = quantities(pilot, self._at(pilot))
         self._chosen = positions(analysis.terms, known.labels, known.n_params)
@@ -225,8 +227,8 @@ class Study:
     def run(self, numbers: Sequence[int]) -> Iterator[pd.DataFrame]:
         """Fit numbered data sets and describe them, batch by batch: a row a data set.
 
-        For every label the estimate, ``<label>_se`` (joint), ``<label>_se_block`` (or the formulas of Bauer et al.) and
-        the limits of other intervals.
+        For every label the estimate, ``<label>_se`` (joint), ``<label>_se_block`` (of the model of Bauer et al., unless
+        "block" is among the intervals, by their formulas) and the limits of other intervals.
         """
         for found in self._refitter.run(numbers):
             yield self._described(found)
@@ -238,7 +240,7 @@ class Study:
         columns: dict[str, Any] = dict(zip(OWN, own, strict=True))
         values = np.hstack([found.values, found.effects])[:, chosen]
         joint = np.hstack([found.errors, found.effect_errors])[:, chosen]
-        block = _block_errors(known, found, bauer="bauer" in self.analysis.intervals)[:, chosen]
+        block = _block_errors(known, found, bauer=self._bauer)[:, chosen]
         limits = {}
         if "monte_carlo" in self.analysis.intervals:
             limits["monte_carlo"] = np.stack([self._monte_carlo(found, k, seeds[k]) for k in range(len(seeds))])
