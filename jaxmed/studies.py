@@ -35,6 +35,7 @@ WALD = ("delta", "bauer", "block")
 INTERVALS = (*WALD, "monte_carlo", "profile", *KINDS)
 OWN = ("replication", "seed", "status", "n_iter", "singular")
 DRAWS = 1000  # of a Monte Carlo interval
+ZERO = 1e-14  # a true value that is less was meant to be zero: ab = -cov_ab
 FEW = 16  # data sets of a batch whose intervals need further fits
 
 
@@ -336,7 +337,7 @@ def _true_values(population: Population) -> dict[str, float]:
         targets = make_targets(population)
         values = population.effects().to_numpy()
         found |= dict(zip(targets.labels, values.tolist(), strict=True))
-    return found
+    return {label: 0.0 if abs(value) < ZERO else value for label, value in found.items()}
 
 
 def _block_errors(known: Quantities, found: Refits, *, bauer: bool) -> Floats:
