@@ -2,10 +2,10 @@
 
     python benchmarks/power.py [--replications 2000] [--json benchmarks/results/power.json]
 
-Bauer et al.'s population, 25 to 200 clusters of 4 to 32 rows. Prints seconds and data sets a second by number of clusters
-(compilation included, and measured apart by a first run of 8 data sets), and checks the answer: at 100 clusters of 8 the
-mean joint standard error of c' is within 4% of the standard deviation of the estimates, and that of Bauer et al. about
-10% below it.
+Bauer et al.'s population, 25 to 200 clusters of 4 to 32 rows. Prints seconds and data sets a second by number of
+clusters (what still compiles then included; a first run of 8 data sets measures the rest of it), and checks the answer:
+at 100 clusters of 8 the mean joint standard error of c' is within 4% of the standard deviation of the estimates, and
+that of Bauer et al. about 10% below it.
 """
 
 from __future__ import annotations

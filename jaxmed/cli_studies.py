@@ -114,6 +114,7 @@ def power_command(
         Path | None, typer.Option("--json", metavar="OUT", help="Write the table as JSON (- for stdout).")
     ] = None,
     quiet: Annotated[bool | None, typer.Option("--quiet", help="Do not print the table.")] = None,
+    job: Job = None,
 ) -> None:
     """Simulate studies over a grid of designs: bias, standard errors, coverage and power, with Monte Carlo errors.
 
@@ -138,7 +139,9 @@ def power_command(
         "json": json,
         "quiet": quiet,
     }
-    settings = jobs.settings_of("power", file, given, POWER_SETTINGS)
+    if file is not None and job is not None:
+        raise SpecError("two job files are given, JOB and --job; leave out one")
+    settings = jobs.settings_of("power", file or job, given, POWER_SETTINGS)
     if settings.get("seed") is None:
         raise SpecError("give --seed: the seed of the random numbers")
     part = find_shard(str(settings.get("shard", "0/1")), os.environ)
