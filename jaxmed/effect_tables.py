@@ -18,6 +18,7 @@ from jaxmed.moments import Floats
 from jaxmed.result import Estimates
 from jaxmed.terms import find_category
 
+SE_KINDS = ("joint", "bauer", "robust")
 Value = float | str
 Point = dict[str, Value]
 
@@ -128,12 +129,12 @@ def effect_table(
 ) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.effects`."""
     critical: float | Floats = critical_value(level)
-    if se not in ("joint", "bauer"):
-        raise SpecError(f"se={se!r} is not known; choose 'joint' or 'bauer'")
+    if se not in SE_KINDS:
+        raise SpecError(f"se={se!r} is not known; choose one of {list(SE_KINDS)}")
     targets = make_targets(found, at, difference)
     estimate, slope = effects.combined_and_jacobian(targets.plan, found.values, targets.weights, targets.combination)
-    if se == "joint":
-        error = effects.delta(slope, found.joint)
+    if se != "bauer":
+        error = effects.delta(slope, found.covariance(se))
     else:
         _check_bauer(found)
         error = effects.bauer(targets.plan, targets.names, slope, found.block)

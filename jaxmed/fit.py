@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
-from jaxmed import inference, likelihood, optimise, profile, store, summary
+from jaxmed import inference, likelihood, optimise, profile, robust, store, summary
 from jaxmed._runtime import float64, jit_by_key
 from jaxmed.checks import check_identified
 from jaxmed.counts import check_count
@@ -35,10 +36,10 @@ from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_
 from jaxmed.predict import moderators_of, predict_clusters
 from jaxmed.progress import progress
 from jaxmed.result import Estimates, fields_from_dict, plain_data
+from jaxmed.scores import Scores, cluster_scores
 from jaxmed.shards import Shards, make_shards, value_shards
 from jaxmed.totals import Totals, add_up
 
-SE_KINDS = ("joint", "bauer")
 SAMPLE = 1024  # clusters; a fit to four times as many starts at the optimum of so many
 
 
@@ -344,11 +345,11 @@ class Fit(Estimates):
 
         Parameters
         ----------
-        se : {"joint", "bauer"}
-            First-order delta method on the joint covariance of all parameters, or the formulas of Bauer, Preacher &
-            Gil (2006) on the block covariance, as in the worked Stata example (one mediator, no moderators). For
-            ``"bauer"`` at level .95 the limits of indirect and total use that example's 1.96; all others use the exact
-            normal quantile.
+        se : {"joint", "bauer", "robust"}
+            First-order delta method on the joint covariance of all parameters or on the cluster-robust one
+            (:meth:`robust_cov`), or the formulas of Bauer, Preacher & Gil (2006) on the block covariance, as in the
+            worked Stata example (one mediator, no moderators). For ``"bauer"`` at level .95 the limits of indirect and
+            total use that example's 1.96; all others use the exact normal quantile.
         level : float
             Confidence level.
         at : dict, optional
@@ -420,10 +421,10 @@ class Fit(Estimates):
         level : float
         seed : int
             Required for ``"monte_carlo"``.
-        se : {"joint", "block", "bauer", "independent"}
-            Covariance of all parameters that ``"delta"`` (joint, block, bauer) and ``"monte_carlo"`` (joint, block,
-            independent) rest on; ``"independent"`` draws every parameter by itself, as Preacher & Selig (2012) do for a
-            and b, for comparison.
+        se : {"joint", "block", "robust", "bauer", "independent"}
+            Covariance of all parameters that ``"delta"`` (joint, block, robust, bauer) and ``"monte_carlo"`` (joint,
+            block, robust, independent) rest on; ``"independent"`` draws every parameter by itself, as Preacher & Selig
+            (2012) do for a and b, for comparison.
         terms : "effects", "parameters", "all" or list of str
             Effects, parameters, or names of either.
         at : dict, optional
@@ -475,6 +476,71 @@ class Fit(Estimates):
         """
         return profile.profile_curve(self, self.theta, self.moments, term, values, at)
 
+    @cached_property
+    def _scores(self) -> Scores:
+        return cluster_scores(self, self.theta, self.moments)
+
+    @cached_property
+    def _robust(self) -> Floats:
+        return robust.sandwich(self, self._scores)
+
+    def scores(self) -> pd.DataFrame:
+        """Scores of the clusters: the derivatives of what each adds to the log likelihood, at the estimates.
+
+        Returns
+        -------
+        DataFrame
+            A row a cluster, a column a parameter (fixed effects, free entries of G, residual variances and
+            covariances). Columns sum to zero at the optimum. Under REML a cluster's share of the restricted likelihood
+            is that at known (X'V^-1X)^-1 (docs/diagnostics.md).
+
+        Raises
+        ------
+        FitError
+            The fit holds only some of its clusters.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> scores = fit.scores()
+        >>> scores.shape, bool(scores.sum().abs().max() < 1e-4)
+        ((100, 22), True)
+        """
+        found = self._scores
+        index = pd.Index(found.clusters, name=self.system.cluster)
+        return pd.DataFrame(found.on_user_scale.T, index=index, columns=list(self.labels))
+
+    def robust_cov(self, correction: str = "CR1") -> pd.DataFrame:
+        """Cluster-robust (sandwich) covariance of all parameters.
+
+        B (sum_j s_j s_j') B, with s_j the :meth:`scores` of the clusters and B the joint covariance. It is right in
+        large samples of clusters whatever the distribution of random effects and residuals, where means and
+        covariances are as modelled. ``kind="robust"`` and ``se="robust"`` elsewhere are ``"CR1"``.
+
+        Parameters
+        ----------
+        correction : {"CR0", "CR1"}
+            None, or the factor J / (J - 1), J the number of clusters.
+
+        Raises
+        ------
+        SpecError
+            Another correction.
+        FitError
+            The fit holds only some of its clusters.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> labels = ["m~x", "m~x~~y~m"]
+        >>> fit.robust_cov().loc[labels, labels].round(5).to_numpy().tolist()
+        [[0.0029, 4e-05], [4e-05, 0.00068]]
+        """
+        covariance = robust.sandwich(self, self._scores, correction)
+        return pd.DataFrame(covariance, index=list(self.labels), columns=list(self.labels))
+
     def ranef(self) -> pd.DataFrame:
         """Predictions for every cluster (empirical Bayes), on the user's scale.
 
@@ -507,8 +573,9 @@ class Fit(Estimates):
         """Tables for a terminal.
 
         ``se="bauer"`` prints the numbers of the worked Stata example: block standard errors, its effect formulas, and
-        the variance of its extra random effect. ``at`` are values of moderators; with ``difference`` and
-        ``heterogeneity`` the tables of :meth:`effects` of differences and of :meth:`heterogeneity` are added.
+        the variance of its extra random effect; ``se="robust"`` cluster-robust standard errors throughout. ``at`` are
+        values of moderators; with ``difference`` and ``heterogeneity`` the tables of :meth:`effects` of differences and
+        of :meth:`heterogeneity` are added.
         """
         tables = self._effect_tables(se, level, at)
         if difference:
@@ -529,18 +596,27 @@ class Fit(Estimates):
         return summary.html(self, self._effect_tables(), "joint", 0.95)
 
     def to_dict(
-        self, at: Mapping[str, Any] | None = None, difference: bool = False, heterogeneity: bool = False
+        self,
+        at: Mapping[str, Any] | None = None,
+        difference: bool = False,
+        heterogeneity: bool = False,
+        robust: bool = False,
     ) -> dict[str, Any]:
         """Plain data under the public names; see also :meth:`to_json` and :meth:`save`.
 
         Of a model with moderators, ``effects`` holds a list of rows, with the moderators as further columns; ``at`` are
         their values as in :meth:`effects`. ``difference`` and ``heterogeneity`` add ``effect_differences`` and
-        ``heterogeneity``, the tables of :meth:`effects` and :meth:`heterogeneity`, in the same form.
+        ``heterogeneity``, the tables of :meth:`effects` and :meth:`heterogeneity`, in the same form; ``robust`` adds
+        ``bse_robust``, ``cov_robust`` and the effects with cluster-robust standard errors.
         """
         plain = super().to_dict() | {"theta": self.theta.tolist()}
+        if robust:
+            plain["bse_robust"] = plain_data(self.standard_errors("robust").to_dict())
+            plain["cov_robust"] = plain_data(self.covariance("robust").tolist())
         if not isinstance(self.spec, Mediation):
             return plain
-        plain["effects"] = {se: _rows(self.effects(se, at=at)) for se in SE_KINDS if se == "joint" or self.spec.simple}
+        kinds = ["joint", *(["bauer"] if self.spec.simple else []), *(["robust"] if robust else [])]
+        plain["effects"] = {se: _rows(self.effects(se, at=at)) for se in kinds}
         if difference:
             plain["effect_differences"] = _rows(self.effects(at=at, difference=True))
         if heterogeneity:
