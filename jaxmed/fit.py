@@ -26,6 +26,7 @@ from jaxmed.effect_tables import effect_table, heterogeneity_table
 from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, SpecError, Status
 from jaxmed.frame import check_complete, equation_groups, read_moments
 from jaxmed.hosts import ALONE, Hosts, all_hosts
+from jaxmed.influence import influence_table
 from jaxmed.interval_tables import interval_table
 from jaxmed.intervals import check_level
 from jaxmed.likelihood import Data
@@ -36,6 +37,7 @@ from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_
 from jaxmed.predict import moderators_of, predict_clusters
 from jaxmed.progress import progress
 from jaxmed.result import Estimates, fields_from_dict, plain_data
+from jaxmed.satterthwaite import satterthwaite_table
 from jaxmed.scores import Scores, cluster_scores
 from jaxmed.shards import Shards, make_shards, value_shards
 from jaxmed.totals import Totals, add_up
@@ -540,6 +542,95 @@ class Fit(Estimates):
         """
         covariance = robust.sandwich(self, self._scores, correction)
         return pd.DataFrame(covariance, index=list(self.labels), columns=list(self.labels))
+
+    def influence(
+        self, exact: bool = False, *, standardized: bool = False, at: Mapping[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """What every cluster does to the effects: the estimate from all clusters less that without it.
+
+        Parameters
+        ----------
+        exact : bool
+            Refit the model without each cluster in turn; otherwise one step from the cluster's score, which needs no
+            refit and is close where no cluster is very influential (docs/diagnostics.md).
+        standardized : bool
+            Changes in units of the joint standard error.
+        at : dict, optional
+            Values of moderators, as in :meth:`effects`.
+
+        Returns
+        -------
+        DataFrame
+            A row a cluster. A column an effect, in units of the effect (``"indirect[w=1]"`` at values of moderators),
+            or, for a :class:`System`, a fixed effect; then Cook's distances d'Cov^-1 d / k, with the joint covariance,
+            of the changes d of the k fixed effects, ``cook``, and of all parameters, ``cook_all``.
+
+        Raises
+        ------
+        SpecError
+            Moderators or values that the model does not have.
+        FitError
+            The fit holds only some of its clusters.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Refits without a cluster that did not converge; their rows are NaN.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> fit.influence()["cook"].nlargest(3).round(2).to_dict()
+        {71: 0.04, 65: 0.04, 46: 0.03}
+        """
+        return influence_table(self, self.theta, self.moments, self._scores, exact, standardized, at)
+
+    def satterthwaite(
+        self,
+        kind: str = "joint",
+        level: float = 0.95,
+        *,
+        terms: str | Sequence[str] | None = None,
+        at: Mapping[str, Any] | None = None,
+    ) -> pd.DataFrame:
+        """Tests and intervals of the t distribution with Satterthwaite's degrees of freedom.
+
+        df = 2 V^2 / Var(V) for an estimate with variance V, Var(V) by the delta method from exact derivatives of V in
+        all parameters (docs/diagnostics.md).
+
+        Parameters
+        ----------
+        kind : {"joint", "block"}
+            Covariance that V comes from. With one equation ``"block"`` gives the degrees of freedom of fixed effects
+            that lmerTest gives.
+        level : float
+        terms : "effects", "parameters", "all" or list of str, optional
+            By default the fixed effects, and then the effects of a mediation model. A t distribution supposes that
+            estimate and V are nearly independent, which those of variances are not.
+        at : dict, optional
+            Values of moderators, as in :meth:`effects`.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``estimate, se, df, t, p, ci_lower, ci_upper``.
+
+        Raises
+        ------
+        SpecError
+            An unknown kind, level or term.
+        FitError
+            The fit is singular.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> fit.satterthwaite()["df"].loc[["m~x", "y~m", "indirect", "total"]].round(1).to_dict()
+        {'m~x': 95.1, 'y~m': 112.9, 'indirect': 30.8, 'total': 43.4}
+        """
+        return satterthwaite_table(self, self.theta, self.moments, kind, level, terms, at)
 
     def ranef(self) -> pd.DataFrame:
         """Predictions for every cluster (empirical Bayes), on the user's scale.
