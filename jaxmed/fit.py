@@ -36,6 +36,7 @@ from jaxmed.optimise import Solution
 from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_precision
 from jaxmed.predict import moderators_of, predict_clusters
 from jaxmed.progress import progress
+from jaxmed.residuals import cluster_residual_table, residual_table
 from jaxmed.result import Estimates, fields_from_dict, plain_data
 from jaxmed.satterthwaite import satterthwaite_table
 from jaxmed.scores import Scores, cluster_scores
@@ -652,6 +653,64 @@ class Fit(Estimates):
             The model has no random effects.
         """
         return predict_clusters(self, self.theta, self.moments)
+
+    def cluster_residuals(self) -> pd.DataFrame:
+        """Standardized predictions of the clusters' random effects, for normal plots and outlying clusters.
+
+        Returns
+        -------
+        DataFrame
+            A row a cluster. For every random effect, by its label, its prediction over the standard deviation that the
+            prediction has under the model (Lange & Ryan 1989), and ``<label>_quantile``, the normal quantile that
+            belongs to its rank. ``distance`` is the squared Mahalanobis distance of all predictions of the cluster from
+            zero, about chi-squared with ``df`` degrees of freedom (fewer than there are random effects where the
+            cluster does not show them all), and ``p`` its upper tail.
+
+        Raises
+        ------
+        FitError
+            The model has no random effects.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> fit.cluster_residuals().nsmallest(2, "p")[["distance", "df", "p"]].round(3).to_numpy().tolist()
+        [[14.779, 5.0, 0.011], [13.445, 5.0, 0.02]]
+        """
+        return cluster_residual_table(self, self.theta, self.moments)
+
+    def residuals(self, data: Any) -> pd.DataFrame:
+        """Residuals row by row, equation under equation.
+
+        Parameters
+        ----------
+        data : frame or path
+            The data of the fit, which holds cross-products only.
+
+        Returns
+        -------
+        DataFrame
+            A row for every row that counts in an equation, ``fit.nobs`` in all: ``outcome``, the cluster, ``row`` (the
+            position of the row in the data, from 0; -1 for the one row of a cluster in an equation of level 2),
+            ``observed``, ``fitted`` (fixed and predicted random effects), ``marginal`` (observed less fixed effects),
+            ``conditional`` (observed less fitted) and ``standardized`` (conditional over the residual standard
+            deviation, the Pearson residuals of nlme).
+
+        Raises
+        ------
+        DataError
+            The data are others than those of the fit.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> data = jm.datasets.load_example()
+        >>> fit = jm.fit(data, x="x", m="m", y="y", cluster="id")
+        >>> fit.residuals(data).groupby("outcome")["standardized"].std().round(2).to_dict()
+        {'m': 0.92, 'y': 0.89}
+        """
+        return residual_table(self, self.theta, self.moments, data)
 
     def summary(
         self,
