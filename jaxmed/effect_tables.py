@@ -221,9 +221,13 @@ def positions(terms: str | Sequence[str], labels: Sequence[str], n_params: int) 
     return [labels.index(name) for name in chosen]
 
 
-def heterogeneity_table(found: Estimates, level: float, at: Mapping[str, Any] | None) -> pd.DataFrame:
+def heterogeneity_table(
+    found: Estimates, level: float, at: Mapping[str, Any] | None, se: str = "joint"
+) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.heterogeneity`."""
     critical = critical_value(level)
+    if se not in ("joint", "robust"):
+        raise SpecError(f"se={se!r} is not known; choose 'joint' or 'robust'")
     estimands = estimands_of(found)
     rows = [row for row in estimands.rows if row.kind in ("indirect", "total") and row.suffix != "_between"]
     if not rows:
@@ -234,7 +238,7 @@ def heterogeneity_table(found: Estimates, level: float, at: Mapping[str, Any] | 
     value, jacobian = effects.value_and_jacobian(
         effects.heterogeneity, plan, found.values, _weights(found, estimands, points)
     )
-    error = effects.delta(jacobian, found.joint)
+    error = effects.delta(jacobian, found.covariance(se))
     n = len(rows)
     variance = np.maximum(value[:, :n], 0.0)
     sd = np.sqrt(variance)

@@ -382,25 +382,30 @@ class Fit(Estimates):
         """
         return effect_table(self, se, level, at, difference)
 
-    def heterogeneity(self, level: float = 0.95, at: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    def heterogeneity(
+        self, level: float = 0.95, at: Mapping[str, Any] | None = None, se: str = "joint"
+    ) -> pd.DataFrame:
         """How much indirect and total effects vary between clusters, in the population.
 
         ``sd_indirect`` and ``sd_total`` are the standard deviations of a_j b_j and a_j b_j + c'_j over clusters (Bauer,
         Preacher & Gil 2006, equation 6), ``share_indirect_positive`` is the share of clusters whose a_j b_j is
-        positive. Standard errors by the delta method on the joint covariance, limits on the log and logit scale.
+        positive: shares of normal slopes, which robust standard errors do not free from that. Standard errors by the
+        delta method, limits on the log and logit scale.
 
         Parameters
         ----------
         level : float
         at : dict, optional
             Values of moderators, as in :meth:`effects`.
+        se : {"joint", "robust"}
+            Covariance of all parameters.
 
         Returns
         -------
         DataFrame
             Columns ``estimate, se, ci_lower, ci_upper``; for several mediators a row per specific effect too.
         """
-        return heterogeneity_table(self, level, at)
+        return heterogeneity_table(self, level, at, se)
 
     def intervals(
         self,
@@ -731,7 +736,9 @@ class Fit(Estimates):
         if difference:
             tables["Differences of effects"] = self.effects(se, level, at, difference=True)
         if heterogeneity:
-            tables["Effects over clusters (population)"] = self.heterogeneity(level, at)
+            tables["Effects over clusters (population)"] = self.heterogeneity(
+                level, at, "robust" if se == "robust" else "joint"
+            )
         return summary.text(self, tables, se, check_level(level))
 
     def _effect_tables(

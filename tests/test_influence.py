@@ -94,6 +94,19 @@ def test_one_step_is_its_formula(fit, data):
         np.testing.assert_allclose(moved[at] / error, expected / error, atol=1e-6)
 
 
+def test_moderators_and_cluster_means(extended):
+    """Effects at values of a moderator, by one step and by refit; within, between and contextual ones."""
+    random = {"m1": ["1", "within(x)"], "y": ["1"]}
+    spec = jm.Mediation("x", "m1", "y", "id", random=random, moderators={"w": ["a"]}, center="cluster")
+    found = jm.fit(extended, spec)
+    near, exact = (found.influence(which, standardized=True, at={"w": [0, 1]}) for which in (False, True))
+    assert "indirect_within[w=1]" in near.columns
+    assert list(near.columns) == list(exact.columns)
+    names = ["indirect_within[w=0]", "indirect_within[w=1]", "contextual_total[w=0]", "index_w_within"]
+    assert (near[names] - exact[names]).abs().max().max() < 0.1
+    assert exact[names].abs().max().min() > 0.15
+
+
 def test_a_system_shows_its_fixed_effects_and_a_standardized_table(data):
     system = jm.System([jm.Equation("y", ["1", "x"], ["1"])], "id")
     found = jm.fit(data, system)

@@ -116,6 +116,23 @@ def test_the_sandwich_is_its_formula(case):
     assert fit.cov_params("robust").shape == (len(fit.params),) * 2
 
 
+@pytest.mark.parametrize("reml", [True, False])
+def test_without_random_effects_it_is_that_of_least_squares(reml, extended_table):
+    """(X'X)^-1 (sum_j X_j'e_j e_j'X_j) (X'X)^-1 of a regression (Liang & Zeger 1986); 1e-9, closed form on both sides.
+
+    Of a single equation, in which fixed effects and the residual variance are orthogonal.
+    """
+    fit = jm.fit(extended_table, jm.System([jm.Equation("y", ["1", "x", "age"])], "id"), reml=reml)
+    x = extended_table[["x", "age"]].assign(one=1.0)[["one", "x", "age"]].to_numpy()
+    inverse = np.linalg.inv(x.T @ x)
+    residual = extended_table["y"].to_numpy() - x @ (inverse @ x.T @ extended_table["y"].to_numpy())
+    sums = pd.DataFrame(x * residual[:, None]).groupby(extended_table["id"].to_numpy()).sum().to_numpy()
+    expected = inverse @ sums.T @ sums @ inverse
+    found = fit.robust_cov("CR0").to_numpy()[:3, :3]
+    unit = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
+    np.testing.assert_allclose(found / unit, expected / unit, atol=1e-9)
+
+
 # Where it is used ----------------------------------------------------------------------------------------------------
 
 
@@ -138,6 +155,29 @@ def test_effects_by_the_delta_method(example):
     parameters = example.intervals(se="robust", terms="parameters")["se"]
     np.testing.assert_allclose(parameters, np.sqrt(np.diag(example.robust_cov())), rtol=1e-12)
     assert example.wald("m~x", kind="robust").statistic == pytest.approx(table.loc["a", "z"] ** 2, rel=1e-10)
+
+
+def test_units_and_origins_do_not_matter(example):
+    """x and y in other units and far from zero, by powers of two (exact) and by 30 sds: to 1e-8."""
+    data = jm.datasets.load_example()
+    moved = data.assign(x=data["x"] * 2.0**20 + 2.0**25, y=data["y"] * 2.0**-12 - 1)
+    fit = jm.fit(moved, x="x", m="m", y="y", cluster="id")
+    names = ["indirect", "total", "c_prime"]
+    expected = example.effects("robust").loc[names, "se"] * 2.0**-32
+    np.testing.assert_allclose(fit.effects("robust").loc[names, "se"], expected, rtol=1e-8)
+    np.testing.assert_allclose(fit.influence()[names] * 2.0**32, example.influence()[names], rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(fit.influence()["cook_all"], example.influence()["cook_all"], rtol=1e-5)
+    df = fit.satterthwaite(terms="effects")["df"]
+    np.testing.assert_allclose(df, example.satterthwaite(terms="effects")["df"], rtol=1e-5)
+
+
+def test_heterogeneity(example):
+    table, joint = example.heterogeneity(se="robust"), example.heterogeneity()
+    assert table["estimate"].equals(joint["estimate"])
+    assert table["se"].between(0.5 * joint["se"], 2 * joint["se"]).all()
+    assert (table["se"] != joint["se"]).all()
+    with pytest.raises(jm.SpecError, match="se='block' is not known; choose 'joint' or 'robust'"):
+        example.heterogeneity(se="block")
 
 
 def test_summary_and_plain_data(example, tmp_path):
