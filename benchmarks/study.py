@@ -8,8 +8,8 @@ grid        25, 50, 100, 200 clusters of 4, 8, 16, 32 rows, normal and skewed ra
             joint standard errors and with those of Bauer et al., and Monte Carlo intervals
 bootstrap   25 and 100 clusters of 8, the same two distributions: percentile, basic, BC, BCa and studentized intervals
             of the parametric bootstrap
-cluster     the same for the bootstrap of clusters: percentile, BC and studentized intervals
-profile     25 clusters of 8, normal: profile intervals of the indirect effect
+robust      the same designs: delta intervals with cluster-robust standard errors
+cluster     the same for the bootstrap of clusters: percentile, BC and studentized intervals; a quarter of the data sets
 
 Prints the seconds of each and the table of the indirect effect and c', and writes all rows. The Monte Carlo error of a
 coverage of .95 from 2,000 data sets is .005.
@@ -46,6 +46,7 @@ def run(out: Path, replications: int, replicates: int) -> dict[str, jm.Power]:
             out=folder,
             **common,
         ),
+        "robust": lambda folder: jm.power(None, few, intervals="robust", out=folder, **common),
         "cluster": lambda folder: jm.power(
             None,
             few,
@@ -53,10 +54,8 @@ def run(out: Path, replications: int, replicates: int) -> dict[str, jm.Power]:
             replicates=replicates,
             method="cluster",
             out=folder,
-            **common,
-        ),
-        "profile": lambda folder: jm.power(
-            None, {"clusters": 25, "size": 8}, intervals="profile", terms=["indirect"], out=folder, **common
+            seed=SEED,
+            replications=replications // 4,
         ),
     }
     found = {}

@@ -6,6 +6,7 @@ from jaxmed import datasets, plots
 from jaxmed._version import __version__
 from jaxmed.bootstrap import bootstrap
 from jaxmed.compare import compare
+from jaxmed.conflation import Conflation, conflation
 from jaxmed.describe import Description, describe, stack
 from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, JaxmedError, SpecError, Status
 from jaxmed.fit import Fit, fit, load
@@ -20,6 +21,7 @@ from jaxmed.spec import Equation, System
 from jaxmed.store import load_moments, save_moments
 
 __all__ = [
+    "Conflation",
     "ConvergenceWarning",
     "DataError",
     "Description",
@@ -38,6 +40,7 @@ __all__ = [
     "__version__",
     "bootstrap",
     "compare",
+    "conflation",
     "datasets",
     "describe",
     "fit",

@@ -17,7 +17,7 @@ from jaxmed.design import Design, make_design
 from jaxmed.effect_tables import Targets
 from jaxmed.errors import Status
 from jaxmed.moments import Floats, Moments
-from jaxmed.params import Layout, count_rows, make_layout, make_scale, spread_to_variances
+from jaxmed.params import Layout, count_rows, make_layout, make_scale, rows_by_cluster, spread_to_variances
 from jaxmed.refit import Program, Refit, Setting, refit, refit_alone, seed_key
 from jaxmed.result import Estimates
 from jaxmed.totals import Totals, add_up
@@ -240,7 +240,7 @@ def make_refitter(
         "weights": () if targets is None else targets.weights,
         "combination": np.zeros((0, 0)) if targets is None else targets.combination,
         "table": np.zeros((0, 0)) if source in ("given", "drawn") else design.table,
-        "counts": _counts(design, layout),
+        "counts": rows_by_cluster(layout, design),
         "key": seed_key(seed),
         "known": known,
         "population": population,
@@ -260,17 +260,6 @@ def with_size(refitter: Refitter, size: int) -> Refitter:
     """The same refitter with other batches."""
     program = refitter.program
     return replace(refitter, size=size, program=program._replace(together=size if program.together > 1 else 1))
-
-
-def _counts(design: Design, layout: Layout) -> Floats:
-    """Rows of each set of equations by cluster, shape (n_sets, J)."""
-    found = np.zeros((len(layout.seen), design.n_clusters))
-    for s, equations in enumerate(layout.seen):
-        group = next(set(group) for group in design.system.residual_groups if set(equations) <= set(group))
-        for block in design.blocks:
-            if group & set(block.equations) == set(equations):
-                found[s] += block.products[0]
-    return found
 
 
 def _population(base: Fitted, linear: Floats, offset: Floats) -> generate.Population:

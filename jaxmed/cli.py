@@ -122,7 +122,10 @@ def fit(
     missing: MissingOption = None,
     se: Annotated[
         StandardErrors | None,
-        typer.Option(help="joint: all parameters together (default). bauer: the formulas of Bauer et al. (2006)."),
+        typer.Option(
+            help="joint: all parameters together (default). bauer: the formulas of Bauer et al. (2006). robust: "
+            "cluster-robust (sandwich)."
+        ),
     ] = None,
     level: Level = None,
     at: At = None,
@@ -176,10 +179,12 @@ def fit(
         _log(fitted)
     if not settings.get("quiet") and str(json) != "-":
         typer.echo(fitted.summary(se, level, **shown))
-    if str(json) == "-":
-        typer.echo(fitted.to_json(**shown))
-    elif json is not None:
-        write_text(Path(json), fitted.to_json(**shown) + "\n")
+    if json is not None:
+        text = fitted.to_json(**shown, robust=se == "robust")
+        if str(json) == "-":
+            typer.echo(text)
+        else:
+            write_text(Path(json), text + "\n")
     if save is not None:
         fitted.save(save)
     if not fitted.converged:

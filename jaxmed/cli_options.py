@@ -14,6 +14,7 @@ class StandardErrors(StrEnum):
 
     JOINT = "joint"
     BAUER = "bauer"
+    ROBUST = "robust"
 
 
 class Covariance(StrEnum):

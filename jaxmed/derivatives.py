@@ -248,7 +248,7 @@ def second_pass(
         for c, found in enumerate(places):
             own_rows = embedded[c][found.local]
             own_zz = own_rows[:, at.z[own[c]]]
-            w_b = _placed(layout, found.fixed, embedded[c]) - linalg.matmul(own_rows.swapaxes(0, 1), u[own[c]])
+            w_b = placed(layout, found.fixed, embedded[c]) - linalg.matmul(own_rows.swapaxes(0, 1), u[own[c]])
             n_c = w_b[at.z[own[c]]]
             q_c = w_b - linalg.matmul(u[own[c]].swapaxes(0, 1), n_c)
             trace.append(jnp.sum(k[np.ix_(own[c], own[c])] * own_zz))
@@ -295,7 +295,7 @@ def second_pass(
     return over_blocks(data, body, zeros)
 
 
-def _placed(layout: Layout, fixed: tuple[int, ...], rows: Array) -> Array:
+def placed(layout: Layout, fixed: tuple[int, ...], rows: Array) -> Array:
     """Rows of a piece -> their place in the (p + 1, p + 1, clusters) matrix."""
     if fixed == tuple(range(fixed[0], fixed[-1] + 1)):
         above = jnp.zeros((fixed[0], *rows.shape[1:]), rows.dtype)

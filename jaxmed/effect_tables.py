@@ -18,6 +18,7 @@ from jaxmed.moments import Floats
 from jaxmed.result import Estimates
 from jaxmed.terms import find_category
 
+SE_KINDS = ("joint", "bauer", "robust")
 Value = float | str
 Point = dict[str, Value]
 
@@ -128,12 +129,12 @@ def effect_table(
 ) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.effects`."""
     critical: float | Floats = critical_value(level)
-    if se not in ("joint", "bauer"):
-        raise SpecError(f"se={se!r} is not known; choose 'joint' or 'bauer'")
+    if se not in SE_KINDS:
+        raise SpecError(f"se={se!r} is not known; choose one of {list(SE_KINDS)}")
     targets = make_targets(found, at, difference)
     estimate, slope = effects.combined_and_jacobian(targets.plan, found.values, targets.weights, targets.combination)
-    if se == "joint":
-        error = effects.delta(slope, found.joint)
+    if se != "bauer":
+        error = effects.delta(slope, found.covariance(se))
     else:
         _check_bauer(found)
         error = effects.bauer(targets.plan, targets.names, slope, found.block)
@@ -220,9 +221,13 @@ def positions(terms: str | Sequence[str], labels: Sequence[str], n_params: int) 
     return [labels.index(name) for name in chosen]
 
 
-def heterogeneity_table(found: Estimates, level: float, at: Mapping[str, Any] | None) -> pd.DataFrame:
+def heterogeneity_table(
+    found: Estimates, level: float, at: Mapping[str, Any] | None, se: str = "joint"
+) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.heterogeneity`."""
     critical = critical_value(level)
+    if se not in ("joint", "robust"):
+        raise SpecError(f"se={se!r} is not known; choose 'joint' or 'robust'")
     estimands = estimands_of(found)
     rows = [row for row in estimands.rows if row.kind in ("indirect", "total") and row.suffix != "_between"]
     if not rows:
@@ -233,7 +238,7 @@ def heterogeneity_table(found: Estimates, level: float, at: Mapping[str, Any] | 
     value, jacobian = effects.value_and_jacobian(
         effects.heterogeneity, plan, found.values, _weights(found, estimands, points)
     )
-    error = effects.delta(jacobian, found.joint)
+    error = effects.delta(jacobian, found.covariance(se))
     n = len(rows)
     variance = np.maximum(value[:, :n], 0.0)
     sd = np.sqrt(variance)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 from jax import Array
 
-from jaxmed import inference, likelihood, optimise, profile, store, summary
+from jaxmed import inference, likelihood, optimise, profile, robust, store, summary
 from jaxmed._runtime import float64, jit_by_key
 from jaxmed.checks import check_identified
 from jaxmed.counts import check_count
@@ -25,6 +26,7 @@ from jaxmed.effect_tables import effect_table, heterogeneity_table
 from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, SpecError, Status
 from jaxmed.frame import check_complete, equation_groups, read_moments
 from jaxmed.hosts import ALONE, Hosts, all_hosts
+from jaxmed.influence import influence_table
 from jaxmed.interval_tables import interval_table
 from jaxmed.intervals import check_level
 from jaxmed.likelihood import Data
@@ -34,11 +36,13 @@ from jaxmed.optimise import Solution
 from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_precision
 from jaxmed.predict import moderators_of, predict_clusters
 from jaxmed.progress import progress
+from jaxmed.residuals import cluster_residual_table, residual_table
 from jaxmed.result import Estimates, fields_from_dict, plain_data
+from jaxmed.satterthwaite import satterthwaite_table
+from jaxmed.scores import Scores, cluster_scores
 from jaxmed.shards import Shards, make_shards, value_shards
 from jaxmed.totals import Totals, add_up
 
-SE_KINDS = ("joint", "bauer")
 SAMPLE = 1024  # clusters; a fit to four times as many starts at the optimum of so many
 
 
@@ -344,11 +348,11 @@ class Fit(Estimates):
 
         Parameters
         ----------
-        se : {"joint", "bauer"}
-            First-order delta method on the joint covariance of all parameters, or the formulas of Bauer, Preacher &
-            Gil (2006) on the block covariance, as in the worked Stata example (one mediator, no moderators). For
-            ``"bauer"`` at level .95 the limits of indirect and total use that example's 1.96; all others use the exact
-            normal quantile.
+        se : {"joint", "bauer", "robust"}
+            First-order delta method on the joint covariance of all parameters or on the cluster-robust one
+            (:meth:`robust_cov`), or the formulas of Bauer, Preacher & Gil (2006) on the block covariance, as in the
+            worked Stata example (one mediator, no moderators). For ``"bauer"`` at level .95 the limits of indirect and
+            total use that example's 1.96; all others use the exact normal quantile.
         level : float
             Confidence level.
         at : dict, optional
@@ -378,25 +382,30 @@ class Fit(Estimates):
         """
         return effect_table(self, se, level, at, difference)
 
-    def heterogeneity(self, level: float = 0.95, at: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    def heterogeneity(
+        self, level: float = 0.95, at: Mapping[str, Any] | None = None, se: str = "joint"
+    ) -> pd.DataFrame:
         """How much indirect and total effects vary between clusters, in the population.
 
         ``sd_indirect`` and ``sd_total`` are the standard deviations of a_j b_j and a_j b_j + c'_j over clusters (Bauer,
         Preacher & Gil 2006, equation 6), ``share_indirect_positive`` is the share of clusters whose a_j b_j is
-        positive. Standard errors by the delta method on the joint covariance, limits on the log and logit scale.
+        positive: shares of normal slopes, which robust standard errors do not free from that. Standard errors by the
+        delta method, limits on the log and logit scale.
 
         Parameters
         ----------
         level : float
         at : dict, optional
             Values of moderators, as in :meth:`effects`.
+        se : {"joint", "robust"}
+            Covariance of all parameters.
 
         Returns
         -------
         DataFrame
             Columns ``estimate, se, ci_lower, ci_upper``; for several mediators a row per specific effect too.
         """
-        return heterogeneity_table(self, level, at)
+        return heterogeneity_table(self, level, at, se)
 
     def intervals(
         self,
@@ -420,10 +429,10 @@ class Fit(Estimates):
         level : float
         seed : int
             Required for ``"monte_carlo"``.
-        se : {"joint", "block", "bauer", "independent"}
-            Covariance of all parameters that ``"delta"`` (joint, block, bauer) and ``"monte_carlo"`` (joint, block,
-            independent) rest on; ``"independent"`` draws every parameter by itself, as Preacher & Selig (2012) do for a
-            and b, for comparison.
+        se : {"joint", "block", "robust", "bauer", "independent"}
+            Covariance of all parameters that ``"delta"`` (joint, block, robust, bauer) and ``"monte_carlo"`` (joint,
+            block, robust, independent) rest on; ``"independent"`` draws every parameter by itself, as Preacher & Selig
+            (2012) do for a and b, for comparison.
         terms : "effects", "parameters", "all" or list of str
             Effects, parameters, or names of either.
         at : dict, optional
@@ -475,6 +484,160 @@ class Fit(Estimates):
         """
         return profile.profile_curve(self, self.theta, self.moments, term, values, at)
 
+    @cached_property
+    def _scores(self) -> Scores:
+        return cluster_scores(self, self.theta, self.moments)
+
+    @cached_property
+    def _robust(self) -> Floats:
+        return robust.sandwich(self, self._scores)
+
+    def scores(self) -> pd.DataFrame:
+        """Scores of the clusters: the derivatives of what each adds to the log likelihood, at the estimates.
+
+        Returns
+        -------
+        DataFrame
+            A row a cluster, a column a parameter (fixed effects, free entries of G, residual variances and
+            covariances). Columns sum to zero at the optimum. Under REML a cluster's share of the restricted likelihood
+            is that at known (X'V^-1X)^-1 (docs/diagnostics.md).
+
+        Raises
+        ------
+        FitError
+            The fit holds only some of its clusters.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> scores = fit.scores()
+        >>> scores.shape, bool(scores.sum().abs().max() < 1e-4)
+        ((100, 22), True)
+        """
+        found = self._scores
+        index = pd.Index(found.clusters, name=self.system.cluster)
+        return pd.DataFrame(found.on_user_scale.T, index=index, columns=list(self.labels))
+
+    def robust_cov(self, correction: str = "CR1") -> pd.DataFrame:
+        """Cluster-robust (sandwich) covariance of all parameters.
+
+        B (sum_j s_j s_j') B, with s_j the :meth:`scores` of the clusters and B the joint covariance. It is right in
+        large samples of clusters whatever the distribution of random effects and residuals, where means and
+        covariances are as modelled. ``kind="robust"`` and ``se="robust"`` elsewhere are ``"CR1"``.
+
+        Parameters
+        ----------
+        correction : {"CR0", "CR1"}
+            None, or the factor J / (J - 1), J the number of clusters.
+
+        Raises
+        ------
+        SpecError
+            Another correction.
+        FitError
+            The fit holds only some of its clusters.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> labels = ["m~x", "m~x~~y~m"]
+        >>> fit.robust_cov().loc[labels, labels].round(5).to_numpy().tolist()
+        [[0.0029, 4e-05], [4e-05, 0.00068]]
+        """
+        covariance = robust.sandwich(self, self._scores, correction)
+        return pd.DataFrame(covariance, index=list(self.labels), columns=list(self.labels))
+
+    def influence(
+        self, exact: bool = False, *, standardized: bool = False, at: Mapping[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """What every cluster does to the effects: the estimate from all clusters less that without it.
+
+        Parameters
+        ----------
+        exact : bool
+            Refit the model without each cluster in turn; otherwise one step from the cluster's score, which needs no
+            refit and is close where no cluster is very influential (docs/diagnostics.md).
+        standardized : bool
+            Changes in units of the joint standard error.
+        at : dict, optional
+            Values of moderators, as in :meth:`effects`.
+
+        Returns
+        -------
+        DataFrame
+            A row a cluster. A column an effect, in units of the effect (``"indirect[w=1]"`` at values of moderators),
+            or, for a :class:`System`, a fixed effect; then Cook's distances d'Cov^-1 d / k, with the joint covariance,
+            of the changes d of the k fixed effects, ``cook``, and of all parameters, ``cook_all``.
+
+        Raises
+        ------
+        SpecError
+            Moderators or values that the model does not have.
+        FitError
+            The fit holds only some of its clusters.
+
+        Warns
+        -----
+        ConvergenceWarning
+            Refits without a cluster that did not converge; their rows are NaN.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> fit.influence()["cook"].nlargest(3).round(2).to_dict()
+        {71: 0.04, 65: 0.04, 46: 0.03}
+        """
+        return influence_table(self, self.theta, self.moments, self._scores, exact, standardized, at)
+
+    def satterthwaite(
+        self,
+        kind: str = "joint",
+        level: float = 0.95,
+        *,
+        terms: str | Sequence[str] | None = None,
+        at: Mapping[str, Any] | None = None,
+    ) -> pd.DataFrame:
+        """Tests and intervals of the t distribution with Satterthwaite's degrees of freedom.
+
+        df = 2 V^2 / Var(V) for an estimate with variance V, Var(V) by the delta method from exact derivatives of V in
+        all parameters (docs/diagnostics.md).
+
+        Parameters
+        ----------
+        kind : {"joint", "block"}
+            Covariance that V comes from. With one equation ``"block"`` gives the degrees of freedom of fixed effects
+            that lmerTest gives.
+        level : float
+        terms : "effects", "parameters", "all" or list of str, optional
+            By default the fixed effects, and then the effects of a mediation model. A t distribution supposes that
+            estimate and V are nearly independent, which those of variances are not.
+        at : dict, optional
+            Values of moderators, as in :meth:`effects`.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``estimate, se, df, t, p, ci_lower, ci_upper``.
+
+        Raises
+        ------
+        SpecError
+            An unknown kind, level or term.
+        FitError
+            The fit is singular.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> fit.satterthwaite()["df"].loc[["m~x", "y~m", "indirect", "total"]].round(1).to_dict()
+        {'m~x': 95.1, 'y~m': 112.9, 'indirect': 30.8, 'total': 43.4}
+        """
+        return satterthwaite_table(self, self.theta, self.moments, kind, level, terms, at)
+
     def ranef(self) -> pd.DataFrame:
         """Predictions for every cluster (empirical Bayes), on the user's scale.
 
@@ -496,6 +659,64 @@ class Fit(Estimates):
         """
         return predict_clusters(self, self.theta, self.moments)
 
+    def cluster_residuals(self) -> pd.DataFrame:
+        """Standardized predictions of the clusters' random effects, for normal plots and outlying clusters.
+
+        Returns
+        -------
+        DataFrame
+            A row a cluster. For every random effect, by its label, its prediction over the standard deviation that the
+            prediction has under the model (Lange & Ryan 1989), and ``<label>_quantile``, the normal quantile that
+            belongs to its rank. ``distance`` is the squared Mahalanobis distance of all predictions of the cluster from
+            zero, about chi-squared with ``df`` degrees of freedom (fewer than there are random effects where the
+            cluster does not show them all), and ``p`` its upper tail.
+
+        Raises
+        ------
+        FitError
+            The model has no random effects.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> fit.cluster_residuals().nsmallest(2, "p")[["distance", "df", "p"]].round(3).to_numpy().tolist()
+        [[14.779, 5.0, 0.011], [13.445, 5.0, 0.02]]
+        """
+        return cluster_residual_table(self, self.theta, self.moments)
+
+    def residuals(self, data: Any) -> pd.DataFrame:
+        """Residuals row by row, equation under equation.
+
+        Parameters
+        ----------
+        data : frame or path
+            The data of the fit, which holds cross-products only.
+
+        Returns
+        -------
+        DataFrame
+            A row for every row that counts in an equation, ``fit.nobs`` in all: ``outcome``, the cluster, ``row`` (the
+            position of the row in the data, from 0; -1 for the one row of a cluster in an equation of level 2),
+            ``observed``, ``fitted`` (fixed and predicted random effects), ``marginal`` (observed less fixed effects),
+            ``conditional`` (observed less fitted) and ``standardized`` (conditional over the residual standard
+            deviation, the Pearson residuals of nlme).
+
+        Raises
+        ------
+        DataError
+            The data are others than those of the fit.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> data = jm.datasets.load_example()
+        >>> fit = jm.fit(data, x="x", m="m", y="y", cluster="id")
+        >>> fit.residuals(data).groupby("outcome")["standardized"].std().round(2).to_dict()
+        {'m': 0.92, 'y': 0.89}
+        """
+        return residual_table(self, self.theta, self.moments, data)
+
     def summary(
         self,
         se: str = "joint",
@@ -507,14 +728,17 @@ class Fit(Estimates):
         """Tables for a terminal.
 
         ``se="bauer"`` prints the numbers of the worked Stata example: block standard errors, its effect formulas, and
-        the variance of its extra random effect. ``at`` are values of moderators; with ``difference`` and
-        ``heterogeneity`` the tables of :meth:`effects` of differences and of :meth:`heterogeneity` are added.
+        the variance of its extra random effect; ``se="robust"`` cluster-robust standard errors throughout. ``at`` are
+        values of moderators; with ``difference`` and ``heterogeneity`` the tables of :meth:`effects` of differences and
+        of :meth:`heterogeneity` are added.
         """
         tables = self._effect_tables(se, level, at)
         if difference:
             tables["Differences of effects"] = self.effects(se, level, at, difference=True)
         if heterogeneity:
-            tables["Effects over clusters (population)"] = self.heterogeneity(level, at)
+            tables["Effects over clusters (population)"] = self.heterogeneity(
+                level, at, "robust" if se == "robust" else "joint"
+            )
         return summary.text(self, tables, se, check_level(level))
 
     def _effect_tables(
@@ -529,18 +753,27 @@ class Fit(Estimates):
         return summary.html(self, self._effect_tables(), "joint", 0.95)
 
     def to_dict(
-        self, at: Mapping[str, Any] | None = None, difference: bool = False, heterogeneity: bool = False
+        self,
+        at: Mapping[str, Any] | None = None,
+        difference: bool = False,
+        heterogeneity: bool = False,
+        robust: bool = False,
     ) -> dict[str, Any]:
         """Plain data under the public names; see also :meth:`to_json` and :meth:`save`.
 
         Of a model with moderators, ``effects`` holds a list of rows, with the moderators as further columns; ``at`` are
         their values as in :meth:`effects`. ``difference`` and ``heterogeneity`` add ``effect_differences`` and
-        ``heterogeneity``, the tables of :meth:`effects` and :meth:`heterogeneity`, in the same form.
+        ``heterogeneity``, the tables of :meth:`effects` and :meth:`heterogeneity`, in the same form; ``robust`` adds
+        ``bse_robust``, ``cov_robust`` and the effects with cluster-robust standard errors.
         """
         plain = super().to_dict() | {"theta": self.theta.tolist()}
+        if robust:
+            plain["bse_robust"] = plain_data(self.standard_errors("robust").to_dict())
+            plain["cov_robust"] = plain_data(self.covariance("robust").tolist())
         if not isinstance(self.spec, Mediation):
             return plain
-        plain["effects"] = {se: _rows(self.effects(se, at=at)) for se in SE_KINDS if se == "joint" or self.spec.simple}
+        kinds = ["joint", *(["bauer"] if self.spec.simple else []), *(["robust"] if robust else [])]
+        plain["effects"] = {se: _rows(self.effects(se, at=at)) for se in kinds}
         if difference:
             plain["effect_differences"] = _rows(self.effects(at=at, difference=True))
         if heterogeneity:

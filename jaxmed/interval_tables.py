@@ -18,8 +18,8 @@ from jaxmed.params import lower_root
 from jaxmed.result import Estimates
 
 KINDS = {
-    "delta": ("joint", "block", "bauer"),
-    "monte_carlo": ("joint", "block", "independent"),
+    "delta": ("joint", "block", "robust", "bauer"),
+    "monte_carlo": ("joint", "block", "robust", "independent"),
     "profile": ("joint",),
 }
 
@@ -61,16 +61,17 @@ def _delta(
 ) -> pd.DataFrame:
     if se == "bauer":
         if min(chosen) < known.n_params:
-            raise SpecError("se='bauer' is of effects; for parameters choose 'joint' or 'block'")
+            raise SpecError("se='bauer' is of effects; for parameters choose 'joint', 'block' or 'robust'")
         return effect_table(found, se, level, at, False).iloc[[k - known.n_params for k in chosen]]
     errors = known.errors
-    if se == "block":
-        diagonal = np.diag(found.block)
+    if se != "joint":
+        covariance = found.covariance(se)
+        diagonal = np.diag(covariance)
         errors = np.sqrt(np.where(diagonal >= 0, diagonal, np.nan))
         if known.targets is not None:
             of = known.targets
             _, slope = effects.combined_and_jacobian(of.plan, found.values, of.weights, of.combination)
-            errors = np.concatenate([errors, effects.delta(slope, found.block)])
+            errors = np.concatenate([errors, effects.delta(slope, covariance)])
     labels = [known.labels[k] for k in chosen]
     return normal_table(labels, known.values[chosen], errors[chosen], critical_value(level))
 
@@ -79,9 +80,7 @@ def _monte_carlo(
     found: Estimates, known: Quantities, chosen: list[int], level: float, seed: int, se: str, draws: int
 ) -> pd.DataFrame:
     """Quantiles at parameters from N(estimate, covariance)."""
-    covariance = found.block if se == "block" else found.joint
-    if se == "independent":
-        covariance = np.diag(np.diag(found.block))
+    covariance = np.diag(np.diag(found.block)) if se == "independent" else found.covariance(se)
     if not np.all(np.isfinite(covariance)):
         raise FitError(f"the {se} covariance of this fit is not available ({found.message}); use the bootstrap")
     drawn = normal_draws(found.values, covariance, seed, draws)

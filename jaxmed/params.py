@@ -153,6 +153,17 @@ def count_rows(layout: Layout, system: System, totals: Totals) -> tuple[int, ...
     return tuple(counts)
 
 
+def rows_by_cluster(layout: Layout, design: Design) -> Floats:
+    """Rows of each set of equations in ``layout.seen`` by cluster, shape (n_sets, J)."""
+    found = np.zeros((len(layout.seen), design.n_clusters))
+    for s, equations in enumerate(layout.seen):
+        group = next(set(group) for group in design.system.residual_groups if set(equations) <= set(group))
+        for block in design.blocks:
+            if group & set(block.equations) == set(equations):
+                found[s] += block.products[0]
+    return found
+
+
 # Residual covariance -------------------------------------------------------------------------------------------------
 
 

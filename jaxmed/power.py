@@ -67,8 +67,9 @@ def power(
         Same seed, same table.
     intervals : str or list of str, optional
         ``"delta"``, ``"bauer"`` (or ``"block"``, of any model), ``"monte_carlo"`` (1,000 draws), which cost next to
-        nothing; ``"profile"``, ``"percentile"``, ``"basic"``, ``"bc"``, ``"bca"``, ``"studentized"``, which refit every
-        data set many times. By default ``"delta"`` and ``"bauer"``.
+        nothing; ``"robust"`` (delta intervals with cluster-robust standard errors), which is cheap; ``"profile"``,
+        ``"percentile"``, ``"basic"``, ``"bc"``, ``"bca"``, ``"studentized"``, which refit every data set many times.
+        By default ``"delta"`` and ``"bauer"``.
     level : float
         Of the intervals; tests are at 1 - ``level``.
     terms : "effects", "parameters", "all" or list of str

@@ -16,7 +16,7 @@ from jaxmed.intervals import check_level
 from jaxmed.ledger import all_files, damaged, read_table, write_table
 from jaxmed.moments import Floats
 from jaxmed.result import plain_data
-from jaxmed.studies import OWN, WALD, Analysis, Design, Truth, converged, limits_of
+from jaxmed.studies import OWN, Analysis, Design, Truth, converged, limits_of
 
 FORMAT = 1
 WHAT = "a power study"
@@ -176,7 +176,7 @@ def measures(cell: Cell) -> list[dict[str, Any]]:
         own |= {"bias_mcse": sd / np.sqrt(len(estimate)) if len(estimate) else np.nan, "sd_mcse": sd_error}
         for kind in analysis["intervals"]:
             lower, upper, error = limits_of(used, label, kind, level)
-            rows.append(own | {"interval": kind} | _interval(lower, upper, truth, n) | _errors(error, estimate, kind))
+            rows.append(own | {"interval": kind} | _interval(lower, upper, truth, n) | _errors(error, estimate))
     return rows
 
 
@@ -217,10 +217,10 @@ def _interval(lower: Floats, upper: Floats, truth: float, n: int) -> dict[str, A
     return found | _share("type_1_error", excluded, k if truth == 0 else 0)
 
 
-def _errors(error: Floats, estimate: Floats, kind: str) -> dict[str, float]:
+def _errors(error: Floats, estimate: Floats) -> dict[str, float]:
     """Mean standard error next to the sd of the estimates; its Monte Carlo error by the delta method."""
     there = np.isfinite(error)
-    if kind not in WALD or there.sum() < 2:
+    if there.sum() < 2:
         return {"mean_se": np.nan, "se_bias": np.nan, "se_bias_mcse": np.nan}
     error = error[there]
     mean, k = float(error.mean()), int(there.sum())

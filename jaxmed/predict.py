@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from jax import Array, lax
+from numpy.typing import NDArray
 
 from jaxmed import likelihood, linalg
 from jaxmed._runtime import float64, jit_by_key
@@ -102,6 +103,30 @@ def predict_clusters(found: Estimates, theta: Floats, moments: Moments) -> pd.Da
     whole = {name: np.concatenate([columns[name] for columns in parts]) for name in parts[0]}
     table = pd.DataFrame(whole, index=pd.Index(moments.clusters, name=found.system.cluster))
     return table[design.sizes > 0]  # a cluster may have no row that counts
+
+
+def predict_on_user_scale(
+    found: Estimates, theta: Floats, moments: Moments
+) -> tuple[NDArray[np.int64], ClusterPredictions]:
+    """Positions of the clusters that have rows, and the conditional distributions of their random effects.
+
+    Raises
+    ------
+    FitError
+        The model has no random effects.
+    """
+    if not found.system.random_labels:
+        raise FitError("this model has no random effects, so there is nothing to predict by cluster")
+    design = make_design(found.system, moments)
+    layout = make_layout(design, found.reml)
+    scale = make_scale(design, layout, found.intake.used)
+    present = np.flatnonzero(design.sizes > 0)
+    parts = [
+        _on_user_scale(found, theta, design.part(present[first : first + SHARD]), layout, scale)
+        for first in range(0, len(present), SHARD)
+    ]
+    whole = (np.concatenate(several, axis=-1) for several in zip(*parts, strict=True))
+    return present, ClusterPredictions(*whole)
 
 
 def _on_user_scale(found: Estimates, theta: Floats, design: Design, layout: Layout, scale: Scale) -> ClusterPredictions:

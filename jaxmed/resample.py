@@ -6,7 +6,7 @@ Draws come from counter-based generators: those of replicate i depend on the see
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,12 +36,15 @@ class Rows:
         Column -> values on the user's scale, shape (n_rows,), NaN where missing.
     cluster : ndarray of int, shape (n_rows,)
         Position of every row's cluster among ``moments.clusters``.
+    numbers : ndarray of int, shape (n_rows,)
+        Positions of the rows in the data, from 0; empty where nobody asks.
     """
 
     system: System
     moments: Moments
     columns: dict[str, Floats]
     cluster: Ints
+    numbers: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
 def read_rows(data: Any, found: Estimates, moments: Moments) -> Rows:
@@ -59,7 +62,8 @@ def read_rows(data: Any, found: Estimates, moments: Moments) -> Rows:
     wide = source.to_pandas(system)
     names = [system.cluster, *system.columns]
     wide.columns = names
-    wide = wide[wide[system.cluster].notna()]
+    numbers = np.flatnonzero(wide[system.cluster].notna())
+    wide = wide.iloc[numbers]
     labels = wide[system.cluster].to_numpy()
     if moments.clusters.dtype.kind == "U":
         labels = labels.astype(str)
@@ -74,9 +78,8 @@ def read_rows(data: Any, found: Estimates, moments: Moments) -> Rows:
             "data that were fitted"
         )
     keep = counting & known
-    rows = Rows(
-        system, moments, {name: value[keep] for name, value in columns.items()}, order[at[keep]].astype(np.int64)
-    )
+    kept = {name: value[keep] for name, value in columns.items()}
+    rows = Rows(system, moments, kept, order[at[keep]].astype(np.int64), numbers[keep])
     again = moments_of(rows, rows.columns, rows.cluster)
     for one, other in zip(again.patterns, moments.patterns, strict=True):
         size = np.abs(other.products).max(axis=1, keepdims=True)

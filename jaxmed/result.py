@@ -18,6 +18,7 @@ from jaxmed.spec import System
 from jaxmed.terms import INTERCEPT
 
 FORMAT = 2
+KINDS = ("joint", "block", "robust")
 
 
 @dataclass(frozen=True)
@@ -156,21 +157,29 @@ class Estimates:
         return self.standard_errors("joint")
 
     def standard_errors(self, kind: str = "joint") -> pd.Series:
-        """Standard errors of the fixed effects, ``kind`` "joint" or "block"."""
+        """Standard errors of the fixed effects, ``kind`` "joint", "block" or "robust"."""
         diagonal = np.diag(self.covariance(kind))[: self._n_fixed]
         return pd.Series(_root(diagonal), index=self.system.labels, name="se")
 
     def covariance(self, kind: str = "joint") -> Floats:
-        """Covariance of ``values``, shape (p + n, p + n)."""
-        if kind not in ("joint", "block"):
-            raise SpecError(f"kind={kind!r} is not known; choose 'joint' or 'block'")
+        """Covariance of ``values``, shape (p + n, p + n); ``"robust"`` of a fit that holds its moments."""
+        if kind not in KINDS:
+            raise SpecError(f"kind={kind!r} is not known; choose one of {list(KINDS)}")
+        if kind == "robust":
+            return self._robust
         return self.joint if kind == "joint" else self.block
+
+    @property
+    def _robust(self) -> Floats:
+        """Cluster-robust covariance of ``values``, for which estimates alone do not suffice."""
+        raise NotImplementedError
 
     def cov_params(self, kind: str = "joint", full: bool = False) -> pd.DataFrame:
         """Covariance of the fixed effects; with ``full``, of all parameters (labels as in :attr:`labels`).
 
         ``"joint"`` takes account of the variance parameters being estimated; ``"block"`` does not, as in nlme, lme4
-        and Stata, and its standard errors of b and c' are too small in a stacked model (docs/method.md).
+        and Stata, and its standard errors of b and c' are too small in a stacked model (docs/method.md). ``"robust"``
+        is the cluster-robust sandwich, which does not rest on normality (:meth:`jaxmed.Fit.robust_cov`).
         """
         labels = self.labels if full else self.system.labels
         return pd.DataFrame(self.covariance(kind)[: len(labels), : len(labels)], index=labels, columns=labels)
@@ -193,8 +202,12 @@ class Estimates:
 
     @property
     def random_cov_se(self) -> pd.DataFrame:
-        """Standard errors of the entries of G; NaN for entries held at zero."""
-        table = self._symmetric(_root(np.diag(self.joint))[self._in_g])
+        """Joint standard errors of the entries of G; NaN for entries held at zero."""
+        return self.random_cov_errors("joint")
+
+    def random_cov_errors(self, kind: str = "joint") -> pd.DataFrame:
+        """Standard errors of the entries of G by any covariance; NaN for entries held at zero."""
+        table = self._symmetric(_root(np.diag(self.covariance(kind)))[self._in_g])
         held = np.ones(table.shape, dtype=bool)
         for row, col in self.free:
             held[row, col] = held[col, row] = False
@@ -221,8 +234,12 @@ class Estimates:
 
     @property
     def residual_cov_se(self) -> pd.DataFrame:
-        """Standard errors of :attr:`residual_cov`; NaN for entries held at zero."""
-        return self._residual_table(_root(np.diag(self.joint)), np.nan)
+        """Joint standard errors of :attr:`residual_cov`; NaN for entries held at zero."""
+        return self.residual_cov_errors("joint")
+
+    def residual_cov_errors(self, kind: str = "joint") -> pd.DataFrame:
+        """Standard errors of :attr:`residual_cov` by any covariance; NaN for entries held at zero."""
+        return self._residual_table(_root(np.diag(self.covariance(kind))), np.nan)
 
     def _residual_table(self, of: Floats, elsewhere: float) -> pd.DataFrame:
         outcomes = self.system.outcomes
@@ -309,7 +326,7 @@ class Estimates:
         ----------
         terms : str or list of str, optional
             Labels to test. By default all; with a single equation all but its intercept, the usual overall test.
-        kind : {"joint", "block"}
+        kind : {"joint", "block", "robust"}
             Covariance; Stata's ``mixed`` prints the block one.
         """
         labels = list(self.system.labels)

@@ -32,7 +32,7 @@ from jaxmed.simulate import draw
 from jaxmed.sizes import Size, size_text
 
 WALD = ("delta", "bauer", "block")
-INTERVALS = (*WALD, "monte_carlo", "profile", *KINDS)
+INTERVALS = (*WALD, "monte_carlo", "robust", "profile", *KINDS)
 OWN = ("replication", "seed", "status", "n_iter", "singular")
 DRAWS = 1000  # of a Monte Carlo interval
 ZERO = 1e-14  # a true value that is less was meant to be zero: ab = -cov_ab
@@ -72,7 +72,7 @@ class Analysis:
     @property
     def refitted(self) -> tuple[str, ...]:
         """Intervals that need further fits of every data set."""
-        return tuple(kind for kind in self.intervals if kind == "profile" or kind in KINDS)
+        return tuple(kind for kind in self.intervals if kind in ("robust", "profile", *KINDS))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data."""
@@ -280,11 +280,13 @@ class Study:
                 return found
             at = self._at(fitted_here)
             replicates = None
-            if set(analysis.refitted) - {"profile"}:
+            if set(analysis.refitted) & set(KINDS):
                 replicates = bootstrap(fitted_here, analysis.replicates, analysis.method, seed=seed, at=at, data=rows)
             for kind in analysis.refitted:
                 try:
-                    if replicates is None or kind == "profile":
+                    if kind == "robust":
+                        table = fitted_here.intervals("delta", analysis.level, se="robust", terms=labels, at=at)
+                    elif replicates is None or kind == "profile":
                         table = fitted_here.intervals("profile", analysis.level, terms=labels, at=at)
                     else:
                         table = replicates.intervals(kind, analysis.level, labels)
@@ -298,7 +300,8 @@ def limits_of(table: pd.DataFrame, label: str, kind: str, level: float) -> tuple
     """Limits of an interval, and the standard errors it rests on (NaN where on none), by data set."""
     nothing = np.full(len(table), np.nan)
     if kind not in WALD:
-        return table[f"{label}_{kind}_lower"].to_numpy(), table[f"{label}_{kind}_upper"].to_numpy(), nothing
+        lower, upper = (table[f"{label}_{kind}_{side}"].to_numpy() for side in ("lower", "upper"))
+        return lower, upper, (upper - lower) / (2 * critical_value(level)) if kind == "robust" else nothing
     error = table[f"{label}_se" if kind == "delta" else f"{label}_se_block"].to_numpy()
     critical = bauer_critical([label], level)[0] if kind == "bauer" else critical_value(level)
     estimate = table[label].to_numpy()

@@ -19,7 +19,9 @@ from jaxmed.terms import INTERCEPT
 SE_NOTES = {
     "joint": "Standard errors: joint (fixed effects, covariances and residual variances estimated together).",
     "bauer": "Standard errors: block, with the effect formulas of Bauer, Preacher & Gil (2006), as Stata prints.",
+    "robust": "Standard errors: cluster-robust (sandwich), times J / (J - 1), of all parameters together.",
 }
+COVARIANCES = {"joint": "joint", "bauer": "block", "robust": "robust"}
 
 
 class Table(NamedTuple):
@@ -70,8 +72,8 @@ def _content(
     fit: Estimates, tables: dict[str, pd.DataFrame], se: str, level: float
 ) -> tuple[str, list[tuple[str, str]], list[Table], list[str]]:
     if se not in SE_NOTES:
-        raise SpecError(f"se={se!r} is not known; choose 'joint' or 'bauer'")
-    kind = "joint" if se == "joint" else "block"
+        raise SpecError(f"se={se!r} is not known; choose one of {list(SE_NOTES)}")
+    kind = COVARIANCES[se]
     spec = fit.spec
     if isinstance(spec, Mediation):
         through = (" -> " if spec.serial else ", ").join(spec.mediators)
@@ -198,7 +200,9 @@ def _coefficients(table: pd.DataFrame, level: float) -> pd.DataFrame:
 def _variances(fit: Estimates, critical: float, level: float, se: str) -> pd.DataFrame:
     """Variances with limits from the log scale, then covariances with symmetric ones, in Stata's order."""
     random = fit.system.random_labels
-    g, g_se = fit.random_cov.to_numpy(), fit.random_cov_se.to_numpy()
+    kind = "robust" if se == "robust" else "joint"
+    g, g_se = fit.random_cov.to_numpy(), fit.random_cov_errors(kind).to_numpy()
+    residual_se = fit.residual_cov_errors(kind).to_numpy()
     names, estimate, error = [], [], []
     for k, label in enumerate(random):
         names.append(f"var({label})")
@@ -212,11 +216,11 @@ def _variances(fit: Estimates, critical: float, level: float, se: str) -> pd.Dat
                 error.append(g_se[row, col])
     names += [f"var(residual {outcome})" for outcome in fit.system.outcomes]
     estimate += fit.residual_var.to_list()
-    error += fit.residual_var_se.to_list()
+    error += np.diag(residual_se).tolist()
     for row, col in fit.system.residual_pairs:
         names.append(f"cov(residual {fit.system.outcomes[col]},{fit.system.outcomes[row]})")
         estimate.append(fit.residual_cov.iloc[row, col])
-        error.append(fit.residual_cov_se.iloc[row, col])
+        error.append(residual_se[row, col])
     if se == "bauer" and isinstance(fit.spec, Mediation) and fit.spec.simple:
         difference = fit.residual_var.iloc[0] - fit.residual_var.iloc[1]
         at = fit.joint[-2:, -2:]

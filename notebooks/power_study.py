@@ -91,7 +91,7 @@ direct[direct["interval"] != "monte_carlo"].pivot_table(
 # assumption; the bootstrap of clusters does not.
 
 # %%
-refitted = table[table["study"].isin(["bootstrap", "cluster", "profile"]) & (table["effect"] == "indirect")]
+refitted = table[table["study"].isin(["bootstrap", "robust", "cluster"]) & (table["effect"] == "indirect")]
 refitted.pivot_table(
     index=["study", "interval"], columns=["random_effects", "clusters"], values=["coverage", "too_low", "too_high"]
 ).round(3)

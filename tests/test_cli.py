@@ -245,7 +245,7 @@ def test_bad_data_is_code_2(run, command, tmp_path):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["fit", "rows.csv", *COLUMNS, "--se", "robust"],
+        ["fit", "rows.csv", *COLUMNS, "--se", "sandwich"],
         ["fit", "rows.csv", *COLUMNS, "--covariance", "free"],
         ["fit", "rows.csv", *COLUMNS, "--level", "high"],
         ["estimate"],

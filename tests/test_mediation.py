@@ -699,7 +699,7 @@ def test_saved_fits(fits, tmp_path, name):
         ({"at": {"w": [0, 1, 0.0]}}, r"at\['w'\]=\[0, 1, 0.0\] names a value twice"),
         ({"difference": 1}, "difference=1 must be True or False"),
         ({"difference": True, "at": {"w": 0}}, "difference=True .* two values"),
-        ({"se": "robust"}, "se='robust' is not known; choose 'joint' or 'bauer'"),
+        ({"se": "sandwich"}, r"se='sandwich' is not known; choose one of \['joint', 'bauer', 'robust'\]"),
         ({"se": "bauer"}, "se='bauer' are the formulas of .* use se='joint'"),
         ({"level": 1}, "level=1 is not a confidence level"),
     ],

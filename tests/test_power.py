@@ -51,12 +51,16 @@ def test_a_data_set_is_a_fit_to_simulated_rows(study):
 
 
 def test_bootstrap_and_profile_intervals_are_those_of_the_fit():
-    kinds = ["percentile", "studentized", "profile"]
+    kinds = ["percentile", "studentized", "profile", "robust"]
     study = jm.power(None, DESIGN, 2, seed=3, intervals=kinds, replicates=99, terms=["indirect"])
     row = study.replications.iloc[1]
     fit = jm.fit(jm.simulate(**DESIGN, seed=int(row["seed"])), x="x", m="m", y="y", cluster="id")
     replicates = jm.bootstrap(fit, 99, seed=int(row["seed"]))
     tables = {kind: replicates.intervals(kind) for kind in kinds[:2]} | {"profile": fit.intervals("profile")}
+    tables["robust"] = fit.intervals(se="robust")
+    errors = study.table.query("interval == 'robust'").iloc[0]
+    assert errors["mean_se"] > 0
+    assert study.table.query("interval == 'percentile'")["mean_se"].isna().all()
     for kind, table in tables.items():
         found = row[[f"indirect_{kind}_lower", f"indirect_{kind}_upper"]].to_list()
         assert found == table.loc["indirect", ["ci_lower", "ci_upper"]].to_list()
@@ -132,7 +136,7 @@ def test_monte_carlo_errors_against_the_jackknife():
 
     assert _sd(estimate)[1] == pytest.approx(jackknife(lambda keep: estimate[keep].std(ddof=1)), rel=0.15)
     assert _kurtosis(estimate) > 6
-    found = _errors(error, estimate, "delta")
+    found = _errors(error, estimate)
     expected = jackknife(lambda keep: error[keep].mean() / estimate[keep].std(ddof=1) - 1)
     assert found["se_bias_mcse"] == pytest.approx(expected, rel=0.15)
 

@@ -1,0 +1,115 @@
+"""What every cluster does to the estimates: exact refits without it, or one step from its score."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jaxmed import effects
+from jaxmed.batches import fitted, make_refitter
+from jaxmed.effect_tables import Quantities, quantities
+from jaxmed.errors import ConvergenceWarning, SpecError, Status
+from jaxmed.moments import Floats, Moments
+from jaxmed.progress import counted
+from jaxmed.result import Estimates
+from jaxmed.robust import first_order
+from jaxmed.scores import Scores
+
+LEAST = 1e-10  # of |I - C X_j'V_j^-1X_j|: below it the other clusters do not identify the fixed effects
+
+
+def influence_table(
+    found: Estimates,
+    theta: Floats,
+    moments: Moments,
+    scores: Scores,
+    exact: bool,
+    standardized: bool,
+    at: Mapping[str, Any] | None,
+) -> pd.DataFrame:
+    """Table of :meth:`jaxmed.Fit.influence`."""
+    for name, value in (("exact", exact), ("standardized", standardized)):
+        if not isinstance(value, (bool, np.bool_)):
+            raise SpecError(f"{name}={value!r} must be True or False")
+    known = quantities(found, at)
+    p = len(found.system.labels)
+    if exact:
+        moved, of_effects = _refitted(found, theta, moments, known)
+    else:
+        moved = one_step(found, scores)
+        of_effects = np.zeros((0, len(moved)))
+        if known.targets is not None:
+            of = known.targets
+            without = effects.combined_at(of.plan, found.values - moved, of.weights, of.combination)
+            of_effects = known.values[known.n_params :] - without
+    shown = slice(known.n_params, None) if known.targets is not None else slice(0, p)
+    changes = of_effects if known.targets is not None else moved[:, :p]
+    if standardized:
+        error = known.errors[shown]
+        changes = np.divide(changes, error, out=np.zeros_like(changes), where=error > 0)
+    table = pd.DataFrame(
+        changes, index=pd.Index(scores.clusters, name=found.system.cluster), columns=list(known.labels[shown])
+    )
+    table["cook"] = cook(moved[:, :p], found.joint[:p, :p])
+    table["cook_all"] = cook(moved, found.joint)
+    return table
+
+
+def one_step(found: Estimates, scores: Scores) -> Floats:
+    """Estimates less, about, those without each cluster, on the user's scale, shape (J, p + n).
+
+    B s_j with the joint covariance B and the derivative s_j of the gradient in the weight of cluster j: its score,
+    under REML plus tr(C X_j'V_j^-1X_j C dX'V^-1X) / 2, since C = (X'V^-1X)^-1 loses the cluster too. For beta at given
+    variance parameters the step is exact: (C_-j - C) s_j is added, with C_-j = (X'V^-1X - X_j'V_j^-1X_j)^-1.
+    """
+    c = scores.beta_cov
+    p, values = len(c), np.array(scores.values)
+    inside = np.einsum("ab,bcj,cd->jad", c, scores.information, c, optimize=True)
+    if found.reml:
+        values[p:] += np.einsum("jab,kab->kj", inside, scores.moved, optimize=True) / 2
+    moved = first_order(found, scores, values).T
+    left = np.eye(p) - np.einsum("ab,bcj->jac", c, scores.information)
+    lost = np.linalg.det(left) < LEAST
+    left[lost] = np.eye(p)
+    without = np.linalg.solve(left, np.broadcast_to(c, left.shape)) - c
+    moved[:, :p] += np.einsum("jab,bj->ja", without, values[:p]) @ scores.scale.linear.T
+    moved[lost] = np.nan
+    return moved
+
+
+def cook(moved: Floats, covariance: Floats) -> Floats:
+    """d_j'Cov^-1 d_j / k of changes d_j of k estimates, shape (J,); within the range of a singular Cov."""
+    unit = np.sqrt(np.diag(covariance))
+    unit = np.where(unit > 0, unit, 1.0)
+    correlation = covariance / np.outer(unit, unit)
+    if not np.all(np.isfinite(correlation)):
+        return np.full(len(moved), np.nan)
+    value, vector = np.linalg.eigh(correlation)
+    kept = value > 1e-10 * value.max(initial=0.0)
+    along = (moved / unit) @ vector[:, kept]
+    return np.asarray(np.sum(along**2 / value[kept], axis=1) / np.count_nonzero(kept), dtype=float)
+
+
+def _refitted(found: Estimates, theta: Floats, moments: Moments, known: Quantities) -> tuple[Floats, Floats]:
+    """Estimates and effects less those of exact refits without each cluster, (J, p + n) and (J, effects)."""
+    refitter = make_refitter(fitted(found, theta, moments, known.targets), "left_out")
+    parts = []
+    with counted("refits without each cluster", refitter.program.clusters) as advance:
+        for part in refitter.run(range(refitter.program.clusters)):
+            parts.append(part)
+            advance(len(part.numbers))
+    values = np.concatenate([np.hstack([part.values, part.effects]) for part in parts])
+    failed = np.concatenate([part.status for part in parts]) != Status.CONVERGED
+    if failed.any():
+        warnings.warn(
+            f"{failed.sum()} of {len(failed)} refits without a cluster did not converge: their rows are NaN",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+    moved = known.values - values
+    moved[failed] = np.nan
+    return moved[:, : known.n_params], moved[:, known.n_params :]

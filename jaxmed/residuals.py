@@ -1,0 +1,97 @@
+"""Residuals: standardized predictions of the clusters' random effects, and residuals row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import chdtrc, ndtri
+from scipy.stats import rankdata
+
+from jaxmed.design import term_values
+from jaxmed.moments import Floats, Moments
+from jaxmed.predict import predict_on_user_scale
+from jaxmed.resample import read_rows
+from jaxmed.result import Estimates
+
+RANK = 1e-8  # of the largest eigenvalue: below it predictions of a cluster do not vary
+
+
+def cluster_residual_table(found: Estimates, theta: Floats, moments: Moments) -> pd.DataFrame:
+    """Table of :meth:`jaxmed.Fit.cluster_residuals`."""
+    labels = list(found.system.random_labels)
+    p = len(found.system.labels)
+    present, predicted = predict_on_user_scale(found, theta, moments)
+    moved = predicted.sensitivity
+    error = predicted.covariance + np.einsum("apj,pr,brj->abj", moved, found.block[:p, :p], moved, optimize=True)
+    g = found.random_cov.to_numpy()
+    variance = (g[:, :, None] - error).transpose(2, 0, 1)
+    unit = np.sqrt(np.where(np.diag(g) > 0, np.diag(g), 1.0))
+    value, vector = np.linalg.eigh(variance / np.outer(unit, unit))
+    kept = value > RANK * np.maximum(value[:, -1:], RANK)
+    along = np.einsum("jab,aj->jb", vector, predicted.effects / unit[:, None])
+    squares = np.divide(along**2, value, out=np.zeros_like(along), where=kept)
+    own = np.diagonal(variance, axis1=1, axis2=2)
+    columns: dict[str, Floats] = {}
+    for k, label in enumerate(labels):
+        known = own[:, k] > RANK * unit[k] ** 2
+        spread = np.sqrt(np.where(known, own[:, k], 1.0))
+        columns[label] = np.where(known, predicted.effects[k] / spread, np.nan)
+        columns[f"{label}_quantile"] = normal_quantiles(columns[label])
+    distance, df = squares.sum(axis=1), kept.sum(axis=1)
+    columns |= {"distance": distance, "df": df, "p": np.where(df > 0, chdtrc(np.maximum(df, 1), distance), np.nan)}
+    return pd.DataFrame(columns, index=pd.Index(moments.clusters[present], name=found.system.cluster))
+
+
+def normal_quantiles(values: Floats) -> Floats:
+    """Expected normal order statistics of the ranks, F^-1((rank - 3/8) / (n + 1/4)) (Blom 1958); NaN stays NaN."""
+    found = np.full(len(values), np.nan)
+    known = ~np.isnan(values)
+    n = np.count_nonzero(known)
+    found[known] = ndtri((rankdata(values[known]) - 0.375) / (n + 0.25))
+    return found
+
+
+def residual_table(found: Estimates, theta: Floats, moments: Moments, data: Any) -> pd.DataFrame:
+    """Table of :meth:`jaxmed.Fit.residuals`."""
+    rows = read_rows(data, found, moments)
+    effects: dict[str, Floats] = {}
+    if found.system.random_labels:
+        present, predicted = predict_on_user_scale(found, theta, moments)
+        whole = np.zeros((len(predicted.effects), moments.n_clusters))  # no rows, no effects
+        whole[:, present] = predicted.effects
+        effects = dict(zip(found.system.random_labels, whole, strict=True))
+    parts = []
+    for e, equation in enumerate(found.system.equations):
+        own = np.ones(len(rows.cluster), dtype=bool)
+        for name in moments.groups[e]:
+            own &= ~np.isnan(rows.columns[name])
+        chosen = np.flatnonzero(own)
+        if equation.level == 2:
+            chosen = chosen[np.unique(rows.cluster[chosen], return_index=True)[1]]
+        marginal = np.zeros(len(rows.cluster))
+        shift = np.zeros(len(rows.cluster))
+        for name, label in zip(equation.predictors, equation.labels, strict=True):
+            values = term_values(name, rows.columns, rows.cluster)
+            marginal += found.params[label] * values
+            if label in effects:
+                shift += effects[label][rows.cluster] * values
+        at = rows.cluster[chosen]
+        observed = rows.columns[equation.outcome][chosen]
+        conditional = observed - (marginal + shift)[chosen]
+        parts.append(
+            pd.DataFrame(
+                {
+                    "outcome": equation.outcome,
+                    found.system.cluster: moments.clusters[at],
+                    "row": -1 if equation.level == 2 else rows.numbers[chosen],
+                    "observed": observed,
+                    "fitted": (marginal + shift)[chosen],
+                    "marginal": observed - marginal[chosen],
+                    "conditional": conditional,
+                    "standardized": conditional / np.sqrt(found.residual_var[equation.outcome]),
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)

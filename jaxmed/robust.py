@@ -1,0 +1,37 @@
+"""Cluster-robust (sandwich) covariance of all parameters from the scores of the clusters."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxmed.errors import SpecError
+from jaxmed.moments import Floats
+from jaxmed.result import Estimates
+from jaxmed.scores import Scores
+
+CORRECTIONS = ("CR0", "CR1")
+
+
+def first_order(found: Estimates, scores: Scores, values: Floats) -> Floats:
+    """Joint covariance times some scores of :class:`Scores`, on the user's scale, shape (p + n, J).
+
+    For the scores of the clusters these are, to first order, the changes of the estimates that a cluster makes. They
+    are multiplied on the working scale, where intercepts do not cancel against slopes far from zero.
+    """
+    matrix = scores.scale.matrix
+    joint = np.linalg.solve(matrix, np.linalg.solve(matrix, found.joint).T)
+    return matrix @ (joint @ values)
+
+
+def sandwich(found: Estimates, scores: Scores, correction: str = "CR1") -> Floats:
+    """B (sum_j s_j s_j') B on the user's scale, shape (p + n, p + n), with B the joint covariance.
+
+    s_j are the scores of :func:`jaxmed.scores.cluster_scores` (Huber 1967; White 1982; Liang & Zeger 1986). ``"CR1"``
+    multiplies it by J / (J - 1), J the number of clusters.
+    """
+    if correction not in CORRECTIONS:
+        raise SpecError(f"correction={correction!r} is not known; choose one of {list(CORRECTIONS)}")
+    moved = first_order(found, scores, scores.values)
+    clusters = moved.shape[1]
+    factor = 1.0 if correction == "CR0" else clusters / max(clusters - 1, 1)
+    return factor * (moved @ moved.T)
