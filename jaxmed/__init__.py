@@ -11,6 +11,7 @@ from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError
 from jaxmed.fit import Fit, fit, load
 from jaxmed.frame import read_moments
 from jaxmed.mediation import Mediation
+from jaxmed.moderation import johnson_neyman
 from jaxmed.population import Population
 from jaxmed.power import power
 from jaxmed.power_tables import Power, load_power
@@ -41,6 +42,7 @@ __all__ = [
     "datasets",
     "describe",
     "fit",
+    "johnson_neyman",
     "load",
     "load_moments",
     "load_power",
