@@ -16,6 +16,7 @@ from jaxmed.population import Population
 from jaxmed.power import power
 from jaxmed.power_tables import Power, load_power
 from jaxmed.replicates import Replicates, load_replicates
+from jaxmed.report import report
 from jaxmed.simulate import simulate
 from jaxmed.spec import Equation, System
 from jaxmed.store import load_moments, save_moments
@@ -50,6 +51,7 @@ __all__ = [
     "plots",
     "power",
     "read_moments",
+    "report",
     "save_moments",
     "simulate",
     "stack",

@@ -14,6 +14,7 @@ from jaxmed.estimands import Edge
 from jaxmed.fit import Fit
 from jaxmed.mediation import Mediation
 from jaxmed.moderation import middle
+from jaxmed.tables import decimals, rounded
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,7 +68,7 @@ def path_diagram(fit: Fit, level: float = 0.95, at: Mapping[str, Any] | None = N
         parts = [edge.name + suffix for suffix in ("", "_within", "_between") if edge.name + suffix in table.index]
         labels = [label for part in parts for label, _ in estimands.paths[part].pieces]
         varies = any(label in fit.system.random_labels for label in labels)
-        text = "\n".join(_label(part, table.loc[part]) for part in parts)
+        text = "\n".join(_label(_short(part), table.loc[part]) for part in parts)
         middles[edge.name] = _arrow(ax, spec, edge, places, text, varies)
     foot = _moderators(ax, spec, places, middles)
     lines = _notes(fit, table, values)
@@ -181,8 +182,11 @@ def _share(spec: Mediation, edge: Edge) -> float:
     return 0.5 - 0.2 * rank if edge.kind == "a" else 0.7 - 0.2 * rank
 
 
-def _label(path: str, row: pd.Series) -> str:
-    return f"{_short(path)} = {row['estimate']:.3g}\n[{row['ci_lower']:.3g}, {row['ci_upper']:.3g}]"
+def _label(path: str, row: pd.Series, between: str = "\n") -> str:
+    """Estimate and interval, with the second digit of the standard error as the last."""
+    digits = decimals([row["se"]], 2)
+    estimate, low, high = (rounded(row[name], digits) for name in ("estimate", "ci_lower", "ci_upper"))
+    return f"{path} = {estimate}{between}[{low}, {high}]"
 
 
 def _short(path: str) -> str:
@@ -227,10 +231,7 @@ def _notes(fit: Fit, table: pd.DataFrame, values: dict[str, Any]) -> list[str]:
     """What stands below the diagram: the effects, and at which values of moderators."""
     shown = [name for name in table.index if name.startswith(("cov_ab", "indirect", "total")) and " - " not in name]
     kept = [name for name in shown if name.startswith(("indirect", "total"))] if len(shown) > 4 else shown
-    lines = []
-    for name in kept:
-        row = table.loc[name]
-        lines.append(f"{plain(name)} = {row['estimate']:.3g} [{row['ci_lower']:.3g}, {row['ci_upper']:.3g}]")
+    lines = [plain(_label(name, table.loc[name], " ")) for name in kept]
     if len(lines) > 4:
         lines = ["   ".join(lines[k : k + 2]) for k in range(0, len(lines), 2)]
     if values:
