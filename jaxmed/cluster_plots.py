@@ -16,12 +16,14 @@ from jaxmed.drawing import (
     LIGHT,
     MIDDLE,
     bins,
+    broken,
     ellipse,
     headroom,
     legend,
     make_axes,
     plain,
     thin,
+    words,
 )
 from jaxmed.errors import FitError, SpecError
 from jaxmed.fit import Fit
@@ -73,7 +75,7 @@ def cluster_effects(fit: Fit, effect: str | None = None, *, ax: Axes | None = No
     ax.plot((edges[1:] + edges[:-1]) / 2, product_density(population, edges), color=DARK, label="population")
     ax.axvline(mean, color=ACCENT, label=f"average {mean:.3g}")
     ax.axvline(0, color=GREY, linestyle=":", linewidth=1)
-    ax.set(xlabel=f"{plain(_words(route.effect))} of a cluster", ylabel="density")
+    ax.set(xlabel=f"{plain(words(route.effect))} of a cluster", ylabel="density")
     headroom(ax, 1.15)
     legend(ax, loc="upper right")
     return ax
@@ -119,9 +121,9 @@ def caterpillar(fit: Fit, term: str | None = None, level: float = 0.95, *, ax: A
     if term in routes:
         mean = average_product(cluster_slopes(fit, routes[term]))[0]
         ax.axhline(mean, color=ACCENT, linewidth=1, label=f"average {mean:.3g}")
-    what = _words(routes[term].effect) if term in routes else term
+    what = words(routes[term].effect) if term in routes else term
     count = f"{len(shown)} of {len(rows)} clusters" if len(shown) < len(rows) else f"{len(rows)} clusters"
-    ax.set(xlabel=f"{count}, by rank", ylabel=f"predicted {plain(what)}")
+    ax.set(xlabel=f"{count}, by rank", ylabel=broken(f"predicted {plain(what)}"))
     headroom(ax, 1.25)
     legend(ax, loc="upper left")
     return ax
@@ -157,7 +159,9 @@ def slopes(fit: Fit, effect: str | None = None, level: float = 0.95, *, ax: Axes
     found = fit.ranef()[list(route.paths)].dropna().to_numpy()
     ax = make_axes(ax)
     shown = found[thin(len(found))]
-    ax.scatter(*shown.T, s=14, color=MIDDLE, edgecolor="white", linewidth=0.3, label="clusters (predicted)")
+    ax.scatter(
+        shown[:, 0], shown[:, 1], s=14, color=MIDDLE, edgecolor="white", linewidth=0.3, label="clusters (predicted)"
+    )
     ax.plot(*ellipse(found.mean(axis=0), np.cov(found.T), level), color=GREY, linestyle="--", label="of predictions")
     spread = population.spread
     r = spread[0, 1] / np.sqrt(spread[0, 0] * spread[1, 1])
@@ -252,8 +256,9 @@ def quantiles(fit: Fit, term: str | None = None, level: float = 0.95, *, ax: Axe
     term = labels[0] if term is None else term
     if term not in labels:
         raise SpecError(f"term={term!r}: the random effects of this fit are {labels}")
-    variance = fit.random_cov.loc[term, term] - table[f"{term}_se"].to_numpy() ** 2
-    usable = variance > 1e-8 * max(float(fit.random_cov.loc[term, term]), np.finfo(float).tiny)
+    whole = float(fit.random_cov.to_numpy()[labels.index(term), labels.index(term)])
+    variance = whole - table[f"{term}_se"].to_numpy() ** 2
+    usable = variance > 1e-8 * whole
     if usable.sum() < 2:
         raise FitError(f"the variance of {term!r} is estimated as zero; its predictions cannot be standardized")
     value = np.sort(table[term].to_numpy()[usable] / np.sqrt(variance[usable]))
@@ -267,7 +272,7 @@ def quantiles(fit: Fit, term: str | None = None, level: float = 0.95, *, ax: Axe
     ax.fill_between(expected, low, high, color=LIGHT, alpha=0.6, linewidth=0, label=f"{100 * level:g}% band")
     ax.plot(expected[[0, -1]], expected[[0, -1]], color=GREY, linestyle="--", linewidth=1)
     ax.plot(expected[shown], value[shown], linestyle="none", marker="o", markersize=3, color=DARK, label="clusters")
-    ax.set(xlabel="normal quantile", ylabel=f"standardized {plain(term)}")
+    ax.set(xlabel="normal quantile", ylabel=broken(f"standardized {plain(term)}"))
     legend(ax, loc="upper left")
     return ax
 
@@ -302,7 +307,7 @@ def influence(table: pd.DataFrame, term: str = "indirect", labels: int = 5, *, a
     ax.scatter(change[top], cook[top], s=22, color=ACCENT, edgecolor="white", linewidth=0.3)
     for at in top:
         away = -1 if change[at] < 0 else 1  # the name stands on the outer side of its point
-        place = {"xytext": (6 * away, 0), "textcoords": "offset points", "ha": "left" if away > 0 else "right"}
+        place: Any = {"xytext": (6 * away, 0), "textcoords": "offset points", "ha": "left" if away > 0 else "right"}
         ax.annotate(plain(table.index[at]), (change[at], cook[at]), va="center", fontsize="small", **place)
     ax.axvline(0, color=GREY, linestyle=":", linewidth=1)
     ax.margins(x=0.15)
@@ -315,12 +320,6 @@ def influence(table: pd.DataFrame, term: str = "indirect", labels: int = 5, *, a
 
 def _routes(fit: Fit) -> list[Route]:
     return varying_routes(fit) if isinstance(fit.spec, Mediation) else []
-
-
-def _words(effect: str) -> str:
-    """``indirect_m1`` -> ``indirect effect (m1)``."""
-    rest = effect.removeprefix("indirect").removeprefix("_")
-    return f"indirect effect ({rest})" if rest else "indirect effect"
 
 
 def _slope_words(fit: Fit, path: str) -> str:

@@ -130,9 +130,9 @@ def describe_moments(moments: Moments) -> Description:
 
 def _clusters(moments: Moments) -> pd.Series:
     """Number of clusters, and rows per cluster."""
-    sizes = sum(pattern.products[0] for pattern in moments.patterns)
-    found = {"min": np.min, "mean": np.mean, "median": np.median, "max": np.max}
-    return pd.Series({"n_clusters": moments.n_clusters, **{name: of(sizes) for name, of in found.items()}})
+    sizes = np.sum([pattern.products[0] for pattern in moments.patterns], axis=0)
+    found = {"min": sizes.min(), "mean": sizes.mean(), "median": np.median(sizes), "max": sizes.max()}
+    return pd.Series({"n_clusters": float(moments.n_clusters), **found})
 
 
 def _icc(moments: Moments, name: str) -> float:

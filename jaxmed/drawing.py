@@ -33,6 +33,23 @@ def plain(text: object) -> str:
     return str(text).replace("$", r"\$")
 
 
+def words(effect: str) -> str:
+    """The name of an effect in words.
+
+    Examples
+    --------
+    >>> words("indirect_m1"), words("total")
+    ('indirect effect (m1)', 'total effect')
+    """
+    kind, _, rest = effect.partition("_")
+    return f"{kind} effect ({rest})" if rest else f"{kind} effect"
+
+
+def broken(text: str) -> str:
+    """A long label in two lines, the second of which begins with its parenthesis."""
+    return text.replace(" (", "\n(", 1) if len(text) > 30 else text
+
+
 def thin(count: int, most: int = MOST) -> Any:
     """Positions of at most ``most`` of ``count`` things, evenly, first and last among them."""
     return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int))

@@ -30,7 +30,7 @@ MODEL = (
 )
 
 
-COMMANDS = ("demo", "fit", "describe", "stack", "bootstrap")
+COMMANDS = ("demo", "fit", "describe", "stack", "bootstrap", "report")
 FLAGS = ("serial", "reml", "difference", "heterogeneity", "verbose", "quiet")
 
 
@@ -70,7 +70,7 @@ def read_job(path: Path, command: str, allowed: Iterable[str]) -> dict[str, Any]
     for name in FLAGS:
         if not isinstance(settings.get(name, True), bool):
             raise SpecError(f"the job file {str(path)!r} has {name}={settings[name]!r}; write true or false")
-    for name in ("data", "fit", "json", "save", "moments", "out"):
+    for name in ("data", "fit", "json", "save", "moments", "out", "replicates"):
         if name in settings and not isinstance(settings[name], str):
             raise SpecError(f"the job file {str(path)!r} has {name}={settings[name]!r}; give a path as text")
         if settings.get(name, "-") != "-":

@@ -54,7 +54,10 @@ def table(
     note : str, optional
         Stands below.
     """
-    top = [element("th", head, scope="col", class_=None if k < stubs else "number") for k, head in enumerate(heads)]
+    top = [
+        element("th", head, scope="col", class_=None if k < stubs else "number") if head else element("td")
+        for k, head in enumerate(heads)
+    ]
     body = [
         element(
             "tr",
@@ -127,17 +130,27 @@ nav a { display: inline-block; padding: .2rem 0; }
 .warning { border-left: 4px solid #c8553d; background: #fdf3f0; padding: .5rem 1rem; margin: 1rem 0; }
 .scroll { overflow-x: auto; margin: 1rem 0 .5rem; max-width: 100%; }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding-bottom: .35rem; white-space: nowrap; }
+caption { text-align: left; font-weight: 600; padding-bottom: .35rem; }
 th, td { padding: .25rem .75rem .25rem 0; text-align: left; white-space: nowrap; font-weight: 400; }
-thead th { font-weight: 600; border-bottom: 1.5px solid #1a1a1a; vertical-align: bottom; }
+thead > tr > * { font-weight: 600; border-bottom: 1.5px solid #1a1a1a; vertical-align: bottom; }
 tbody tr:last-child > * { border-bottom: 1.5px solid #1a1a1a; }
 tbody tr:hover > * { background: #f1f6f9; }
 .number { text-align: right; padding-left: .75rem; padding-right: .25rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1.5rem; }
 figure { margin: 1rem 0; min-width: 0; }
 figure svg { display: block; width: 100%; height: auto; max-width: 32rem; }
-figure.wide svg { max-width: 46rem; }
+figure.wide svg { max-width: 36rem; }
+.figures figure { margin: 0; }
 pre { background: #f4f4f4; padding: .75rem; overflow-x: auto; font-size: .85rem; line-height: 1.4; }
+@media (max-width: 38rem) {
+  .key, .warning { padding: .25rem .5rem; }
+  ul { padding-left: 1.25rem; }
+  blockquote { margin: 1rem .25rem; }
+  table { font-size: .85rem; }
+  th, td { padding-right: .4rem; }
+  .number { padding-left: .4rem; }
+  tbody th { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; max-width: 9rem; }
+}
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
   nav, .skip { display: none; }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmed.drawing import ACCENT, DARK, GREY, LIGHT, MIDDLE, headroom, legend, make_axes, plain, thin
+from jaxmed.drawing import ACCENT, DARK, GREY, LIGHT, MIDDLE, headroom, legend, make_axes, plain, thin, words
 from jaxmed.fit import Fit
 from jaxmed.moderation import conditional_effects, johnson_neyman
 from jaxmed.predict import moderator_by_cluster
@@ -74,8 +74,7 @@ def conditional(
         values = np.sort(values[np.isfinite(values)])
         shown = values[thin(len(values))]
         ax.plot(shown, np.full(len(shown), 0.02), "|", color=GREY, markersize=6, transform=ax.get_xaxis_transform())
-    words = effect.replace("_", " ") + ("" if effect.startswith("index") else " effect")
-    ax.set(xlabel=plain(moderator), ylabel=plain(words if effect in ("indirect", "total") else effect))
+    ax.set(xlabel=plain(moderator), ylabel=plain(words(effect) if effect.startswith(("indirect", "total")) else effect))
     headroom(ax, 1.25)
     legend(ax, loc="upper left")
     return ax

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float]
 HALF = (0.13, 0.1)  # of a box, in the units of the diagram
-WRAP = 16  # letters of a name in a line of a box
+WRAP = 12  # letters of a name in a line of a box
 
 
 def path_diagram(fit: Fit, level: float = 0.95, at: Mapping[str, Any] | None = None, *, ax: Axes | None = None) -> Axes:
@@ -59,7 +59,7 @@ def path_diagram(fit: Fit, level: float = 0.95, at: Mapping[str, Any] | None = N
     if isinstance(table.index, pd.MultiIndex):
         table = table[~table.index.get_level_values(0).duplicated()].droplevel(list(range(1, table.index.nlevels)))
     places = _places(spec)
-    ax = make_axes(ax, (7.0, 4.2))
+    ax = make_axes(ax, (6.0, 4.0))
     ax.set_axis_off()
     for name, place in places.items():
         _box(ax, name, place)
@@ -72,9 +72,10 @@ def path_diagram(fit: Fit, level: float = 0.95, at: Mapping[str, Any] | None = N
         middles[edge.name] = _arrow(ax, spec, edge, places, text, varies)
     foot = _moderators(ax, spec, places, middles)
     lines = _notes(fit, table, values)
-    ax.text(0.5, foot - 0.16, "\n".join(lines), ha="center", va="top", fontsize="small", color="black")
+    note = ax.text(0.5, foot - 0.16, "\n".join(lines), ha="center", va="top", fontsize="small", color="black")
+    note.set_in_layout(False)  # a long line must not press the diagram together
     heights = [y for _, y in places.values()]
-    ax.set(xlim=(-0.17, 1.17), ylim=(foot - 0.2 - 0.11 * len(lines), max(heights) + HALF[1] + 0.06))
+    ax.set(xlim=(-0.2, 1.2), ylim=(foot - 0.18 - 0.085 * len(lines), max(heights) + HALF[1] + 0.06))
     return ax
 
 
@@ -85,7 +86,7 @@ def _places(spec: Mediation) -> dict[str, Point]:
     if count == 1:
         between = [(0.5, 0.8)]
     elif spec.serial:
-        between = [(float(h), 0.95) for h in np.linspace(0.2, 0.8, count)]
+        between = [(float(h), 0.95) for h in np.linspace(0.13, 0.87, count)]
     else:
         above = [(0.5, 0.75 * (k + 1)) for k in range(-(-count // 2))][::-1]
         below = [(0.5, -0.75 * (k + 1)) for k in range(count // 2)]
@@ -115,7 +116,7 @@ def _box(ax: Axes, name: str, place: Point, dashed: bool = False) -> None:
             linewidth=1.2,
         )
     )
-    size = "medium" if len(name) <= WRAP // 2 + 3 else "small"
+    size = "medium" if len(name) <= 7 else "small"
     ax.text(x, y, _wrapped(name), ha="center", va="center", fontsize=size, color="black")
 
 
@@ -232,8 +233,6 @@ def _notes(fit: Fit, table: pd.DataFrame, values: dict[str, Any]) -> list[str]:
     shown = [name for name in table.index if name.startswith(("cov_ab", "indirect", "total")) and " - " not in name]
     kept = [name for name in shown if name.startswith(("indirect", "total"))] if len(shown) > 4 else shown
     lines = [plain(_label(name, table.loc[name], " ")) for name in kept]
-    if len(lines) > 4:
-        lines = ["   ".join(lines[k : k + 2]) for k in range(0, len(lines), 2)]
     if values:
         given = ", ".join(f"{name} = {v if isinstance(v, str) else f'{v:.3g}'}" for name, v in values.items())
         lines.insert(0, plain(f"at {given}:"))

@@ -19,7 +19,7 @@ from jaxmed.fit import Fit
 from jaxmed.intervals import check_level
 from jaxmed.markup import Html, element, figure, join, page, table
 from jaxmed.mediation import Mediation
-from jaxmed.moderation import johnson_neyman, numeric_moderators
+from jaxmed.moderation import johnson_neyman, middle, numeric_moderators
 from jaxmed.replicates import KINDS, Replicates, check_fit
 from jaxmed.report_plots import Picture
 from jaxmed.result import TestResult
@@ -27,6 +27,7 @@ from jaxmed.store import write_atomically
 from jaxmed.summary import SE_NOTES, legend
 
 MOST = 4  # pictures of replicates
+MOST_ANSWERS = 10
 
 
 class Content(NamedTuple):
@@ -131,9 +132,20 @@ def _answer(of: Content) -> Html:
     if warning:
         parts.append(element("div", *_paragraphs_list(report_text.convergence(of.fit)), class_="warning"))
     if of.effects is not None:
-        answers = report_text.answers(of.fit, of.effects, of.level)
+        answers = _answers(of)
+        answers += report_text.shares(of.fit, of.level)
         parts.append(element("div", element("ul", *(element("li", text) for text in answers)), class_="key"))
     return join(parts)
+
+
+def _answers(of: Content) -> list[str]:
+    """Sentences on the effects; of those at many values of moderators, at one of them each."""
+    if of.effects is None:
+        return []
+    found = report_text.answers(of.fit, of.effects, of.level)
+    if len(found) > MOST_ANSWERS:
+        found = report_text.answers(of.fit, of.fit.effects(level=of.level, at=middle(of.fit)), of.level)
+    return found
 
 
 def _data(of: Content) -> Html:
@@ -141,14 +153,19 @@ def _data(of: Content) -> Html:
     found = describe_moments(fit.moments)
     intake, sizes = fit.intake, found.clusters
     used = report_text.listed(
-        f"{count} {'rows' if equation.level == 1 else 'clusters'} in that of {equation.outcome}"
+        f"{count} {'rows' if equation.level == 1 else 'clusters'} (that of {equation.outcome})"
         for equation, count in zip(fit.system.equations, intake.used, strict=True)
     )
+    low, high = sizes["min"], sizes["max"]
+    each = (
+        f"{low:g} rows each"
+        if low == high
+        else f"{low:g} to {high:g} rows (mean {sizes['mean']:.1f}, median {sizes['median']:g})"
+    )
+    left = f"{intake.dropped} of them complete no equation and are left out" if intake.dropped else "none is left out"
     words = [
-        f"{intake.rows} rows were read; {intake.dropped} of them lack a value that every equation needs and are left "
-        f"out. By equation, {used} count.",
-        f"There are {fit.n_clusters} clusters ({fit.spec.cluster}) of {sizes['min']:g} to {sizes['max']:g} rows "
-        f"(mean {sizes['mean']:.1f}, median {sizes['median']:g}).",
+        f"{intake.rows} rows were read; {left}. The equations use {used}.",
+        f"There are {fit.n_clusters} clusters ({fit.spec.cluster}) of {each}.",
         *(f"{note}." for note in fit.notes),
     ]
     rows = []
@@ -176,8 +193,7 @@ def _model(of: Content) -> Html:
         for e in fit.system.equations
     ]
     heads = ["outcome", "predictors", "random", "one row per"]
-    words = " ".join(report_text.answers(fit, of.effects, of.level)) if of.effects is not None else ""
-    parts = [_pictures(report_plots.diagram(fit, of.level, words), wide=True)]
+    parts = [_pictures(report_plots.diagram(fit, of.level, " ".join(_answers(of))), wide=True)]
     note = "1 is the intercept. A coefficient listed as random varies between clusters around its average."
     parts.append(table("equations", "Equations", heads, rows, stubs=4, note=note))
     return join(parts)
@@ -187,7 +203,10 @@ def _effects(of: Content) -> Html:
     if of.effects is None:
         return Html("")
     fit = of.fit
-    parts = [_numbers("effects", tables.numbers(fit, "effects", level=of.level, at=of.at), legend(fit))]
+    note = "; ".join(legend(fit)).replace("->", "→") + "."
+    if of.effects["se"].eq(0).any():
+        note += " What has no standard error is fixed by the model."
+    parts = [_numbers("effects", tables.numbers(fit, "effects", level=of.level, at=of.at), note)]
     regions = [
         [effect, name, *_region(row)]
         for name in numeric_moderators(fit)
@@ -250,7 +269,7 @@ def _bootstrap(of: Content) -> Html:
     shown = intervals[["estimate", "se", "ci_lower", "ci_upper", "ci_lower_mcse", "ci_upper_mcse"]]
     shown = shown.rename(columns={"ci_lower_mcse": "error of lower", "ci_upper_mcse": "error of upper"})
     note = (
-        f"{of.kind} intervals. SE: standard deviation of the replicates. Error: Monte Carlo standard error of a limit."
+        f"Intervals: {of.kind}. SE: standard deviation of the replicates. Error: Monte Carlo standard error of a limit."
     )
     numbers = tables.Numbers("bootstrap", "Bootstrap intervals of effects", shown, of.level)
     labels = found.origin.labels[found.origin.n_params :]
@@ -273,11 +292,12 @@ def _estimates(of: Content) -> Html:
         ),
     ]
     if fit.system.random_labels:
-        sd = np.sqrt(np.diag(fit.random_cov))
+        g = fit.random_cov.to_numpy()
+        sd = np.sqrt(np.diag(g))
         with np.errstate(invalid="ignore", divide="ignore"):
-            values = fit.random_cov / np.outer(sd, sd)
-        np.fill_diagonal(found := values.to_numpy(copy=True), sd)
-        matrix = pd.DataFrame(found, index=values.index, columns=values.columns)
+            found = g / np.outer(sd, sd)
+        np.fill_diagonal(found, sd)
+        matrix = pd.DataFrame(found, index=fit.random_cov.index, columns=fit.random_cov.columns)
         title = "Random effects: standard deviations (diagonal) and correlations"
         parts.append(_matrix("random-correlations", title, matrix, 3))
     return join(parts)

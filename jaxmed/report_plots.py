@@ -7,8 +7,11 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxmed import plots
 from jaxmed.cluster_slopes import Route, cluster_slopes, varying_routes
+from jaxmed.drawing import words
 from jaxmed.effect_tables import estimands_of
 from jaxmed.errors import FitError
 from jaxmed.fit import Fit
@@ -17,7 +20,7 @@ from jaxmed.mediation import Mediation
 from jaxmed.moderation import numeric_moderators
 from jaxmed.replicates import Replicates
 
-SIZE = (5.2, 3.7)  # inches; small, so that letters stay legible on a phone
+SIZE = (4.8, 3.6)  # inches; small, so that letters stay legible on a phone
 STYLE: dict[str, Any] = {
     "svg.fonttype": "path",  # looks the same wherever it is opened
     "svg.hashsalt": "jaxmed",  # and is the same file for the same fit
@@ -88,12 +91,12 @@ def inline(text: str, name: str, alternative: str) -> Html:
     return join([Html(head), title, Html(rest)])
 
 
-def diagram(fit: Fit, level: float, words: str) -> Iterator[Picture]:
+def diagram(fit: Fit, level: float, told: str) -> Iterator[Picture]:
     """The path diagram of a mediation model."""
     if not isinstance(fit.spec, Mediation):
         return
     count = len(fit.spec.mediators)
-    height = 4.0 if count == 1 or fit.spec.serial else 2.0 + 1.35 * count
+    height = 3.3 if count == 1 else 3.9 if fit.spec.serial else 1.8 + 1.1 * count
     below = any(set(paths) - {"a"} and set(paths) - {"b"} for _, paths in fit.spec.moderators)
     caption = f"Paths with {100 * level:g}% intervals. A dot on a path says that it varies between clusters" + (
         "; dashed boxes are moderators." if fit.spec.moderators else "."
@@ -102,17 +105,17 @@ def diagram(fit: Fit, level: float, words: str) -> Iterator[Picture]:
         "path-diagram",
         lambda ax: plots.path_diagram(fit, level, ax=ax),
         caption,
-        f"Path diagram. {words}",
-        (6.6, height + (0.8 if below else 0.0)),
+        f"Path diagram. {told}",
+        (5.6 if fit.spec.serial else 4.8, height + (0.7 if below else 0.0)),
     )
 
 
 def moderated(fit: Fit, level: float) -> Iterator[Picture]:
-    """Indirect effects over each moderator that moves them."""
+    """Indirect and total effects over each moderator that moves them."""
     if not isinstance(fit.spec, Mediation):
         return
     estimands = estimands_of(fit)
-    rows = [row for row in estimands.rows if row.kind == "indirect"]
+    rows = [row for row in estimands.rows if row.kind in ("indirect", "total")]
     for k, name in enumerate(numeric_moderators(fit)):
         for row in rows:
             along = {path for _, way in row.terms for path in way}
@@ -151,19 +154,19 @@ def _sources(fit: Fit, outcome: str) -> list[str]:
 
 
 def _of_route(fit: Fit, route: Route, level: float, k: int) -> Iterator[Picture]:
-    what = route.effect.replace("_", " ", 1) if route.effect != "indirect" else "indirect"
+    what = words(route.effect)
     yield Picture(
         f"distribution-{k}",
         lambda ax: plots.cluster_effects(fit, route.effect, ax=ax),
-        f"The {what} effect of clusters: predictions (bars) and their distribution in the population by the model "
+        f"The {what} of clusters: predictions (bars) and their distribution in the population by the model "
         "(curve). Predictions are drawn towards the average.",
-        f"Histogram of the predicted {what} effects of clusters, with the population's density.",
+        f"Histogram of the predicted {what} of clusters, with the population's density.",
     )
     yield Picture(
         f"caterpillar-{k}",
         lambda ax: plots.caterpillar(fit, route.column, level, ax=ax),
-        f"Predicted {what} effect of every cluster with its {100 * level:g}% interval.",
-        f"Predicted {what} effects of clusters in order, with intervals.",
+        f"Predicted {what} of every cluster with its {100 * level:g}% interval.",
+        f"Predicted {what} of clusters in order, with intervals.",
     )
     spread = cluster_slopes(fit, route).spread
     if len(route.paths) == 2 and min(spread[0, 0], spread[1, 1]) > 0:
@@ -180,10 +183,10 @@ def checks(fit: Fit, level: float) -> Iterator[Picture]:
     """Quantile plots of the random effects whose variance is not zero."""
     if not fit.system.random_labels:
         return
-    table = fit.ranef()
+    table, variances = fit.ranef(), np.diag(fit.random_cov)
     for k, label in enumerate(fit.system.random_labels):
-        variance = fit.random_cov.loc[label, label] - table[f"{label}_se"] ** 2
-        if (variance > 1e-6 * fit.random_cov.loc[label, label]).sum() > 2:
+        left = variances[k] - table[f"{label}_se"].to_numpy() ** 2
+        if np.sum(left > 1e-8 * variances[k]) > 2:
             yield Picture(
                 f"quantiles-{k}",
                 lambda ax, label=label: plots.quantiles(fit, label, level, ax=ax),
@@ -199,6 +202,6 @@ def bootstrapped(fit: Fit, replicates: Replicates, terms: list[str], kind: str, 
         yield Picture(
             f"replicates-{k}",
             lambda ax, term=term: plots.replicates(replicates, term, kind, level, fit=fit, ax=ax),
-            f"{term} over the bootstrap replicates, with its {kind} interval.",
+            f"Distribution of {term} over the bootstrap replicates, with its {kind} interval.",
             f"Histogram of {term} over the bootstrap replicates.",
         )

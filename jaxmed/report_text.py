@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 
 from jaxmed._version import __version__
+from jaxmed.drawing import words
+from jaxmed.effect_tables import estimands_of
 from jaxmed.fit import Fit
 from jaxmed.mediation import Mediation
 from jaxmed.replicates import Replicates
@@ -88,24 +90,39 @@ def answers(fit: Fit, effects: pd.DataFrame, level: float) -> list[str]:
     """The average indirect and total effects, a sentence each."""
     names = effects.index.get_level_values(0)
     found = []
-    for key, row in effects[[str(name).startswith(("indirect", "total")) for name in names]].iterrows():
+    shown = [str(name).startswith(("indirect", "total", "index")) for name in names]
+    for key, row in effects[shown].iterrows():
         name, *at = key if isinstance(key, tuple) else (key,)
         values = zip(effects.index.names[1:], at, strict=True)
         given = ", ".join(f"{m} = {v if isinstance(v, str) else f'{v:.3g}'}" for m, v in values if pd.notna(v))
         where = f", at {given}," if given else ""
         if " - " in name:
-            one, other = (effect_words(part) for part in name.split(" - "))
+            one, other = (words(part) for part in name.split(" - "))
             what = f"The difference between the {one} and the {other}"
+        elif name.startswith("index_"):
+            what = f"The index of moderated mediation ({name.removeprefix('index_')})"
         else:
-            what = f"The average {effect_words(name)}"
+            what = f"The average {words(name)}"
         found.append(f"{what}{where} is {estimate_words(row, level)}.")
     return found
 
 
-def effect_words(name: str) -> str:
-    """``indirect_m1`` -> ``indirect effect (m1)``."""
-    kind, _, rest = name.partition("_")
-    return f"{kind} effect ({rest})" if rest else f"{kind} effect"
+def shares(fit: Fit, level: float) -> list[str]:
+    """The share of clusters with a positive indirect effect, of a model without moderators."""
+    if not isinstance(fit.spec, Mediation) or fit.spec.moderators or not fit.system.random_labels:
+        return []
+    if all(row.suffix == "_between" for row in estimands_of(fit).rows if row.kind == "indirect"):
+        return []
+    found = []
+    for name, row in fit.heterogeneity(level).iterrows():
+        effect = str(name).removeprefix("share_").removesuffix("_positive")
+        if effect != name and row["se"] > 0:
+            shown, low, high = (f"{100 * row[column]:.1f}" for column in ("estimate", "ci_lower", "ci_upper"))
+            found.append(
+                f"By the model the {words(effect)} is positive in {shown}% of clusters ({100 * level:g}% CI "
+                f"{low}% to {high}%)."
+            )
+    return found
 
 
 def estimate_words(row: pd.Series, level: float) -> str:
@@ -114,12 +131,12 @@ def estimate_words(row: pd.Series, level: float) -> str:
     estimate, se, low, high = (rounded(row[name], digits) for name in ("estimate", "se", "ci_lower", "ci_upper"))
     if not se:
         return f"{estimate} (no standard error available)"
-    return f"{estimate} (SE {se}, {100 * level:g}% CI {low} to {high}, p {_p(row['p'])})"
+    return f"{estimate} (SE\u00a0{se}, {100 * level:g}%\u00a0CI {low} to {high}, p\u00a0{_p(row['p'])})"
 
 
 def _p(value: float) -> str:
     text = p_value(value)
-    return text.replace("<", "< ") if text.startswith("<") else f"= {text}"
+    return text.replace("<", "<\u00a0") if text.startswith("<") else f"=\u00a0{text}"
 
 
 def convergence(fit: Fit) -> list[str]:

@@ -96,7 +96,7 @@ def _content(
     critical = critical_value(level)
     shown = [Table(title, _effect_cells(found, level)) for title, found in tables.items()]
     if shown:
-        shown[0] = shown[0]._replace(note=legend(fit))
+        shown[0] = shown[0]._replace(note=_legend(fit))
     coefficients = normal_table(
         list(fit.params.index), fit.params.to_numpy(), fit.standard_errors(kind).to_numpy(), critical
     )
@@ -146,20 +146,28 @@ def _confounded(fit: Estimates) -> bool:
     return any((b, a) in fit.free for a in at for b in at if b > a)
 
 
-def legend(fit: Estimates) -> str:
-    """What the names of effects mean, in a few lines; nothing for a system."""
+def legend(fit: Estimates) -> list[str]:
+    """What the names of effects mean, in a few sentences; nothing for a system."""
     spec = fit.spec
     if not isinstance(spec, Mediation):
-        return ""
+        return []
     paths = "; ".join(f"{edge.name}: {edge.source} -> {edge.outcome}" for edge in spec.edges)
     if spec.simple:
-        return f"{paths};\ncov_ab: cov(a_j, b_j) between clusters; indirect: a b + cov_ab; total: indirect + c_prime"
+        return [paths, "cov_ab: cov(a_j, b_j) between clusters; indirect: a b + cov_ab; total: indirect + c_prime"]
     lines = [paths, "cov: covariances between clusters; indirect: expected product of paths; total: indirect + c_prime"]
     if spec.moderators:
         moved = "; ".join(f"{name}: {', '.join(found)}" for name, found in spec.moderators)
         lines.append(f"moderators: {moved}; index: slope of the indirect effect in a moderator")
     if spec.center is not None:
         lines.append("within: deviations from cluster means; between: cluster means; contextual: between - within")
+    return lines
+
+
+def _legend(fit: Estimates) -> str:
+    """The same in lines of a terminal."""
+    lines = legend(fit)
+    if isinstance(fit.spec, Mediation) and fit.spec.simple:
+        return ";\n".join(lines)
     return "\n".join("\n".join(textwrap.wrap(line, 100)) for line in lines)
 
 

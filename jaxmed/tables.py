@@ -16,7 +16,7 @@ from jaxmed.result import Estimates
 
 TABLES = ("effects", "coefficients", "variances", "heterogeneity")
 FORMATS = ("latex", "markdown", "csv")
-HEADS = {"estimate": "Estimate", "se": "SE", "z": "z", "p": "p", "ci_lower": "lower", "ci_upper": "upper"}
+HEADS = {"estimate": "Estimate", "se": "SE", "z": "z", "p": "p"}
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -205,9 +205,9 @@ def _value(value: Any) -> str:
 
 
 def heads(columns: Any, level: float) -> list[str]:
-    """Heads of the columns of numbers; the level stands with the lower limit."""
-    named = HEADS | {"ci_lower": f"{100 * level:g}% CI lower", "ci_upper": "upper"}
-    return [named.get(column, str(column)) for column in columns]
+    """Heads of the columns of numbers; those of limits name the level."""
+    limits = {"ci_lower": f"{100 * level:g}% lower", "ci_upper": f"{100 * level:g}% upper"}
+    return [{**HEADS, **limits}.get(column, str(column)) for column in columns]
 
 
 # Formats -------------------------------------------------------------------------------------------------------------
