@@ -8,9 +8,17 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+# It reads from file 3 and writes to file 4.
+START = """
+import fcntl, os, sys
+for target, source in enumerate([fcntl.fcntl(int(n), fcntl.F_DUPFD, 10) for n in sys.argv[1:3]], 3):
+    os.dup2(source, target)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def find_browser() -> str | None:
@@ -27,7 +35,7 @@ class Browser:
         options = ["--headless", "--disable-gpu", "--no-first-run", "--remote-debugging-pipe", "--hide-scrollbars"]
         if os.geteuid() == 0:
             options.append("--no-sandbox")  # it refuses to run as root with one
-        command = ["sh", "-c", f'exec "$@" 3<&{to_read} 4>&{to_write}', "sh", find_browser(), *options]
+        command = [sys.executable, "-c", START, str(to_read), str(to_write), find_browser(), *options]
         self._process = subprocess.Popen(
             [*command, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(to_read, to_write),
