@@ -13,7 +13,6 @@ from browser import Browser, find_browser
 import jaxmed as jm
 from jaxmed.markup import VOID, element
 
-
 pytest.importorskip("matplotlib")
 
 SCHOOLS = {"x": "support", "m": "motivation", "y": "achievement", "cluster": "school"}
