@@ -116,7 +116,7 @@ def johnson_neyman(
     >>> roles = {"x": "support", "m": "motivation", "y": "achievement", "cluster": "school"}
     >>> fit = jm.fit(jm.datasets.load_schools(), jm.Mediation(**roles, moderators={"climate": ["a"]}))
     >>> jm.johnson_neyman(fit, "climate").round(2).values.tolist()
-    [[-1.83, 2.88, 1.0]]
+    [[-1.83, 2.85, 1.0]]
     """
     check_level(level)
 

@@ -74,8 +74,8 @@ def inline(text: str, name: str, alternative: str) -> Html:
 
     Examples
     --------
-    >>> inline('<?xml version="1.0"?><svg width="1pt" viewBox="0 0 1 1"><g id="a"/></svg>', "f", "A < B")[75:]
-    'A &lt; B</title><g id="f-a"/></svg>'
+    >>> inline('<?xml version="1.0"?><svg><g id="a"/><use xlink:href="#a"/></svg>', "f", "A < B")[42:]
+    '<title id="f-title">A &lt; B</title><g id="f-a"/><use href="#f-a"/></svg>'
     """
     text = text[text.index("<svg") :]
     for unwanted in (r"<!--.*?-->", r"<metadata>.*?</metadata>"):
@@ -87,7 +87,7 @@ def inline(text: str, name: str, alternative: str) -> Html:
     rest = re.sub(r"url\(#", f"url(#{name}-", rest)
     rest = re.sub(r"\n\s*", "\n", rest).strip()
     title = element("title", alternative, id=f"{name}-title")
-    head = f'<svg {box.group() if box else ""} role="img" aria-labelledby="{name}-title">'
+    head = f'<svg{f" {box.group()}" if box else ""} role="img" aria-labelledby="{name}-title">'
     return join([Html(head), title, Html(rest)])
 
 
