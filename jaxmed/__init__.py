@@ -12,10 +12,12 @@ from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError
 from jaxmed.fit import Fit, fit, load
 from jaxmed.frame import read_moments
 from jaxmed.mediation import Mediation
+from jaxmed.moderation import johnson_neyman
 from jaxmed.population import Population
 from jaxmed.power import power
 from jaxmed.power_tables import Power, load_power
 from jaxmed.replicates import Replicates, load_replicates
+from jaxmed.report import report
 from jaxmed.simulate import simulate
 from jaxmed.spec import Equation, System
 from jaxmed.store import load_moments, save_moments
@@ -44,6 +46,7 @@ __all__ = [
     "datasets",
     "describe",
     "fit",
+    "johnson_neyman",
     "load",
     "load_moments",
     "load_power",
@@ -51,6 +54,7 @@ __all__ = [
     "plots",
     "power",
     "read_moments",
+    "report",
     "save_moments",
     "simulate",
     "stack",

@@ -42,6 +42,7 @@ from jaxmed.cli_options import (
     X,
     Y,
 )
+from jaxmed.cli_report import report
 from jaxmed.describe import describe as describe_data
 from jaxmed.describe import stack as stack_data
 from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, JaxmedError, SpecError
@@ -364,6 +365,9 @@ def merge(
             f"{count} of {found.origin.requested} replicates are missing: {missing}{more}; run the shards that are not "
             "done again, they go on where they stopped"
         )
+
+
+app.command()(report)
 
 
 def _show(found: Replicates, kind: str, level: float, fitted: Fit | None, json: Path | None, quiet: bool) -> None:

@@ -97,17 +97,42 @@ def describe(data: Any, spec: Spec) -> Description:
             for name, column in summaries.items()
         }
     ).T.astype({"count": int, "missing": int})
-    sizes = sum(pattern.products[0] for pattern in moments.patterns)
-    clusters = pd.Series(
-        {
-            "n_clusters": moments.n_clusters,
-            "min": sizes.min(),
-            "mean": sizes.mean(),
-            "median": np.median(sizes),
-            "max": sizes.max(),
-        }
-    )
-    return Description(variables, _correlations(moments), clusters, read(source, system).intake)
+    return Description(variables, _correlations(moments), _clusters(moments), read(source, system).intake)
+
+
+def describe_moments(moments: Moments) -> Description:
+    """What moments tell of the data, over the rows that count in the model they were read for.
+
+    Parameters
+    ----------
+    moments : Moments
+
+    Examples
+    --------
+    >>> import jaxmed as jm
+    >>> model = jm.Mediation(x="x", m="m", y="y", cluster="id")
+    >>> data = jm.datasets.load_example()
+    >>> known = describe_moments(jm.read_moments(data, model)).variables
+    >>> bool(abs(known - jm.describe(data, model).variables).max(axis=None) < 1e-9)
+    True
+    """
+    found = {}
+    for name in moments.columns:
+        count = int(moments.sums(name)[0].sum())
+        mean, around, _ = moments.spread(name) if count else (np.nan, np.nan, np.nan)
+        low, high = moments.intake.ranges[name]
+        sd = np.sqrt(around * count / (count - 1)) if count > 1 else np.nan
+        own = {"count": count, "missing": moments.intake.missing.get(name, 0), "mean": mean, "sd": sd}
+        found[name] = own | {"min": low, "max": high, "icc": _icc(moments, name)}
+    variables = pd.DataFrame(found).T.astype({"count": int, "missing": int})
+    return Description(variables, _correlations(moments), _clusters(moments), moments.intake)
+
+
+def _clusters(moments: Moments) -> pd.Series:
+    """Number of clusters, and rows per cluster."""
+    sizes = np.sum([pattern.products[0] for pattern in moments.patterns], axis=0)
+    found = {"min": sizes.min(), "mean": sizes.mean(), "median": np.median(sizes), "max": sizes.max()}
+    return pd.Series({"n_clusters": float(moments.n_clusters), **found})
 
 
 def _icc(moments: Moments, name: str) -> float:

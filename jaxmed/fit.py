@@ -41,6 +41,7 @@ from jaxmed.result import Estimates, fields_from_dict, plain_data
 from jaxmed.satterthwaite import satterthwaite_table
 from jaxmed.scores import Scores, cluster_scores
 from jaxmed.shards import Shards, make_shards, value_shards
+from jaxmed.tables import export, numbers
 from jaxmed.totals import Totals, add_up
 
 SAMPLE = 1024  # clusters; a fit to four times as many starts at the optimum of so many
@@ -745,6 +746,46 @@ class Fit(Estimates):
         self, se: str = "joint", level: float = 0.95, at: Mapping[str, Any] | None = None
     ) -> dict[str, pd.DataFrame]:
         return {"Effects": self.effects(se, level, at)} if isinstance(self.spec, Mediation) else {}
+
+    def to_latex(
+        self, table: str = "effects", se: str = "joint", level: float = 0.95, at: Mapping[str, Any] | None = None
+    ) -> str:
+        r"""One table as LaTeX, in the style of booktabs, with every name escaped.
+
+        Parameters
+        ----------
+        table : {"effects", "coefficients", "variances", "heterogeneity"}
+            Effects; fixed effects; covariance of random effects and residuals; how effects vary between clusters.
+        se, level, at
+            As for :meth:`effects`; ``se="bauer"`` takes block standard errors for coefficients.
+
+        Raises
+        ------
+        SpecError
+            An unknown table, kind of standard error, level or moderator.
+        FitError
+            Effects of a model that is not a :class:`Mediation`.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> print(fit.to_latex().splitlines()[5])
+        a & 0.6517 & 0.0544 & 11.99 & $<0.001$ & 0.5452 & 0.7582 \\
+        """
+        return export(numbers(self, table, se, level, at), "latex")
+
+    def to_markdown(
+        self, table: str = "effects", se: str = "joint", level: float = 0.95, at: Mapping[str, Any] | None = None
+    ) -> str:
+        """One table in Markdown; parameters and errors as for :meth:`to_latex`."""
+        return export(numbers(self, table, se, level, at), "markdown")
+
+    def to_csv(
+        self, table: str = "effects", se: str = "joint", level: float = 0.95, at: Mapping[str, Any] | None = None
+    ) -> str:
+        """One table as comma-separated text with all digits; parameters and errors as for :meth:`to_latex`."""
+        return export(numbers(self, table, se, level, at), "csv")
 
     def __str__(self) -> str:
         return self.summary()

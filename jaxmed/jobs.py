@@ -30,8 +30,9 @@ MODEL = (
 )
 
 
-COMMANDS = ("demo", "fit", "describe", "stack", "bootstrap", "simulate", "power")
+COMMANDS = ("demo", "fit", "describe", "stack", "bootstrap", "report", "simulate", "power")
 STUDIES = ("simulate", "power")
+PATHS = ("data", "fit", "json", "save", "moments", "out")
 FLAGS = ("serial", "reml", "difference", "heterogeneity", "verbose", "quiet")
 
 
@@ -68,19 +69,19 @@ def read_job(path: Path, command: str, allowed: Iterable[str]) -> dict[str, Any]
     settings = tables.get("model", {}) | tables.get(command, {})
     if command in STUDIES:
         settings |= {"population": tables.get("population", {})}
-        _resolve(path, settings["population"])
+        _resolve(path, settings["population"], PATHS)
     if not settings:
         raise SpecError(f"the job file {str(path)!r} has neither a table [model] nor [{command}]")
     for name in FLAGS:
         if not isinstance(settings.get(name, True), bool):
             raise SpecError(f"the job file {str(path)!r} has {name}={settings[name]!r}; write true or false")
-    _resolve(path, settings)
+    _resolve(path, settings, (*PATHS, "replicates") if command == "report" else PATHS)
     return settings
 
 
-def _resolve(path: Path, settings: dict[str, Any]) -> None:
+def _resolve(path: Path, settings: dict[str, Any], names: Sequence[str]) -> None:
     """Paths relative to the folder of the job file."""
-    for name in ("data", "fit", "json", "save", "moments", "out"):
+    for name in names:
         if name in settings and not isinstance(settings[name], str):
             raise SpecError(f"the job file {str(path)!r} has {name}={settings[name]!r}; give a path as text")
         if settings.get(name, "-") != "-":

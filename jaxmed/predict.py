@@ -85,7 +85,7 @@ def predict_clusters(found: Estimates, theta: Floats, moments: Moments) -> pd.Da
     beta_cov = found.block[: len(labels), : len(labels)]
     estimands = found.spec.estimands(found.facts) if isinstance(found.spec, Mediation) else None
     names = set() if estimands is None else moderators_of(estimands)
-    moderators = {name: _moderator(found, moments, name) for name in names}
+    moderators = {name: moderator_by_cluster(found, moments, name) for name in names}
     parts: list[dict[str, Floats]] = []
     for first in range(0, design.n_clusters, SHARD):  # some at a time: what is in between is larger than the table
         some = slice(first, first + SHARD)
@@ -190,7 +190,7 @@ def _paths(
         along = row.terms[0][1]
         if row.kind == "indirect" and len(row.terms) == 1 and set(along) <= set(names):
             route = tuple(names.index(path) for path in along)
-            product, variance = _product(route, mean, covariance)
+            product, variance = product_moments(route, mean, covariance)
             name = "ab" + row.name.removeprefix("indirect")
             columns[name], columns[f"{name}_se"] = product, np.sqrt(variance)
     return columns
@@ -201,7 +201,7 @@ def moderators_of(estimands: Estimands) -> set[str]:
     return {column for path in estimands.paths.values() for _, by in path.pieces for column in by}
 
 
-def _moderator(found: Estimates, moments: Moments, column: str) -> Floats:
+def moderator_by_cluster(found: Estimates, moments: Moments, column: str) -> Floats:
     """A moderator by cluster: its value where it belongs to the cluster, NaN if missing; else its overall mean."""
     if column in moments.constants:
         return moments.constants[column]
@@ -210,7 +210,7 @@ def _moderator(found: Estimates, moments: Moments, column: str) -> Floats:
 
 
 @float64
-def _product(route: tuple[int, ...], mean: Floats, covariance: Floats) -> tuple[Floats, Floats]:
+def product_moments(route: tuple[int, ...], mean: Floats, covariance: Floats) -> tuple[Floats, Floats]:
     """Mean and variance of the product of normal slopes along a route, by cluster."""
     at, around = jnp.asarray(mean), jnp.asarray(covariance)
     return expected_product(at, around, route), product_covariance(at, around, route, route)  # type: ignore[return-value]

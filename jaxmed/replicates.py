@@ -347,10 +347,7 @@ def without_each_cluster(fit: Any, origin: Origin) -> Floats:
     ConvergenceWarning
         Some of them did not converge, and are left out.
     """
-    own, targets = make_origin(fit, origin.method, origin.seed, origin.requested, _at_of(origin))
-    refused = own.difference(origin)
-    if refused:
-        raise FitError(f"this fit is not the one of these replicates: {refused}")
+    targets = check_fit(fit, origin)
     refitter = make_refitter(fitted(fit, fit.theta, fit.moments, targets), "left_out")
     found = []
     with counted("refits without each cluster", refitter.program.clusters) as advance:
@@ -367,6 +364,15 @@ def without_each_cluster(fit: Any, origin: Origin) -> Floats:
             stacklevel=4,
         )
     return values[status == Status.CONVERGED]
+
+
+def check_fit(fit: Any, origin: Origin) -> Targets | None:
+    """Refuse a fit that replicates are not of; else the effects that they have (none for a system)."""
+    own, targets = make_origin(fit, origin.method, origin.seed, origin.requested, _at_of(origin))
+    refused = own.difference(origin)
+    if refused:
+        raise FitError(f"this fit is not the one of these replicates: {refused}")
+    return targets
 
 
 def _at_of(origin: Origin) -> dict[str, list[Any]] | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from jaxmed.drawing import MARKERS, SEVERAL, axes
+from jaxmed.drawing import GREY, MARKERS, SEVERAL, legend, make_axes
 from jaxmed.errors import SpecError
 from jaxmed.power_tables import Power
 
@@ -43,7 +43,7 @@ def power(study: Power, effect: str = "indirect", interval: str | None = None, *
     rows = _rows(study, effect, interval)
     if rows["power"].isna().all():
         raise SpecError(f"{effect!r} has no power: it is zero in the population")
-    ax = axes(ax)
+    ax = make_axes(ax)
     for k, (name, part) in enumerate(_groups(rows, ("clusters",))):
         part = part.sort_values("clusters")
         error = 1.96 * part["power_mcse"]
@@ -56,10 +56,10 @@ def power(study: Power, effect: str = "indirect", interval: str | None = None, *
             capsize=2,
             label=name or None,
         )
-    ax.axhline(0.8, color="#555555", linestyle=":", linewidth=1)
+    ax.axhline(0.8, color=GREY, linestyle=":", linewidth=1)
     ax.set(xlabel="clusters", ylabel=f"power for {effect} ({rows['interval'].iloc[0]})", ylim=(0, 1.02))
     if ax.get_legend_handles_labels()[1]:
-        ax.legend(framealpha=0.9, edgecolor="none", fontsize="small")
+        legend(ax)
     return ax
 
 
@@ -79,7 +79,7 @@ def coverage(study: Power, effect: str = "indirect", interval: str | None = None
         for _, row in part.iterrows():
             grid[at, clusters.index(row["clusters"])] = row["coverage"]
     level = study.level
-    ax = axes(ax)
+    ax = make_axes(ax)
     from matplotlib.colors import LinearSegmentedColormap
 
     # Blue above the level, red below it; the figures say which, for those who cannot tell them apart.

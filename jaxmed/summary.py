@@ -10,10 +10,10 @@ import numpy as np
 import pandas as pd
 
 from jaxmed.errors import SpecError
-from jaxmed.intervals import critical_value, limits_on_scale, normal_table
+from jaxmed.intervals import critical_value, normal_table
 from jaxmed.mediation import Mediation
-from jaxmed.moments import Floats
 from jaxmed.result import Estimates, TestResult
+from jaxmed.tables import variance_table
 from jaxmed.terms import INTERCEPT
 
 SE_NOTES = {
@@ -108,7 +108,7 @@ def _content(
     if len(fit.system.outcomes) > 1:
         tests.append(("linear regression", fit.lr_test("pooled")))
     note = "\n".join(f"LR test vs. {against}: {_test(test)}" for against, test in tests)
-    shown.append(Table("Random effects (covariance G) and residuals", _variances(fit, critical, level, se), note))
+    shown.append(Table("Random effects (covariance G) and residuals", _variances(fit, level, se), note))
     notes = [f"Note: {note}." for note in fit.notes]
     if isinstance(spec, Mediation) and spec.center is not None and _confounded(fit):
         notes.append(
@@ -148,19 +148,28 @@ def _confounded(fit: Estimates) -> bool:
     return any((b, a) in fit.free for a in at for b in at if b > a)
 
 
-def _legend(fit: Estimates) -> str:
+def legend(fit: Estimates) -> list[str]:
+    """What the names of effects mean, in a few sentences; nothing for a system."""
     spec = fit.spec
     if not isinstance(spec, Mediation):
-        return ""
+        return []
     paths = "; ".join(f"{edge.name}: {edge.source} -> {edge.outcome}" for edge in spec.edges)
     if spec.simple:
-        return f"{paths};\ncov_ab: cov(a_j, b_j) between clusters; indirect: a b + cov_ab; total: indirect + c_prime"
+        return [paths, "cov_ab: cov(a_j, b_j) between clusters; indirect: a b + cov_ab; total: indirect + c_prime"]
     lines = [paths, "cov: covariances between clusters; indirect: expected product of paths; total: indirect + c_prime"]
     if spec.moderators:
         moved = "; ".join(f"{name}: {', '.join(found)}" for name, found in spec.moderators)
         lines.append(f"moderators: {moved}; index: slope of the indirect effect in a moderator")
     if spec.center is not None:
         lines.append("within: deviations from cluster means; between: cluster means; contextual: between - within")
+    return lines
+
+
+def _legend(fit: Estimates) -> str:
+    """The same in lines of a terminal."""
+    lines = legend(fit)
+    if isinstance(fit.spec, Mediation) and fit.spec.simple:
+        return ";\n".join(lines)
     return "\n".join("\n".join(textwrap.wrap(line, 100)) for line in lines)
 
 
@@ -197,49 +206,12 @@ def _coefficients(table: pd.DataFrame, level: float) -> pd.DataFrame:
     return pd.DataFrame(cells, index=table.index)
 
 
-def _variances(fit: Estimates, critical: float, level: float, se: str) -> pd.DataFrame:
-    """Variances with limits from the log scale, then covariances with symmetric ones, in Stata's order."""
-    random = fit.system.random_labels
-    kind = "robust" if se == "robust" else "joint"
-    g, g_se = fit.random_cov.to_numpy(), fit.random_cov_errors(kind).to_numpy()
-    residual_se = fit.residual_cov_errors(kind).to_numpy()
-    names, estimate, error = [], [], []
-    for k, label in enumerate(random):
-        names.append(f"var({label})")
-        estimate.append(g[k, k])
-        error.append(g_se[k, k])
-    for col in range(len(random)):
-        for row in range(col + 1, len(random)):
-            if (row, col) in fit.free:
-                names.append(f"cov({random[col]},{random[row]})")
-                estimate.append(g[row, col])
-                error.append(g_se[row, col])
-    names += [f"var(residual {outcome})" for outcome in fit.system.outcomes]
-    estimate += fit.residual_var.to_list()
-    error += np.diag(residual_se).tolist()
-    for row, col in fit.system.residual_pairs:
-        names.append(f"cov(residual {fit.system.outcomes[col]},{fit.system.outcomes[row]})")
-        estimate.append(fit.residual_cov.iloc[row, col])
-        error.append(residual_se[row, col])
-    if se == "bauer" and isinstance(fit.spec, Mediation) and fit.spec.simple:
-        difference = fit.residual_var.iloc[0] - fit.residual_var.iloc[1]
-        at = fit.joint[-2:, -2:]
-        names.append("var(fid: sm) = difference")
-        estimate.append(difference if difference > 0 else np.nan)
-        error.append(np.sqrt(at[0, 0] + at[1, 1] - 2 * at[0, 1]) if difference > 0 else np.nan)
-    values, errors = np.array(estimate), np.array(error)
-    lower, upper = limits_on_scale(values, errors, critical, "log")
-    plain = np.array([name.startswith("cov(") for name in names])
-    lower[plain] = values[plain] - critical * errors[plain]
-    upper[plain] = values[plain] + critical * errors[plain]
-    cells: dict[str, list[str]] = {}
-    for head, column in zip(("estimate", "std. err.", *_heads(level)), (values, errors, lower, upper), strict=True):
-        cells[head] = [number(value) for value in _floats(column)]
-    return pd.DataFrame(cells, index=names)
-
-
-def _floats(values: Floats) -> list[float]:
-    return [float(value) for value in values]
+def _variances(fit: Estimates, level: float, se: str) -> pd.DataFrame:
+    """Cells of the table of (co)variances."""
+    found = variance_table(fit, level, se)
+    heads = ("estimate", "std. err.", *_heads(level))
+    columns = zip(heads, found.columns, strict=True)
+    return pd.DataFrame({head: found[column].map(number) for head, column in columns}, index=found.index)
 
 
 def _columns(facts: list[tuple[str, str]]) -> str:
