@@ -149,7 +149,7 @@ pre { background: #f4f4f4; padding: .75rem; overflow-x: auto; font-size: .85rem;
   table { font-size: .85rem; }
   th, td { padding-right: .4rem; }
   .number { padding-left: .4rem; }
-  tbody th { white-space: normal; overflow-wrap: anywhere; min-width: 6rem; max-width: 9rem; }
+  tbody th { white-space: normal; overflow-wrap: anywhere; min-width: 7rem; max-width: 11rem; }
 }
 @media print {
   body { max-width: none; padding: 0; font-size: 10pt; }
