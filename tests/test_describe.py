@@ -368,7 +368,10 @@ def test_moments_between_rows_of_a_cluster(name, population_draw):
 )
 def test_simulate_refuses(arguments):
     name = next(iter(arguments))
-    with pytest.raises(jm.SpecError, match=f"{name}=.* must be a whole number of at least"):
+    message = (
+        "is not understood; give a whole number of rows" if name == "size" else "must be a whole number of at least"
+    )
+    with pytest.raises(jm.SpecError, match=f"{name}=.* {message}"):
         jm.simulate(**({"seed": 1} | arguments))
 
 
