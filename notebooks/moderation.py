@@ -110,11 +110,18 @@ table = parts.effects()
 print(table[table.index.str.startswith("contextual")].round(3))
 
 # %% [markdown]
-# Both at once: climate moves the path from support to motivation within and between schools.
+# Both at once: climate moves the path from support to motivation within and between schools. Which coefficients vary is
+# written out here, since the groups of `covariance` must name each of them.
 
 # %%
-both = jm.fit(schools, jm.Mediation(**roles, center="cluster", covariance=centred.covariance, moderators={"climate": ["a"]}))
-print(both.effects(at={"climate": [-1, 0, 1]}).loc[["indirect_within", "indirect_between"]].round(3))
+both = jm.Mediation(
+    **roles,
+    center="cluster",
+    moderators={"climate": ["a"]},
+    random={"motivation": ["1", "within(support)"], "achievement": ["1", "within(motivation)", "within(support)"]},
+    covariance=centred.covariance,
+)
+print(jm.fit(schools, both).effects(at={"climate": [-1, 0, 1]}).loc[["indirect_within", "indirect_between"]].round(3))
 
 # %% [markdown]
 # ## How different are the schools?
