@@ -83,7 +83,9 @@ jaxmed bootstrap --job job.toml --shard auto
 print(script)
 print("submit with")
 print("  array=$(sbatch --parsable bootstrap.sbatch)")
-print("  sbatch --dependency=afterok:$array --wrap 'jaxmed merge replicates --kind studentized --out replicates.parquet'")
+print(
+    "  sbatch --dependency=afterok:$array --wrap 'jaxmed merge replicates --kind studentized --out replicates.parquet'"
+)
 
 # %% [markdown]
 # ## Its two parts, here

@@ -71,7 +71,9 @@ for value in (-1.96, 1.96):
 # %%
 replicates = jm.bootstrap(fit, 1000, seed=1)
 print(replicates)
-print(replicates.table[["replicate", "n_iter", "singular", "a", "b", "cov_ab", "indirect", "indirect_se"]].head().round(3))
+print(
+    replicates.table[["replicate", "n_iter", "singular", "a", "b", "cov_ab", "indirect", "indirect_se"]].head().round(3)
+)
 
 # %% [markdown]
 # From the same replicates come five kinds of intervals. BCa also needs the fits without each cluster in turn, which it

@@ -239,8 +239,9 @@ print(pd.DataFrame({"estimate": joint["estimate"], "se bauer": bauer["se"], "se 
 
 # %%
 for kind in ("block", "joint"):
-    covariance = fit.cov_params(kind).loc[["y~m", "y~x"], ["y~m", "y~x"]]
-    print(kind, "correlation of the estimates of b and c':", round(covariance.iloc[0, 1] / np.sqrt(np.diag(covariance).prod()), 2))
+    covariance, errors = fit.cov_params(kind), fit.standard_errors(kind)
+    correlation = covariance.loc["y~m", "y~x"] / (errors["y~m"] * errors["y~x"])
+    print(f"correlation of the estimates of b and c', {kind}: {correlation:.2f}")
 
 # %% [markdown]
 # In simulations from the population of Bauer et al. the joint standard errors match the spread of the estimates, and the

@@ -67,7 +67,8 @@ def prepare(text: str, folder: Path) -> None:
 
 
 def test_blocks_and_their_rule():
-    page = "```python\n1\n```\n\n```text\na\n```\n<!-- not run: x -->\n```python\n2\n```\n```python\n3\n```\nso\n```text\nb\n```\n"
+    page = "```python\n1\n```\n\n```text\na\n```\n<!-- not run: x -->\n```python\n2\n```\n"
+    page += "```python\n3\n```\nso\n```text\nb\n```\n"
     assert blocks(page) == [Block(2, "1\n", "a\n"), Block(13, "3\n", None)]
     assert agree("a  1.0\n...\nb\n", "a 1.0\nmore\nb\n")
     assert not agree("a 1.0\n", "a 1.1\n")
