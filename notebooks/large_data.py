@@ -75,13 +75,13 @@ smaller = timed(folder / "rows.moments", intercepts)
 print(jm.compare(smaller, fit))
 
 # %% [markdown]
-# Parts of the rows, read in different places, add up:
+# Parts of the rows, read in different places, add up, also where a cluster has rows in both:
 
 # %%
-pieces = [folder / "first.parquet", folder / "second.parquet"]
-jm.simulate(clusters=500, size=20, seed=2).to_parquet(pieces[0])
-jm.simulate(clusters=500, size=40, seed=3).to_parquet(pieces[1])
-added = jm.read_moments(pieces[0], spec) + jm.read_moments(pieces[1], spec)
+some = jm.simulate(clusters=500, size=20, seed=2)
+some[::2].to_parquet(folder / "first.parquet")
+some[1::2].to_parquet(folder / "second.parquet")
+added = jm.read_moments(folder / "first.parquet", spec) + jm.read_moments(folder / "second.parquet", spec)
 print(f"{added.n_clusters} clusters, {added.intake.rows:,} rows")
 
 # %% [markdown]
