@@ -11,12 +11,18 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.py"))
+# Not "python -W error::jaxmed.ConvergenceWarning": Python reads that before it knows where jaxmed is, and ignores it.
+RUN = """
+import runpy, sys, warnings, jaxmed
+warnings.simplefilter("error", jaxmed.ConvergenceWarning)
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook(notebook):
     done = subprocess.run(
-        [sys.executable, "-W", "error::jaxmed.ConvergenceWarning", notebook.name],
+        [sys.executable, "-c", RUN, notebook.name],
         cwd=FOLDER,
         env={**os.environ, "MPLBACKEND": "Agg"},
         capture_output=True,
