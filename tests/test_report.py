@@ -6,7 +6,6 @@ import json
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from browser import Browser, find_browser
@@ -16,7 +15,6 @@ from jaxmed.markup import VOID, element
 
 pytest.importorskip("matplotlib")
 
-DOCS = Path(__file__).parents[1] / "docs" / "report.md"
 SCHOOLS = {"x": "support", "m": "motivation", "y": "achievement", "cluster": "school"}
 ODD = {"x": "x <b>&amp;\"'", "m": "m_1 $&$", "y": "<script>alert(1)</script>", "cluster": "id&"}
 
@@ -328,21 +326,6 @@ def test_a_singular_fit_is_said_to_be_one(tmp_path, files):
     assert '<div class="warning"><p>The optimiser reached the maximum' in text
     assert "The covariance of the random effects is singular" in text
     assert '<div class="warning">' not in files["plain"].read_text(encoding="utf-8")
-
-
-def test_documentation(tmp_path, monkeypatch, capsys):
-    """The examples of docs/report.md run, one after the other, and print what stands below them."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    for code, _, output in re.findall(
-        r"```python\n(.*?)```\n(\n```text\n(.*?)```)?", DOCS.read_text("utf-8"), re.DOTALL
-    ):
-        exec(code, names)
-        assert capsys.readouterr().out.strip() == output.strip()
-    assert (tmp_path / "fit.pdf").exists()
 
 
 # Refusals and the command line ---------------------------------------------------------------------------------------
