@@ -311,6 +311,7 @@ def influence(table: pd.DataFrame, term: str = "indirect", labels: int = 5, *, a
         ax.annotate(plain(table.index[at]), (change[at], cook[at]), va="center", fontsize="small", **place)
     ax.axvline(0, color=GREY, linestyle=":", linewidth=1)
     ax.margins(x=0.15)
+    ax.locator_params(axis="x", nbins=5)
     ax.set(xlabel=f"change of {plain(term)} without the cluster", ylabel="Cook's distance", ylim=(0, None))
     return ax
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,41 +17,18 @@ from jaxmed.describe import describe_moments
 from jaxmed.errors import ConvergenceWarning, SpecError
 from jaxmed.fit import Fit
 from jaxmed.intervals import check_level
-from jaxmed.markup import Html, element, figure, join, page, table
+from jaxmed.markup import Html, element, join, page, table
 from jaxmed.mediation import Mediation
 from jaxmed.moderation import johnson_neyman, middle, numeric_moderators
 from jaxmed.replicates import KINDS, Replicates, check_fit
-from jaxmed.report_plots import Picture
+from jaxmed.report_diagnostics import diagnostics
+from jaxmed.report_pieces import Content, code, matrix, number_table, paragraph_list, paragraphs, pictures
 from jaxmed.result import TestResult
 from jaxmed.store import write_atomically
 from jaxmed.summary import SE_NOTES, legend
 
 MOST = 4  # pictures of replicates
 MOST_ANSWERS = 10
-
-
-class Content(NamedTuple):
-    """What a report is of; every section is a function of it.
-
-    Attributes
-    ----------
-    fit : Fit
-    level : float
-    at : mapping or None
-        Values of moderators.
-    replicates : Replicates or None
-    kind : str
-        Of the bootstrap intervals.
-    effects : DataFrame or None
-        The table of effects, of a mediation model.
-    """
-
-    fit: Fit
-    level: float
-    at: Mapping[str, Any] | None
-    replicates: Replicates | None
-    kind: str
-    effects: pd.DataFrame | None
 
 
 def report(
@@ -123,14 +100,14 @@ def _document(of: Content) -> str:
 
 
 def _question(of: Content) -> Html:
-    return _paragraphs(report_text.question(of.fit))
+    return paragraphs(report_text.question(of.fit))
 
 
 def _answer(of: Content) -> Html:
     warning = not of.fit.converged or of.fit.singular
     parts = []
     if warning:
-        parts.append(element("div", *_paragraphs_list(report_text.convergence(of.fit)), class_="warning"))
+        parts.append(element("div", *paragraph_list(report_text.convergence(of.fit)), class_="warning"))
     if of.effects is not None:
         answers = _answers(of)
         answers += report_text.shares(of.fit, of.level)
@@ -178,8 +155,8 @@ def _data(of: Content) -> Html:
         "Of the rows that count. ICC: intraclass correlation, the share of the variance that lies between clusters "
         "(one-way analysis of variance)."
     )
-    parts = [_paragraphs(words), table("variables", "Variables", heads, rows, note=note)]
-    parts.append(_matrix("correlations", "Correlations (rows that have all variables)", found.correlations, 3))
+    parts = [paragraphs(words), table("variables", "Variables", heads, rows, note=note)]
+    parts.append(matrix("correlations", "Correlations (rows that have all variables)", found.correlations, 3))
     if any(intake.missing.values()):
         patterns = [[observed, str(count)] for observed, count in intake.patterns.items()]
         parts.append(table("patterns", "Rows by the columns that they have", ["observed", "rows"], patterns))
@@ -193,7 +170,7 @@ def _model(of: Content) -> Html:
         for e in fit.system.equations
     ]
     heads = ["outcome", "predictors", "random", "one row per"]
-    parts = [_pictures(report_plots.diagram(fit, of.level, " ".join(_answers(of))), wide=True)]
+    parts = [pictures(report_plots.diagram(fit, of.level, " ".join(_answers(of))), wide=True)]
     note = "1 is the intercept. A coefficient listed as random varies between clusters around its average."
     parts.append(table("equations", "Equations", heads, rows, stubs=4, note=note))
     return join(parts)
@@ -206,7 +183,7 @@ def _effects(of: Content) -> Html:
     note = "; ".join(legend(fit)).replace("->", "→") + "."
     if of.effects["se"].eq(0).any():
         note += " What has no standard error is fixed by the model."
-    parts = [_numbers("effects", tables.numbers(fit, "effects", level=of.level, at=of.at), note)]
+    parts = [number_table("effects", tables.numbers(fit, "effects", level=of.level, at=of.at), note)]
     regions = [
         [effect, name, *_region(row)]
         for name in numeric_moderators(fit)
@@ -222,7 +199,7 @@ def _effects(of: Content) -> Html:
             parts += [element("p", text), table("regions", "Regions", heads, regions, stubs=3, note=note)]
         else:
             parts.append(element("p", "No conditional indirect effect has an interval that excludes zero."))
-        parts.append(_pictures(report_plots.moderated(fit, of.level)))
+        parts.append(pictures(report_plots.moderated(fit, of.level)))
     return join(parts)
 
 
@@ -240,8 +217,8 @@ def _region(row: pd.Series) -> list[str]:
 
 def _clusters(of: Content) -> Html:
     fit = of.fit
-    pictures = _pictures(report_plots.clusters(fit, of.level))
-    if not fit.system.random_labels or not pictures:
+    drawn = pictures(report_plots.clusters(fit, of.level))
+    if not fit.system.random_labels or not drawn:
         return Html("")
     parts = []
     if of.effects is not None:
@@ -249,8 +226,10 @@ def _clusters(of: Content) -> Html:
             "In the population, by the model: standard deviations of effects over clusters, and the share of clusters "
             "whose indirect effect is positive."
         )
-        parts.append(_numbers("heterogeneity", tables.numbers(fit, "heterogeneity", level=of.level, at=of.at), note))
-    return join([*parts, pictures])
+        parts.append(
+            number_table("heterogeneity", tables.numbers(fit, "heterogeneity", level=of.level, at=of.at), note)
+        )
+    return join([*parts, drawn])
 
 
 def _bootstrap(of: Content) -> Html:
@@ -274,18 +253,18 @@ def _bootstrap(of: Content) -> Html:
     numbers = tables.Numbers("bootstrap", "Bootstrap intervals of effects", shown, of.level)
     labels = found.origin.labels[found.origin.n_params :]
     terms = [name for name in labels if name.startswith(("indirect", "total")) and " - " not in name][:MOST]
-    pictures = report_plots.bootstrapped(of.fit, found, terms, of.kind, of.level)
+    several = report_plots.bootstrapped(of.fit, found, terms, of.kind, of.level)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # said above
-        drawn = _pictures(pictures)
-    return join([_paragraphs(words), _numbers("bootstrap", numbers, note), drawn])
+        drawn = pictures(several)
+    return join([paragraphs(words), number_table("bootstrap", numbers, note), drawn])
 
 
 def _estimates(of: Content) -> Html:
     fit = of.fit
     parts = [
-        _numbers("coefficients", tables.numbers(fit, "coefficients", level=of.level), SE_NOTES["joint"]),
-        _numbers(
+        number_table("coefficients", tables.numbers(fit, "coefficients", level=of.level), SE_NOTES["joint"]),
+        number_table(
             "variances",
             tables.numbers(fit, "variances", level=of.level),
             "Limits of variances are symmetric on the log scale, those of covariances on their own.",
@@ -297,9 +276,9 @@ def _estimates(of: Content) -> Html:
         with np.errstate(invalid="ignore", divide="ignore"):
             found = g / np.outer(sd, sd)
         np.fill_diagonal(found, sd)
-        matrix = pd.DataFrame(found, index=fit.random_cov.index, columns=fit.random_cov.columns)
+        shown = pd.DataFrame(found, index=fit.random_cov.index, columns=fit.random_cov.columns)
         title = "Random effects: standard deviations (diagonal) and correlations"
-        parts.append(_matrix("random-correlations", title, matrix, 3))
+        parts.append(matrix("random-correlations", title, shown, 3))
     return join(parts)
 
 
@@ -319,7 +298,7 @@ def _fit(of: Content) -> Html:
     if fit.free:
         facts.append(["likelihood-ratio test against no random effects (conservative)", _test(fit.lr_test())])
     parts = [table("statistics", "Fit statistics", ["", "value"], facts), element("h3", "Convergence")]
-    return join([*parts, _paragraphs(report_text.convergence(fit))])
+    return join([*parts, paragraphs(report_text.convergence(fit))])
 
 
 def _test(test: TestResult) -> str:
@@ -328,14 +307,14 @@ def _test(test: TestResult) -> str:
 
 
 def _checks(of: Content) -> Html:
-    pictures = _pictures(report_plots.checks(of.fit, of.level))
-    if not pictures:
+    drawn = pictures(report_plots.checks(of.fit, of.level))
+    if not drawn:
         return Html("")
     words = (
         "If the model holds, points lie along the line. Heavy tails or a bend speak against normal random effects; the "
         "averages stand up to that better than their intervals and the distribution of effects over clusters."
     )
-    return join([element("p", words), pictures])
+    return join([element("p", words), drawn])
 
 
 def _methods(of: Content) -> Html:
@@ -355,9 +334,9 @@ def _again(of: Content) -> Html:
     return join(
         [
             element("p", "The model, in Python; DATA stands for the frame or the path of the file:"),
-            _code(report_text.call(of.fit), "Python code of the model"),
+            code(report_text.call(of.fit), "Python code of the model"),
             element("p", "The model as JSON, as in the results of the command line:"),
-            _code(model, "The model as JSON"),
+            code(model, "The model as JSON"),
             table("versions", "Versions", ["", "version"], versions, stubs=2),
         ]
     )
@@ -375,45 +354,7 @@ SECTIONS: tuple[tuple[str, str, Callable[[Content], Html]], ...] = (
     ("estimates", "All estimates", _estimates),
     ("fit", "Fit and convergence", _fit),
     ("checks", "Checks of the random effects", _checks),
+    ("diagnostics", "Diagnostics", diagnostics),
     ("methods", "Methods paragraph", _methods),
     ("again", "To reproduce this", _again),
 )
-
-
-# Pieces --------------------------------------------------------------------------------------------------------------
-
-
-def _paragraphs_list(words: Iterable[str]) -> list[Html]:
-    return [element("p", text) for text in words]
-
-
-def _paragraphs(words: Iterable[str]) -> Html:
-    return join(_paragraphs_list(words))
-
-
-def _code(text: str, name: str) -> Html:
-    return element("pre", element("code", text), class_="scroll", tabindex=0, role="region", aria_label=name)
-
-
-def _pictures(pictures: Iterable[Picture], wide: bool = False) -> Html:
-    made = [figure(report_plots.svg(picture), picture.caption, wide) for picture in pictures]
-    if not made:
-        return Html("")
-    return join(made) if wide else element("div", *made, class_="figures")
-
-
-def _numbers(name: str, found: tables.Numbers, note: str | None = None) -> Html:
-    first, entries = tables.stub(found.values.index)
-    body = tables.cells(found.values).to_numpy()
-    rows = [[*entry, *row] for entry, row in zip(entries, body, strict=True)]
-    heads = [*first, *tables.heads(found.values.columns, found.level)]
-    return table(name, found.title, heads, rows, len(first), note)
-
-
-def _matrix(name: str, title: str, values: pd.DataFrame, digits: int) -> Html:
-    """The lower triangle of a symmetric table."""
-    rows = [
-        [str(label), *(tables.rounded(value, digits) if k <= at else "" for k, value in enumerate(row))]
-        for at, (label, row) in enumerate(zip(values.index, values.to_numpy(), strict=True))
-    ]
-    return table(name, title, ["", *map(str, values.columns)], rows)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from jaxmed import plots
 from jaxmed.cluster_slopes import Route, cluster_slopes, varying_routes
@@ -205,3 +206,15 @@ def bootstrapped(fit: Fit, replicates: Replicates, terms: list[str], kind: str, 
             f"Distribution of {term} over the bootstrap replicates, with its {kind} interval.",
             f"Histogram of {term} over the bootstrap replicates.",
         )
+
+
+def influential(table: pd.DataFrame, term: str) -> Iterator[Picture]:
+    """What single clusters do to an effect."""
+    largest = table["cook"].idxmax()
+    yield Picture(
+        "influence-plot",
+        lambda ax: plots.influence(table, term, ax=ax),
+        f"Change of {term} without each cluster, against its Cook's distance; the largest are named.",
+        f"Scatter of {len(table)} clusters. The largest Cook's distance, {table['cook'].max():.3f}, is that of cluster "
+        f"{largest}.",
+    )

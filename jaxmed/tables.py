@@ -186,6 +186,8 @@ def cells(table: pd.DataFrame) -> pd.DataFrame:
         values = table[column].mask(held) if column in ("se", "ci_lower", "ci_upper") else table[column]
         if column == "z":
             found[column] = [rounded(value, 2) for value in values]
+        elif column == "df":
+            found[column] = [rounded(value, 1) for value in values]
         elif column == "p":
             found[column] = [p_value(value) for value in values]
         else:

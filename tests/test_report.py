@@ -283,6 +283,27 @@ def test_data(moderated, pages):
         assert all(shown(text, value) for text, value in zip(row, found.variables.loc[name], strict=True))
 
 
+def test_diagnostics(fit, moderated, pages):
+    """Standard errors by kind, influence, outlying clusters, conflation: the numbers of the fit's own tables."""
+    rows = pages["plain"].rows("kinds")
+    robust, freedom = fit.intervals(se="robust"), fit.satterthwaite()
+    assert list(rows) == [("indirect",), ("total",)]
+    for (effect,), cells in rows.items():
+        joint = fit.effects().loc[effect]
+        values = [joint["estimate"], joint["se"], *robust.loc[effect, ["se", "ci_lower", "ci_upper"]]]
+        assert all(map(shown, cells, [*values, freedom.loc[effect, "df"]]))
+    found = fit.influence()
+    _, *lines = pages["plain"].tables["influence"]
+    assert [line[0] for line in lines] == [str(cluster) for cluster in found["cook"].nlargest(5).index]
+    assert float(lines[0][1]) == pytest.approx(found["indirect"].loc[found["cook"].idxmax()], rel=0.01)
+    paths = jm.conflation(fit).table
+    for (path,), cells in pages["plain"].rows("conflation").items():
+        assert all(map(shown, cells, paths.loc[path, ["estimate", "se", "z", "p"]]))
+    kinds = pages["moderated"].rows("kinds")
+    assert len(kinds) == 6
+    assert all(name in ("indirect", "total") for name, *_ in kinds)
+
+
 def test_words(fit, moderated, files):
     text = files["plain"].read_text(encoding="utf-8").replace("\u00a0", " ")
     row = fit.effects().loc["indirect"]
