@@ -770,7 +770,7 @@ class Fit(Estimates):
         --------
         >>> import jaxmed as jm
         >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
-        >>> print(fit.to_latex().splitlines()[5])
+        >>> print(fit.to_latex().splitlines()[6])
         a & 0.6517 & 0.0544 & 11.99 & $<0.001$ & 0.5452 & 0.7582 \\
         """
         return export(numbers(self, table, se, level, at), "latex")

@@ -256,6 +256,7 @@ def test_interrupted_and_resumed(fit, whole, tmp_path, monkeypatch):
                 signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Refitter, "run", interrupted)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test of the command line may have left its own
     with pytest.raises(KeyboardInterrupt) as stopped:
         jm.bootstrap(fit, 96, seed=3, batch=16, out=tmp_path)
     assert stopped.value.__notes__ == [

@@ -151,6 +151,7 @@ def population(name: str, copies: int) -> tuple[Fitted, resample.Rows]:
         reml=True,
         values=values,
         params=pd.Series(beta, labels),
+        fixed=dict(zip(labels, beta, strict=True)),
         random_cov=pd.DataFrame(cov, system.random_labels, system.random_labels),
         residual_cov=pd.DataFrame(residual, system.outcomes, system.outcomes),
         intake=SimpleNamespace(used=used),

@@ -297,8 +297,9 @@ def test_diagnostics(fit, moderated, pages):
     assert [line[0] for line in lines] == [str(cluster) for cluster in found["cook"].nlargest(5).index]
     assert float(lines[0][1]) == pytest.approx(found["indirect"].loc[found["cook"].idxmax()], rel=0.01)
     paths = jm.conflation(fit).table
-    for (path,), cells in pages["plain"].rows("conflation").items():
-        assert all(map(shown, cells, paths.loc[path, ["estimate", "se", "z", "p"]]))
+    for (path, *parts), cells in pages["plain"].rows("conflation").items():
+        values = paths.loc[path, ["within", "between", "estimate", "se", "z", "p"]]
+        assert all(map(shown, [*parts, *cells], values))
     kinds = pages["moderated"].rows("kinds")
     assert len(kinds) == 6
     assert all(name in ("indirect", "total") for name, *_ in kinds)
