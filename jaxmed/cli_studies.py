@@ -175,8 +175,6 @@ def _show(found: Power, settings: Mapping[str, Any]) -> None:
 def _population(settings: Mapping[str, Any], numbers: Mapping[str, Any]) -> Population:
     """The population that settings describe: of a saved fit, standardised, or by numbers over the defaults."""
     said = dict(settings.get("population") or {})
-    if not isinstance(settings.get("population") or {}, Mapping):
-        raise SpecError("[population] must be a table of names and numbers")
     source = settings.get("fit") or said.pop("fit", None)
     said.pop("fit", None)
     model = _model(settings)
@@ -227,7 +225,7 @@ def _sizes(text: str | None, *, one: bool) -> Any:
     if text is None:
         return None
     found = [_size(part) for part in jobs.split_names(text)]
-    if one and len(found) > 1:
+    if not found or (one and len(found) > 1):
         raise SpecError(f"--size {text!r}: give one size or distribution")
     return found[0] if one else found
 

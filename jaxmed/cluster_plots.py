@@ -278,12 +278,12 @@ def quantiles(fit: Fit, term: str | None = None, level: float = 0.95, *, ax: Axe
 
 
 def influence(table: pd.DataFrame, term: str = "indirect", labels: int = 5, *, ax: Axes | None = None) -> Axes:
-    """Change of an effect when a cluster is left out, against the cluster's Cook's distance.
+    """What each cluster adds to an effect, against the cluster's Cook's distance.
 
     Parameters
     ----------
     table : DataFrame
-        A row a cluster: a column per effect with its change, and ``cook``.
+        That of :meth:`jaxmed.Fit.influence`: a column per effect with what the cluster adds, and ``cook``.
     term : str
         Column of the change.
     labels : int
@@ -312,7 +312,7 @@ def influence(table: pd.DataFrame, term: str = "indirect", labels: int = 5, *, a
     ax.axvline(0, color=GREY, linestyle=":", linewidth=1)
     ax.margins(x=0.15)
     ax.locator_params(axis="x", nbins=5)
-    ax.set(xlabel=f"change of {plain(term)} without the cluster", ylabel="Cook's distance", ylim=(0, None))
+    ax.set(xlabel=f"what the cluster adds to {plain(term)}", ylabel="Cook's distance", ylim=(0, None))
     return ax
 
 

@@ -45,7 +45,8 @@ class Population:
         effects: ``a``, ``b``, ``c_prime`` (with several mediators ``a_m1``), ``var_a``, ``cov_ab``; and for any outcome
         ``intercept_m``, ``intercept_var_m``, ``residual_var_m``. For a column that no equation draws: ``mean_x``,
         ``sd_x``, ``icc_x`` (share of the variance that is between clusters; 1 for a column of the cluster) and
-        ``share_x``, with which the column takes the values 1, in this share of rows or clusters, and 0.
+        ``share_x``, with which the column takes the values 1, in this share of rows or clusters, and 0 (``icc_x`` is
+        then that of a normal variable behind it).
     cluster_level : list of str
         Columns that do not vary within clusters, mediators too (2-2-1 designs).
     random_effects, residuals : {"normal", "skewed", "heavy_tailed"}
@@ -167,14 +168,15 @@ class Population:
         sizes = sum(pattern.products[0] for pattern in moments.patterns)
         found = [int(size) for size in sizes if size > 0]
         population = cls.__new__(cls)
+        shares = {name: tuple(map(_ten_digits, three)) for name, three in two_valued(moments, columns).items()}
         population._put(
             spec=fit.spec,
             facts=fit.facts,
-            values=np.array(fit.values),
-            means=means,
-            between=between,
-            within=within,
-            two_valued=two_valued(moments, columns),
+            values=_ten_digits(np.array(fit.values)),
+            means=_ten_digits(means),
+            between=_ten_digits(between),
+            within=_ten_digits(within),
+            two_valued=shares,
             random_effects="normal",
             residuals="normal",
             clusters=len(found),
@@ -235,11 +237,15 @@ class Population:
         >>> [round(float(rows[name].var()), 1) for name in ("x", "m", "y")]
         [1.0, 1.0, 1.0]
         """
+        spreads = {"sd_a": sd_a, "sd_b": sd_b, "sd_c_prime": sd_c_prime}
         shares = {"icc_x": icc_x, "icc_m": icc_m, "icc_y": icc_y}
+        slopes = {"a": a, "b": b, "c_prime": c_prime, "corr_ab": corr_ab}
+        for name, number in (slopes | spreads | shares).items():
+            if isinstance(number, bool) or not isinstance(number, (int, float, np.number)) or not np.isfinite(number):
+                raise SpecError(f"{name}={number!r} must be a finite number")
         for name, share in shares.items():
             if not 0 <= share < 1:
                 raise SpecError(f"{name}={share!r} must be a share from 0 to below 1")
-        spreads = {"sd_a": sd_a, "sd_b": sd_b, "sd_c_prime": sd_c_prime}
         for name, spread in spreads.items():
             if not spread >= 0:
                 raise SpecError(f"{name}={spread!r} must not be negative")
@@ -307,9 +313,15 @@ class Population:
                 self._put(two_valued={**self.two_valued, what: (low, high, value)})
             else:
                 self._spread(name, kind, columns.index(what), value)
+        for kind, what in chosen:
+            if kind in ("mean", "sd") and what in self.two_valued:
+                raise SpecError(f"{what!r} takes two values in shares (share_{what}); leave out {chosen[kind, what]!r}")
 
     def _spread(self, name: str, kind: str, k: int, value: float) -> None:
-        """Another sd or intraclass correlation of a column; its correlations with others stay."""
+        """Another sd or intraclass correlation of a column; its correlations with others stay.
+
+        Of a column of two values the intraclass correlation is that of the normal variable behind it.
+        """
         total = self.between[k, k] + self.within[k, k]
         share = self.between[k, k] / total
         if kind == "sd":
@@ -515,6 +527,12 @@ def as_population(value: Any) -> Population:
     raise SpecError(
         f"a population is a jaxmed.Population, a fit or a dict of numbers by name; got {type(value).__name__}"
     )
+
+
+def _ten_digits(values: Any) -> Any:
+    """Numbers to ten digits, so that a fit is the same population on machines that differ in the last ones."""
+    rounded = np.array([float(f"{value:.9e}") for value in np.ravel(values)]).reshape(np.shape(values))
+    return rounded if rounded.ndim else float(rounded)
 
 
 def _exogenous(system: System) -> tuple[str, ...]:

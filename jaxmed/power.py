@@ -22,7 +22,7 @@ from jaxmed.population import SHAPES, Population, as_population
 from jaxmed.power_tables import Cell, Power, about, difference, make_power, read_cell
 from jaxmed.progress import counted
 from jaxmed.sizes import check_size
-from jaxmed.studies import FEW, Analysis, Design, Study, check_intervals
+from jaxmed.studies import FEW, Analysis, Design, Study, check_intervals, digest
 
 MOST = 1 << 32  # data sets of a design
 LARGEST = 100_000  # clusters, to which a search goes
@@ -122,6 +122,8 @@ def power(
     part = check_shard(shard)
     if model is not None:
         check_spec(model)
+    if not isinstance(terms, Iterable):
+        raise SpecError(f"terms={terms!r} must be 'effects', 'parameters', 'all' or a list of names")
     analysis = Analysis(
         seed=check_count("seed", seed, 0),
         intervals=check_intervals(intervals, base.spec if model is None else model),
@@ -131,6 +133,7 @@ def power(
         reml=_flag("reml", reml),
         replicates=check_count("replicates", replicates, 2, MOST),
         method=check_method(method),
+        base=digest({name: value for name, value in base.to_dict().items() if name not in ("clusters", "size")}),
     )
     grid = make_designs(base, designs)
     work = _Work(analysis, replications, None if out is None else Path(out))
@@ -183,7 +186,7 @@ def _several(name: str, value: Any) -> list[Any]:
 
 
 def _design(base: Population, point: Mapping[str, Any]) -> Design:
-    rest = {str(name): value for name, value in point.items()}
+    rest = {str(name): value.item() if isinstance(value, np.generic) else value for name, value in point.items()}
     clusters = check_count("clusters", rest.pop("clusters", base.clusters), 2, 10_000_000)
     size = check_size(rest.pop("size", base.size))
     varied = dict(rest)
@@ -305,8 +308,10 @@ def _search_one(work: _Work, design: Design, target: float, effect: str) -> tupl
         if effect not in set(table["effect"]):
             raise SpecError(f"effect={effect!r} is not reported; choose one of {list(dict.fromkeys(table['effect']))}")
         row = table[table["effect"] == effect].iloc[0]
-        if not row["truth"] != 0:
+        if row["truth"] == 0:
             raise SpecError(f"{effect} is zero in this population, so that no number of clusters gives it power")
+        if not np.isfinite(row["power"]):
+            raise SpecError(f"{effect} has no power here: the population does not have it, or no fit has its interval")
         powers[clusters] = float(row["power"]), row["replications"] * row["used"]
 
     for clusters in (BETWEEN, 4 * BETWEEN):

@@ -62,8 +62,9 @@ class Power:
         of the truth, ``too_low`` and ``too_high`` (the whole interval is below or above the truth), mean ``width``, and
         how often it excludes zero: ``power`` where the truth is not zero, ``type_1_error`` where it is.
     replications : DataFrame
-        A row a data set: columns of the design, ``replication``, ``seed`` (with which :func:`jaxmed.simulate` draws the
-        data set again), ``status``, ``n_iter``, ``singular``, estimates, standard errors, limits.
+        A row a data set: columns of the design (``a_true`` of a number that is estimated too), ``replication``,
+        ``seed`` (with which :func:`jaxmed.simulate` draws the data set again), ``status``, ``n_iter``, ``singular``,
+        estimates, standard errors, limits.
     needed : DataFrame or None
         With ``target``: the number of clusters at which the power is reached.
     """
@@ -147,13 +148,22 @@ def make_power(cells: Sequence[Cell], needed: pd.DataFrame | None = None) -> Pow
     """Results of some designs."""
     cells = tuple(cells)
     names = list(dict.fromkeys(name for cell in cells for name in cell.columns))
-    parts = [cell.table.assign(**cell.columns) for cell in cells]
+    parts = [
+        cell.table.assign(**{_beside(name, cell.table): value for name, value in cell.columns.items()})
+        for cell in cells
+    ]
     every = pd.concat(parts, ignore_index=True)
-    every = every[[*names, *(name for name in every.columns if name not in names)]]
+    first = [_beside(name, cells[0].table) for name in names]
+    every = every[[*first, *(name for name in every.columns if name not in first)]]
     rows = [row for cell in cells for row in measures(cell)]
     mcse = ["bias", "sd", "se_bias", "coverage", "width", "power", "type_1_error", "converged", "singular"]
     order = [column for name in MEASURES for column in (name, *([f"{name}_mcse"] if name in mcse else []))]
     return Power(pd.DataFrame(rows)[[*names, "effect", "interval", *order]], every, needed, cells)
+
+
+def _beside(name: str, table: pd.DataFrame) -> str:
+    """Name of a column of the design beside estimates, one of which may be of the number that varies."""
+    return f"{name}_true" if name in table.columns else name
 
 
 def measures(cell: Cell) -> list[dict[str, Any]]:
@@ -171,8 +181,8 @@ def measures(cell: Cell) -> list[dict[str, Any]]:
     for label, truth in zip(cell.truth.labels, cell.truth.values.tolist(), strict=True):
         estimate = used[label].to_numpy()
         sd, sd_error = _sd(estimate)
-        bias = float(np.mean(estimate)) - truth if len(estimate) else np.nan
-        own = common | {"effect": label, "truth": truth, "mean": bias + truth, "bias": bias, "sd": sd}
+        mean = float(np.mean(estimate)) if len(estimate) else np.nan
+        own = common | {"effect": label, "truth": truth, "mean": mean, "bias": mean - truth, "sd": sd}
         own |= {"bias_mcse": sd / np.sqrt(len(estimate)) if len(estimate) else np.nan, "sd_mcse": sd_error}
         for kind in analysis["intervals"]:
             lower, upper, error = limits_of(used, label, kind, level)

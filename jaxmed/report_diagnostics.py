@@ -67,10 +67,11 @@ def _influence(of: Content) -> Html:
         [str(cluster), *(f"{row[term]:+.3g}" for term in terms[:2]), f"{row['cook']:.3f}", f"{row['cook_all']:.3f}"]
         for cluster, row in top.iterrows()
     ]
-    heads = [of.fit.spec.cluster, *(f"change of {term}" for term in terms[:2]), "Cook", "Cook, all parameters"]
+    heads = [of.fit.spec.cluster, *(f"adds to {term}" for term in terms[:2]), "Cook", "Cook, all parameters"]
     note = (
-        "Changes of the estimate when the cluster is left out, by one Newton step from its score. Cook: of the fixed "
-        "effects; above about 4 divided by the number of clusters a cluster deserves a look."
+        "What the cluster adds to the estimate, by one Newton step from its score: without it the estimate would be "
+        "that much less. Cook: of the fixed effects; above about 4 divided by the number of clusters a cluster deserves "
+        "a look."
     )
     drawn = pictures(report_plots.influential(found, terms[0]))
     return join(

@@ -214,7 +214,7 @@ def influential(table: pd.DataFrame, term: str) -> Iterator[Picture]:
     yield Picture(
         "influence-plot",
         lambda ax: plots.influence(table, term, ax=ax),
-        f"Change of {term} without each cluster, against its Cook's distance; the largest are named.",
+        f"What each cluster adds to {term}, against its Cook's distance; the largest are named.",
         f"Scatter of {len(table)} clusters. The largest Cook's distance, {table['cook'].max():.3f}, is that of cluster "
         f"{largest}.",
     )

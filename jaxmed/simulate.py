@@ -112,8 +112,14 @@ def rows(
 
 
 def _any_root(covariance: Floats) -> Floats:
-    """A root by eigenvectors. Which one does not matter to normal numbers, and data drawn so far stay what they are."""
+    """A root by eigenvectors, so that data drawn so far stay what they are; the lower root where they are not unique.
+
+    Which root it is does not matter to the distribution of normal numbers. Eigenvectors of equal eigenvalues are the
+    choice of the linear algebra library, and would make the data depend on the machine.
+    """
     value, vector = np.linalg.eigh(np.asarray(covariance, dtype=float))
+    if len(value) and np.any(np.diff(value) < 1e-6 * value[-1]):
+        return lower_root(covariance)
     return vector * np.sqrt(np.maximum(value, 0))
 
 

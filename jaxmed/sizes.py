@@ -38,7 +38,8 @@ def check_size(size: Any) -> Size:
     if not isinstance(size, dict) or len(size) != 1:
         raise wrong
     (kind, numbers), *_ = size.items()
-    numbers = numbers if isinstance(numbers, (list, tuple)) else [numbers]
+    numbers = list(numbers) if isinstance(numbers, (list, tuple, np.ndarray)) else [numbers]
+    numbers = [one.item() if isinstance(one, np.generic) else one for one in numbers]
     if not all(isinstance(one, (int, float)) and not isinstance(one, bool) and one == one for one in numbers):
         raise wrong
     if kind == "uniform" and len(numbers) == 2 and all(map(_is_count, numbers)) and numbers[0] <= numbers[1]:
@@ -51,6 +52,8 @@ def check_size(size: Any) -> Size:
                 f"size={size!r}: the sd of a negative binomial is above that of a Poisson distribution, "
                 f"{np.sqrt(numbers[0] - 1):.4g} here (of the rows beyond the first); use 'poisson' or 'uniform'"
             )
+        if numbers[0] + 12 * numbers[1] + 40 * numbers[1] ** 2 / numbers[0] > LARGEST:
+            raise SpecError(f"size={size!r} spreads over more than {LARGEST:,} sizes; take a smaller sd")
         return {kind: [float(one) for one in numbers]}
     raise wrong
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,6 +36,7 @@ INTERVALS = (*WALD, "monte_carlo", "robust", "profile", *KINDS)
 OWN = ("replication", "seed", "status", "n_iter", "singular")
 DRAWS = 1000  # of a Monte Carlo interval
 ZERO = 1e-14  # a true value that is less was meant to be zero: ab = -cov_ab
+TRIES = 10  # data sets, none of which can be fitted, for a design to be refused
 FEW = 16  # data sets of a batch whose intervals need further fits
 
 
@@ -58,6 +59,8 @@ class Analysis:
         Of a bootstrap.
     method : str
         Of a bootstrap.
+    base : str
+        Name of the population that designs vary.
     """
 
     seed: int
@@ -68,6 +71,7 @@ class Analysis:
     reml: bool
     replicates: int
     method: str
+    base: str
 
     @property
     def refitted(self) -> tuple[str, ...]:
@@ -83,6 +87,7 @@ class Analysis:
             "terms": self.terms if isinstance(self.terms, str) else list(self.terms),
             "fitted": None if self.model is None else self.model.to_dict(),
             "reml": self.reml,
+            "population": self.base,
             "replicates": self.replicates if set(self.intervals) & set(KINDS) else None,
             "method": self.method if set(self.intervals) & set(KINDS) else None,
         }
@@ -116,8 +121,7 @@ class Design:
     @cached_property
     def key(self) -> str:
         """A name that follows from the population, clusters and size alone."""
-        plain = self.population.to_dict() | {"clusters": self.clusters, "size": self.size}
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+        return digest(self.population.to_dict() | {"clusters": self.clusters, "size": self.size})
 
     def seed_of(self, seed: int, number: int) -> int:
         """Seed of a data set: it follows from the seed of the study, this design and the number."""
@@ -131,6 +135,11 @@ class Design:
 
     def __str__(self) -> str:
         return ", ".join(f"{name} {value}" for name, value in self.columns.items())
+
+
+def digest(plain: dict[str, Any]) -> str:
+    """A short name of plain data."""
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Truth(NamedTuple):
@@ -168,19 +177,26 @@ class Study:
         self._chosen = positions(analysis.terms, known.labels, known.n_params)
         self._known = known
         labels = tuple(known.labels[k] for k in self._chosen)
+        columns = [*OWN, *(f"{label}{end}" for label in labels for end in ("", "_se", "_se_block"))]
+        twice = sorted({name for name in columns if columns.count(name) > 1})
+        if twice:
+            raise SpecError(f"two columns of the results would be called {twice[0]!r}; rename a column of the model")
         true = _true_values(population)
         self.truth = Truth(labels, np.array([true.get(label, np.nan) for label in labels]))
         base = fitted(pilot, pilot.theta, pilot.moments, known.targets)
         self._refitter = self._make(base, np.array([true.get(label, np.nan) for label in pilot.labels]))
 
     def _pilot(self) -> Fit:
-        """A fit to the first data set: it checks the design, and its units serve for all data sets."""
-        rows = self.design.frame(self.design.seed_of(self.analysis.seed, 0))
-        try:
-            with _quiet():
-                found = fit(rows, self.model, reml=self.analysis.reml)
-        except DataError as error:
-            raise SpecError(f"the design ({self.design}) cannot answer the model: {error}") from error
+        """A fit to the first data set that can be fitted: it checks the design, and its units serve for all."""
+        for number in range(TRIES):
+            rows = self.design.frame(self.design.seed_of(self.analysis.seed, number))
+            try:
+                with _quiet():
+                    found = fit(rows, self.model, reml=self.analysis.reml)
+                break
+            except DataError as error:
+                if number == TRIES - 1:
+                    raise SpecError(f"the design ({self.design}) cannot answer the model: {error}") from error
         expected = self.design.population.facts.cluster_level
         seen = found.facts.cluster_level
         if isinstance(self.model, Mediation) and seen - expected:
@@ -275,7 +291,10 @@ class Study:
         found = {kind: np.full((len(labels), 2), np.nan) for kind in analysis.refitted}
         with _quiet():
             rows = self.design.frame(seed)
-            fitted_here = fit(rows, self.model, reml=analysis.reml)
+            try:
+                fitted_here = fit(rows, self.model, reml=analysis.reml)
+            except DataError:  # a column may be constant in one data set of many; its fit is counted as not converged
+                return found
             if not fitted_here.converged:
                 return found
             at = self._at(fitted_here)
@@ -313,6 +332,8 @@ def check_intervals(intervals: Any, model: Spec) -> tuple[str, ...]:
     simple = isinstance(model, Mediation) and model.simple
     if intervals is None:
         return ("delta", "bauer" if simple else "block")
+    if not isinstance(intervals, Iterable):
+        raise SpecError(f"intervals={intervals!r} must be a name or a list of names; choose some of {list(INTERVALS)}")
     kinds = (intervals,) if isinstance(intervals, str) else tuple(intervals)
     unknown = [kind for kind in kinds if kind not in INTERVALS]
     if unknown or not kinds or len(set(kinds)) < len(kinds):

@@ -16,7 +16,7 @@ from scipy import stats
 import jaxmed as jm
 from jaxmed.params import lower_root
 from jaxmed.population import as_population, population_from_dict
-from jaxmed.simulate import draw, shaped
+from jaxmed.simulate import _any_root, draw, shaped
 from jaxmed.sizes import check_size, draw_sizes, expected_size, size_text
 
 MODEL = jm.Mediation(x="x", m="m", y="y", cluster="id")
@@ -78,6 +78,7 @@ def test_several_mediators_have_their_own_names():
         ({"icc_x": 1.5}, r"icc_x=1.5 is an intraclass correlation, from 0 to 1"),
         ({"sd_x": 0.0}, r"sd_x=0.0 must be above 0"),
         ({"share_x": 1.0}, r"share_x=1.0 must lie between 0 and 1"),
+        ({"share_x": 0.5, "mean_x": 5}, r"'x' takes two values in shares \(share_x\); leave out 'mean_x'"),
     ],
 )
 def test_numbers_refused(given, message):
@@ -206,6 +207,7 @@ def test_a_standardised_slope_that_does_not_vary_is_fixed_in_the_model():
         ({"a": 0.1, "b": 0.1, "icc_m": 1.0}, "icc_m=1.0 must be a share from 0 to below 1"),
         ({"a": 0.1, "b": 0.1, "sd_a": -0.1}, "sd_a=-0.1 must not be negative"),
         ({"a": 0.1, "b": 0.1, "corr_ab": 2}, "corr_ab=2 must lie between -1 and 1"),
+        ({"a": "x", "b": 0.1}, "a='x' must be a finite number"),
     ],
 )
 def test_standardised_numbers_refused(given, message):
@@ -258,7 +260,7 @@ def schools():
 def test_the_population_of_a_fit(schools):
     """Variance components by NumPy from the rows; estimates, sizes and two-valued columns as they are."""
     population = jm.Population.from_fit(schools)
-    assert np.array_equal(population.values, schools.values)
+    assert population.values == pytest.approx(schools.values, rel=1e-9)  # ten digits
     data = jm.datasets.load_schools()
     sizes = data["school"].value_counts(sort=False).sort_index()
     assert population.clusters == 90
@@ -288,7 +290,7 @@ def test_data_of_a_fit_give_it_back(schools):
     assert data["school"].value_counts().between(6, 16).all()
     effects = jm.Population.from_fit(schools).effects(at={"climate": [0.5]})
     expected = schools.effects(at={"climate": [0.5]})["estimate"]
-    assert effects.to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-12)
+    assert effects.to_numpy() == pytest.approx(expected.to_numpy(), rel=1e-8)
 
 
 # Sizes and calls -----------------------------------------------------------------------------------------------------
@@ -352,3 +354,11 @@ def test_two_two_one():
     data = jm.simulate(jm.Population(icc_x=1, cluster_level=["m"]), clusters=50, size=3, seed=1)
     assert data.groupby("id")[["x", "m"]].nunique().eq(1).all(axis=None)
     assert data.groupby("id")["y"].nunique().eq(3).all()
+
+
+def test_equal_variances_are_drawn_the_same_everywhere():
+    """Eigenvectors of equal eigenvalues are the library's choice: then the lower root is taken."""
+    equal = np.full((3, 3), 0.05) + 0.15 * np.eye(3)
+    assert np.array_equal(_any_root(equal), lower_root(equal))
+    apart = np.diag([0.3, 0.2, 0.1])
+    assert _any_root(apart) @ _any_root(apart).T == pytest.approx(apart)

@@ -308,6 +308,8 @@ def test_interrupted_and_resumed(whole, tmp_path, monkeypatch):
 
 def test_folders_of_other_studies_are_refused(tmp_path):
     jm.power(None, {"clusters": 10, "size": 4}, 8, seed=1, out=tmp_path)
+    with pytest.raises(jm.DataError, match="holds another study: they have different population"):
+        jm.power({"a": 0.1}, {"clusters": 10, "size": 4}, 8, seed=1, out=tmp_path)
     for changed in ({"seed": 2}, {"level": 0.9}, {"intervals": "delta"}, {"reml": False}):
         with pytest.raises(jm.DataError, match=f"holds another study: they have different {next(iter(changed))}"):
             jm.power(None, {"clusters": 10, "size": 4}, 8, **({"seed": 1, "out": tmp_path} | changed))
@@ -391,6 +393,8 @@ def test_a_search_for_nothing():
         ({"level": 95}, r"level=95 is not a confidence level"),
         ({"intervals": "wald"}, r"intervals=\['wald'\]: choose some of \['delta', 'bauer'"),
         ({"intervals": []}, r"intervals=\[\]: choose some of"),
+        ({"intervals": 5}, r"intervals=5 must be a name or a list"),
+        ({"terms": 5}, r"terms=5 must be 'effects'"),
         ({"intervals": ["bauer", "block"]}, r"choose one of them"),
         ({"reml": 1}, r"reml=1 must be True or False"),
         ({"method": "jackknife"}, r"method='jackknife' is not known"),
@@ -423,3 +427,37 @@ def test_designs_name_what_varies():
     assert len({design.key for design in grid}) == 8
     listed = make_designs(base, [{"clusters": 20, "size": 4}, {"clusters": 5, "size": 16}])
     assert [(design.clusters, design.size) for design in listed] == [(20, 4), (5, 16)]
+
+
+def test_estimates_of_a_number_that_varies_stay(tmp_path):
+    """Its true value stands beside them; NumPy's numbers are as good as Python's."""
+    study = jm.power({"cov_ab": 0}, {"clusters": 20, "size": 4, "a": np.array([0, 1])}, 8, seed=1, out=tmp_path)
+    assert study.replications["a_true"].tolist() == [0] * 8 + [1] * 8
+    assert study.replications["a"].nunique() == 16
+    assert json.loads(study.to_json())["table"][0]["a"] == 0
+
+
+def test_columns_that_would_be_called_the_same():
+    system = jm.System.from_formulas(["y ~ x + x_se + (1 | id)"])
+    with pytest.raises(jm.SpecError, match="two columns of the results would be called 'y~x_se'; rename a column"):
+        jm.power(jm.Population(system), DESIGN, 4, seed=1)
+
+
+def test_one_unlucky_data_set_does_not_end_a_study():
+    """x of the cluster, constant in some data sets of 12 clusters, the first among them: counted as not converged."""
+    model = jm.Mediation(x="x", m="m", y="y", cluster="id", random={"m": ["1"], "y": ["1"]})
+    rare = jm.Population(model, icc_x=1, share_x=0.15, a=0.5)
+    study = jm.power(rare, {"clusters": 12, "size": 4}, 24, seed=1, intervals=["delta", "robust"])
+    constant = [
+        jm.simulate(rare, clusters=12, size=4, seed=int(seed))["x"].nunique() == 1
+        for seed in study.replications["seed"]
+    ]
+    assert any(constant)
+    assert np.all(study.replications["status"][constant] != 0)
+    assert study.replications["indirect_robust_lower"][constant].isna().all()
+
+
+def test_a_search_without_a_truth():
+    system = jm.System([jm.Equation("m", ["1", "x"], ["1"]), jm.Equation("y", ["1", "m", "x"], ["1"])], cluster="id")
+    with pytest.raises(jm.SpecError, match="indirect has no power here: the population does not have it"):
+        jm.power(jm.Population(system), {"size": 4}, 16, seed=1, model=FLAT, target=0.8)
