@@ -70,8 +70,8 @@ def _influence(of: Content) -> Html:
     heads = [of.fit.spec.cluster, *(f"adds to {term}" for term in terms[:2]), "Cook", "Cook, all parameters"]
     note = (
         "What the cluster adds to the estimate, by one Newton step from its score: without it the estimate would be "
-        "that much less. Cook: of the fixed effects; above about 4 divided by the number of clusters a cluster deserves "
-        "a look."
+        "that much less. Cook: of the fixed effects; above about 4 divided by the number of clusters a cluster "
+        "deserves a look."
     )
     drawn = pictures(report_plots.influential(found, terms[0]))
     return join(
