@@ -165,7 +165,7 @@ def all_files(paths: str | Path | Iterable[str | Path], what: str) -> list[Path]
     given = [paths] if isinstance(paths, (str, Path)) else list(paths)
     files = [file for path in map(Path, given) for file in (files_of(path) if path.is_dir() else [path])]
     if not files:
-        raise DataError(f"there are no files of {what} in {', '.join(repr(str(path)) for path in given) or 'nothing'}")
+        raise DataError(f"there are no {what} in {', '.join(repr(str(path)) for path in given) or 'nothing'}")
     return files
 
 

@@ -282,7 +282,7 @@ def load_power(paths: str | Path | Iterable[str | Path]) -> Power:
     """
     by_design: dict[str, list[Cell]] = {}
     first: Cell | None = None
-    for path in all_files(paths, WHAT):
+    for path in all_files(paths, "results of power studies"):
         cell = read_cell(path)
         first = first or cell
         refused = difference(first.about, cell.about)
