@@ -18,6 +18,7 @@ from jaxmed.effect_tables import Targets
 from jaxmed.errors import Status
 from jaxmed.moments import Floats, Moments
 from jaxmed.params import Layout, count_rows, make_layout, make_scale, rows_by_cluster, spread_to_variances
+from jaxmed.progress import counted
 from jaxmed.refit import Program, Refit, Setting, refit, refit_alone, seed_key
 from jaxmed.result import Estimates
 from jaxmed.totals import Totals, add_up
@@ -163,6 +164,18 @@ class Refitter:
             if other.status == Status.CONVERGED or not best.value <= other.value:
                 best = other
         return best
+
+
+def leave_one_out(base: Fitted) -> tuple[Floats, NDArray[np.bool_]]:
+    """Parameters and effects of exact refits without each cluster in turn, (J, labels), and which of them converged."""
+    refitter = make_refitter(base, "left_out")
+    parts = []
+    with counted("refits without each cluster", refitter.program.clusters) as advance:
+        for part in refitter.run(range(refitter.program.clusters)):
+            parts.append(part)
+            advance(len(part.numbers))
+    values = np.concatenate([np.hstack([part.values, part.effects]) for part in parts])
+    return values, np.concatenate([part.status for part in parts]) == Status.CONVERGED
 
 
 @float64

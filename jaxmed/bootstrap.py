@@ -16,7 +16,7 @@ from jaxmed.counts import check_count, check_shard
 from jaxmed.errors import DataError, FitError, SpecError
 from jaxmed.fit import Fit
 from jaxmed.generate import RowsNeededError
-from jaxmed.ledger import Ledger, interrupted, open_folder
+from jaxmed.ledger import Ledger, as_folder, interrupted, open_folder
 from jaxmed.progress import counted
 from jaxmed.replicates import (
     Origin,
@@ -120,7 +120,7 @@ def bootstrap(
         refitter = with_size(refitter, check_count("batch", batch, 1, 1 << 20))
     batches = -(-n // refitter.size)
     first, last = (min(batches * k // parts * refitter.size, n) for k in (part, part + 1))
-    folder = None if out is None else Path(out)
+    folder = as_folder(out)
     known = () if folder is None else _known(folder, origin)
     kept = Ledger("replicate", first, last, known, folder, "replicates", origin.to_dict())
 

@@ -164,12 +164,13 @@ def power_command(
 
 def _show(found: Power, settings: Mapping[str, Any]) -> None:
     target = settings.get("json")
-    if not settings.get("quiet") and str(target) != "-":
-        typer.echo(found.summary(settings.get("effects")))
     if str(target) == "-":
         typer.echo(found.to_json())
-    elif target is not None:
+        return
+    if target is not None:
         write_text(Path(target), found.to_json() + "\n")
+    if not settings.get("quiet"):
+        typer.echo(found.summary(settings.get("effects")))
 
 
 def _population(settings: Mapping[str, Any], numbers: Mapping[str, Any]) -> Population:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple, Protocol
 
@@ -214,7 +214,7 @@ def positions(terms: str | Sequence[str], labels: Sequence[str], n_params: int) 
     if isinstance(terms, str) and terms in ("effects", "parameters", "all"):
         first = n_params if terms == "effects" and n_params < len(labels) else 0  # a system has no effects
         return list(range(first, n_params if terms == "parameters" else len(labels)))
-    chosen = [terms] if isinstance(terms, str) else list(terms)
+    chosen = [terms] if isinstance(terms, str) or not isinstance(terms, Iterable) else list(terms)
     unknown = [name for name in chosen if name not in labels]
     if unknown or not chosen or len(set(chosen)) < len(chosen):
         raise SpecError(f"terms={chosen!r}: choose 'effects', 'parameters', 'all' or some of {labels}, each once")

@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 
 from jaxmed import effects
-from jaxmed.batches import fitted, make_refitter
+from jaxmed.batches import fitted, leave_one_out
 from jaxmed.effect_tables import Quantities, quantities
-from jaxmed.errors import ConvergenceWarning, SpecError, Status
+from jaxmed.errors import ConvergenceWarning, SpecError
 from jaxmed.moments import Floats, Moments
-from jaxmed.progress import counted
 from jaxmed.result import Estimates
 from jaxmed.robust import first_order
 from jaxmed.scores import Scores
@@ -96,14 +95,8 @@ def cook(moved: Floats, covariance: Floats) -> Floats:
 
 def _refitted(found: Estimates, theta: Floats, moments: Moments, known: Quantities) -> tuple[Floats, Floats]:
     """Estimates and effects less those of exact refits without each cluster, (J, p + n) and (J, effects)."""
-    refitter = make_refitter(fitted(found, theta, moments, known.targets), "left_out")
-    parts = []
-    with counted("refits without each cluster", refitter.program.clusters) as advance:
-        for part in refitter.run(range(refitter.program.clusters)):
-            parts.append(part)
-            advance(len(part.numbers))
-    values = np.concatenate([np.hstack([part.values, part.effects]) for part in parts])
-    failed = np.concatenate([part.status for part in parts]) != Status.CONVERGED
+    values, converged = leave_one_out(fitted(found, theta, moments, known.targets))
+    failed = ~converged
     if failed.any():
         warnings.warn(
             f"{failed.sum()} of {len(failed)} refits without a cluster did not converge: their rows are NaN",

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxmed.errors import DataError, FitError
+from jaxmed.errors import DataError, FitError, SpecError
 from jaxmed.moments import Floats
 from jaxmed.store import write_atomically
 
@@ -101,6 +101,19 @@ def interrupted(done: int, asked: int, what: str, folder: Path | None) -> str:
     return f"{text} and kept in {str(folder)!r}; the same call goes on from there"
 
 
+def as_folder(out: Any) -> Path | None:
+    """The folder that a caller names, or none.
+
+    Raises
+    ------
+    SpecError
+        It is no path.
+    """
+    if out is None or isinstance(out, (str, Path)):
+        return None if out is None else Path(out)
+    raise SpecError(f"out={out!r} must be the path of a folder")
+
+
 def open_folder(folder: Path) -> list[Path]:
     """Make a folder to write to, unless it is there, and list its files.
 
@@ -162,7 +175,10 @@ def damaged(path: Path, what: str, error: Exception) -> DataError:
 
 def all_files(paths: str | Path | Iterable[str | Path], what: str) -> list[Path]:
     """Files, and those in folders; :class:`DataError` where there are none."""
-    given = [paths] if isinstance(paths, (str, Path)) else list(paths)
+    given = [paths] if isinstance(paths, (str, Path)) or not isinstance(paths, Iterable) else list(paths)
+    wrong = [path for path in given if not isinstance(path, (str, Path))]
+    if wrong:
+        raise DataError(f"{wrong[0]!r} is no path of a file or folder")
     files = [file for path in map(Path, given) for file in (files_of(path) if path.is_dir() else [path])]
     if not files:
         raise DataError(f"there are no {what} in {', '.join(repr(str(path)) for path in given) or 'nothing'}")

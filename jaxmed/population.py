@@ -112,6 +112,8 @@ class Population:
                 "(share_<column>=...) instead"
             )
         given = dict(numbers or {}) | named
+        if not isinstance(cluster_level, Iterable):
+            raise SpecError(f"cluster_level={cluster_level!r} must be a list of columns")
         level_2 = {cluster_level} if isinstance(cluster_level, str) else set(cluster_level)
         level_2 |= {
             name.removeprefix("icc_") for name, value in given.items() if name.startswith("icc_") and value == 1

@@ -16,7 +16,7 @@ from jaxmed.bootstrap import check_method
 from jaxmed.counts import check_count, check_shard
 from jaxmed.errors import DataError, FitError, SpecError
 from jaxmed.intervals import check_level
-from jaxmed.ledger import Ledger, interrupted, open_folder
+from jaxmed.ledger import Ledger, as_folder, interrupted, open_folder
 from jaxmed.mediation import Spec, check_spec
 from jaxmed.population import SHAPES, Population, as_population
 from jaxmed.power_tables import Cell, Power, about, difference, make_power, read_cell
@@ -136,7 +136,7 @@ def power(
         base=digest({name: value for name, value in base.to_dict().items() if name not in ("clusters", "size")}),
     )
     grid = make_designs(base, designs)
-    work = _Work(analysis, replications, None if out is None else Path(out))
+    work = _Work(analysis, replications, as_folder(out))
     if target is not None:
         if part != (0, 1):
             raise SpecError("a search for a target goes step by step and has no shards; leave out one of them")

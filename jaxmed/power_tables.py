@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxmed.errors import DataError
+from jaxmed.errors import DataError, SpecError
 from jaxmed.intervals import check_level
 from jaxmed.ledger import all_files, damaged, read_table, write_table
 from jaxmed.moments import Floats
@@ -87,8 +87,13 @@ class Power:
         return self.summary()
 
     def summary(self, effects: str | Sequence[str] | None = None) -> str:
-        """The main columns as text, of all effects or some."""
-        chosen = self.table if effects is None else self.table[self.table["effect"].isin(np.atleast_1d(effects))]
+        """The main columns as text, of all effects or some; :class:`jaxmed.SpecError` for others."""
+        known = list(dict.fromkeys(self.table["effect"]))
+        names = known if effects is None else np.atleast_1d(np.asarray(effects, dtype=object)).tolist()
+        unknown = [name for name in names if name not in known]
+        if unknown:
+            raise SpecError(f"effects has {unknown[0]!r}; this study reports {known}")
+        chosen = self.table[self.table["effect"].isin(names)]
         design = list(chosen.columns[: chosen.columns.get_loc("effect")])
         measures = ["truth", "bias", "sd", "mean_se", "se_bias", "coverage", "coverage_mcse", "width"]
         measures += [

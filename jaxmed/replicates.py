@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxmed.batches import Refits, fitted, make_refitter
+from jaxmed.batches import Refits, fitted, leave_one_out
 from jaxmed.effect_tables import Targets, positions, quantities
 from jaxmed.errors import ConvergenceWarning, DataError, FitError, SpecError, Status
 from jaxmed.intervals import bias_corrected, check_level, draws_table, quantile_limits, studentized
 from jaxmed.ledger import all_files, check_equal, damaged, read_table, write_table
 from jaxmed.moments import Floats
-from jaxmed.progress import counted
 from jaxmed.result import plain_data
 
 FORMAT = 1
@@ -348,22 +347,15 @@ def without_each_cluster(fit: Any, origin: Origin) -> Floats:
         Some of them did not converge, and are left out.
     """
     targets = check_fit(fit, origin)
-    refitter = make_refitter(fitted(fit, fit.theta, fit.moments, targets), "left_out")
-    found = []
-    with counted("refits without each cluster", refitter.program.clusters) as advance:
-        for part in refitter.run(range(refitter.program.clusters)):
-            found.append(part)
-            advance(len(part.numbers))
-    values = np.concatenate([np.hstack([part.values, part.effects]) for part in found])
-    status = np.concatenate([part.status for part in found])
-    failed = int(np.sum(status != Status.CONVERGED))
+    values, converged = leave_one_out(fitted(fit, fit.theta, fit.moments, targets))
+    failed = int(np.sum(~converged))
     if failed:
         warnings.warn(
-            f"{failed} of {len(status)} refits without a cluster did not converge and are left out of the acceleration",
+            f"{failed} of {len(values)} refits without a cluster did not converge and are left out of the acceleration",
             ConvergenceWarning,
             stacklevel=4,
         )
-    return values[status == Status.CONVERGED]
+    return values[converged]
 
 
 def check_fit(fit: Any, origin: Origin) -> Targets | None:

@@ -79,6 +79,8 @@ def report(
         raise SpecError(f"report needs a fit; got {type(fit).__name__}")
     if kind not in KINDS:
         raise SpecError(f"kind={kind!r} is not known; choose one of {list(KINDS)}")
+    if not isinstance(path, (str, Path)):
+        raise SpecError(f"path={path!r} must be the path of the file to write")
     level = check_level(level)
     if replicates is not None:
         check_fit(fit, replicates.origin)

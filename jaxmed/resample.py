@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxmed.design import Design, make_design, outcome_values, term_values
+from jaxmed.design import Design, make_design, outcome_values
 from jaxmed.errors import DataError
 from jaxmed.frame import survey
 from jaxmed.mediation import compiled
@@ -212,10 +212,8 @@ def reflated(rows: Rows, found: Estimates, predicted: Floats) -> Reflated:
     effects = dict(zip(found.system.random_labels, predicted, strict=True))
     residuals = []
     for equation in rows.system.equations:
-        fitted = np.zeros(len(rows.cluster))
-        for name, label in zip(equation.predictors, equation.labels, strict=True):
-            slope = found.params[label] + (effects[label][rows.cluster] if label in effects else 0.0)
-            fitted = fitted + slope * term_values(name, rows.columns, rows.cluster)
+        nothing = np.zeros(len(rows.cluster))
+        fitted = outcome_values(equation, found.fixed, effects, nothing, rows.columns, rows.cluster)
         residuals.append(rows.columns[equation.outcome] - fitted)
     covariance = found.residual_cov.to_numpy()
     errors = []

@@ -9,7 +9,7 @@ import pandas as pd
 from scipy.special import chdtrc, ndtri
 from scipy.stats import rankdata
 
-from jaxmed.design import term_values
+from jaxmed.design import outcome_values
 from jaxmed.moments import Floats, Moments
 from jaxmed.predict import predict_on_user_scale
 from jaxmed.resample import read_rows
@@ -70,16 +70,14 @@ def residual_table(found: Estimates, theta: Floats, moments: Moments, data: Any)
         chosen = np.flatnonzero(own)
         if equation.level == 2:
             chosen = chosen[np.unique(rows.cluster[chosen], return_index=True)[1]]
-        marginal = np.zeros(len(rows.cluster))
-        shift = np.zeros(len(rows.cluster))
-        for name, label in zip(equation.predictors, equation.labels, strict=True):
-            values = term_values(name, rows.columns, rows.cluster)
-            marginal += found.params[label] * values
-            if label in effects:
-                shift += effects[label][rows.cluster] * values
+        nothing = np.zeros(len(rows.cluster))
+        marginal, fitted = (
+            outcome_values(equation, found.fixed, own_effects, nothing, rows.columns, rows.cluster)[chosen]
+            for own_effects in ({}, effects)
+        )
         at = rows.cluster[chosen]
         observed = rows.columns[equation.outcome][chosen]
-        conditional = observed - (marginal + shift)[chosen]
+        conditional = observed - fitted
         parts.append(
             pd.DataFrame(
                 {
@@ -87,8 +85,8 @@ def residual_table(found: Estimates, theta: Floats, moments: Moments, data: Any)
                     found.system.cluster: moments.clusters[at],
                     "row": -1 if equation.level == 2 else rows.numbers[chosen],
                     "observed": observed,
-                    "fitted": (marginal + shift)[chosen],
-                    "marginal": observed - marginal[chosen],
+                    "fitted": fitted,
+                    "marginal": observed - marginal,
                     "conditional": conditional,
                     "standardized": conditional / np.sqrt(found.residual_var[equation.outcome]),
                 }

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import chdtrc
 
-from jaxmed.errors import SpecError, Status
+from jaxmed.errors import FitError, SpecError, Status
 from jaxmed.mediation import Facts, Mediation, Spec, compiled, from_dict
 from jaxmed.moments import Floats, Intake, intake_from_dict
 from jaxmed.spec import System
@@ -171,8 +171,8 @@ class Estimates:
 
     @property
     def _robust(self) -> Floats:
-        """Cluster-robust covariance of ``values``, for which estimates alone do not suffice."""
-        raise NotImplementedError
+        """Cluster-robust covariance of ``values``: a :class:`jaxmed.Fit` has it, estimates alone do not suffice."""
+        raise FitError("kind='robust' needs the moments of a fit, and these are estimates alone")
 
     def cov_params(self, kind: str = "joint", full: bool = False) -> pd.DataFrame:
         """Covariance of the fixed effects; with ``full``, of all parameters (labels as in :attr:`labels`).

@@ -93,6 +93,7 @@ def test_numbers_refused(given, message):
         ({"residuals": "odd"}, r"residuals='odd' is not known"),
         ({"clusters": 0}, r"clusters=0 must be a whole number"),
         ({"size": 0}, r"size=0 is not understood; give a whole number of rows"),
+        ({"cluster_level": 5}, r"cluster_level=5 must be a list of columns"),
         ({"cluster_level": ["z"]}, r"cluster_level names 'z'; the columns of the model are"),
         ({"spec": "m ~ x"}, r"must be a jaxmed.Mediation or jaxmed.System"),
         (
@@ -177,6 +178,7 @@ def test_other_distributions_keep_the_covariances(shape):
     agrees((a - 0.6) ** 2, 0.16)
     keep = np.abs(b - 0.6) < 5
     assert keep.mean() > 0.99
+    agrees(((a - 0.6) * (b - 0.6))[keep], 0.113)
     if shape == "skewed":
         assert stats.skew(a) == pytest.approx(2, abs=0.5)
     assert np.all(cluster == np.repeat(np.arange(4000), 12))

@@ -321,6 +321,14 @@ def test_folders_of_other_studies_are_refused(tmp_path):
         jm.load_power(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("paths", [5, None, [5]])
+def test_paths_that_are_none(paths):
+    with pytest.raises(jm.DataError, match="is no path of a file or folder"):
+        jm.load_power(paths)
+    with pytest.raises(jm.SpecError, match=r"out=5 must be the path of a folder"):
+        jm.power(None, seed=1, out=5)
+
+
 def test_saved_and_read(study, tmp_path):
     study.save(tmp_path / "saved")
     again = jm.load_power(tmp_path / "saved")
@@ -332,6 +340,8 @@ def test_saved_and_read(study, tmp_path):
     assert repr(study) == "<Power: 1 designs, 48 data sets>"
     assert "indirect" in str(study)
     assert "indirect" not in study.summary("a")
+    with pytest.raises(jm.SpecError, match=r"effects has 'nope'; this study reports \['a'"):
+        study.summary(["a", "nope"])
 
 
 # Search --------------------------------------------------------------------------------------------------------------
