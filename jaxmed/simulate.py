@@ -88,8 +88,8 @@ def rows(
         Cluster index of every row, from 0.
     seed : int
     random_effects, residuals : {"normal", "skewed", "heavy_tailed"}
-        Distributions, see :func:`shaped`. What is not normal is the lower root of the covariance times independent
-        numbers of that distribution.
+        Distributions, see :func:`shaped`: the lower root of the covariance times independent numbers of that
+        distribution. (Eigenvectors would be the choice of the machine's linear algebra library.)
 
     Returns
     -------
@@ -99,8 +99,7 @@ def rows(
     n_clusters = int(cluster.max()) + 1
     counts = {1 + e: n_clusters if equation.level == 2 else len(cluster) for e, equation in enumerate(system.equations)}
     normal = _normals(seed, {0: len(random_cov) * n_clusters} | counts)
-    root = _any_root(random_cov) if random_effects == "normal" else lower_root(random_cov)
-    deviation = root @ shaped(normal.pop(0).reshape(-1, n_clusters), random_effects)
+    deviation = lower_root(random_cov) @ shaped(normal.pop(0).reshape(-1, n_clusters), random_effects)
     effects = dict(zip(system.random_labels, deviation, strict=True))
     noise = [own[cluster] if len(own) < len(cluster) else own for own in normal.values()]
     error = lower_root(residual_cov) @ shaped(np.stack(noise), residuals)
@@ -109,18 +108,6 @@ def rows(
         equation = system.equations[e]
         columns[equation.outcome] = outcome_values(equation, params, effects, error[e], columns, cluster)
     return {outcome: columns[outcome] for outcome in system.outcomes}
-
-
-def _any_root(covariance: Floats) -> Floats:
-    """A root by eigenvectors, so that data drawn so far stay what they are; the lower root where they are not unique.
-
-    Which root it is does not matter to the distribution of normal numbers. Eigenvectors of equal eigenvalues are the
-    choice of the linear algebra library, and would make the data depend on the machine.
-    """
-    value, vector = np.linalg.eigh(np.asarray(covariance, dtype=float))
-    if len(value) and np.any(np.diff(value) < 1e-6 * value[-1]):
-        return lower_root(covariance)
-    return vector * np.sqrt(np.maximum(value, 0))
 
 
 def _exogenous(population: Population, cluster: NDArray[np.int64], n_clusters: int, seed: int) -> dict[str, Floats]:
