@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from conftest import FOUR_DEVICES
 
 import jaxmed as jm
 from jaxmed import generate, likelihood, resample
@@ -235,7 +236,7 @@ def test_killed_and_resumed(fit, whole, tmp_path):
 def test_four_devices_equal_one(fit, whole, tmp_path):
     """To the last bit; batches go to the devices in turn."""
     fit.save(tmp_path / "fit.jaxmed")
-    process = child(tmp_path / "fit.jaxmed", tmp_path / "out", 0, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    process = child(tmp_path / "fit.jaxmed", tmp_path / "out", 0, XLA_FLAGS=FOUR_DEVICES)
     try:
         out, err = process.communicate(timeout=300)
     finally:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import FOUR_DEVICES
 
 import jaxmed as jm
 from jaxmed import derivatives, likelihood, shards, store
@@ -244,7 +245,7 @@ show(jm.fit(example(), SMALL))
 used = {device for part in parts for device in part.table.devices()}
 assert len(parts) == 3 and len(used) == 3, used
 """
-    out, err = finish(start(code, XLA_FLAGS="--xla_force_host_platform_device_count=4"))
+    out, err = finish(start(code, XLA_FLAGS=FOUR_DEVICES))
     assert out, err
     assert_same_numbers(json.loads(out), jm.fit(example(), SMALL))
     assert not err, err
