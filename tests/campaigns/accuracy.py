@@ -13,7 +13,7 @@ error of an estimate in its standard errors, the largest relative error of a sta
 standard error of the indirect effect. A case fails if an error exceeds what ``LIMITS`` allows and the fit said nothing:
 it converged and was not refused.
 
-``starts`` asks :func:`jaxmed.optima` of some forty data sets, and fails where a fit that converged is not the best optimum.
+``starts`` asks :func:`jaxmed.optima` of some forty data sets; a fit that converged below the best optimum is a failure.
 """
 
 from __future__ import annotations
