@@ -13,6 +13,7 @@ from jaxmed.fit import Fit, fit, load
 from jaxmed.frame import read_moments
 from jaxmed.mediation import Mediation
 from jaxmed.moderation import johnson_neyman
+from jaxmed.optima import optima
 from jaxmed.population import Population
 from jaxmed.power import power
 from jaxmed.power_tables import Power, load_power
@@ -51,6 +52,7 @@ __all__ = [
     "load_moments",
     "load_power",
     "load_replicates",
+    "optima",
     "plots",
     "power",
     "read_moments",

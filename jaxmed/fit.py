@@ -183,7 +183,7 @@ def _solve(
     n_rows = count_rows(layout, design.system, totals)
     start: Any = optimise.starting_values(layout, design.system, totals)
     if design.n_clusters < 4 * SAMPLE and hosts == ALONE:
-        return _compiled(layout, likelihood.make_data(design.table, n_rows), start, max_iter)
+        return solve_at_once(layout, design, totals, start, max_iter)
     shards = together(hosts, lambda: make_shards(design.table, n_rows, hosts))
     sampled: Any = hosts.first(together(hosts, lambda: _sampled(layout, design, shards, start, max_iter)))
     with progress(f"fitting {totals.clusters} clusters") as say:
@@ -208,17 +208,33 @@ def _sampled(layout: Layout, design: Design, shards: Shards, start: Floats, max_
         prepared = beside.submit(optimise.prepare_steps, layout, shards, start)
         theta = start
         if shards.hosts.index == 0 and len(present):
-            counts = count_rows(layout, design.system, add_up(part))
-            sample, _ = _compiled(layout, likelihood.make_data(part.table, counts), start, max_iter)
+            sample, _ = solve_at_once(layout, part, add_up(part), start, max_iter)
             theta = np.asarray(sample.theta) if sample.status == Status.CONVERGED else start
         prepared.result()
     return theta
 
 
+def solve_at_once(
+    layout: Layout, design: Design, totals: Totals, start: Floats, max_iter: int
+) -> tuple[Solution, inference.Covariances]:
+    """Optimise and infer in one compiled program; where that leads nowhere, again from least squares by cluster."""
+    data = likelihood.make_data(design.table, count_rows(layout, design.system, totals))
+    found = solve_from(layout, data, start, max_iter, optimise.WARM_UP)
+    if found[0].status == Status.CONVERGED:
+        return found
+    start = optimise.starting_values_by_cluster(layout, design, totals)
+    other = solve_from(layout, data, start, max_iter, 0)
+    better = other[0].status == Status.CONVERGED or not found[0].evaluation.value <= other[0].evaluation.value
+    return other if better else found
+
+
 @float64
 @jit_by_key
-def _compiled(layout: Layout, data: Data, start: Array, max_iter: int) -> tuple[Solution, inference.Covariances]:
-    solution = optimise.solve(layout, data, start, max_iter)
+def solve_from(
+    layout: Layout, data: Data, start: Array, max_iter: int, warm_up: int
+) -> tuple[Solution, inference.Covariances]:
+    """Optimise from a start and infer."""
+    solution = optimise.solve(layout, data, start, max_iter, warm_up)
     return solution, inference.covariances(layout, solution.theta, solution.evaluation)
 
 

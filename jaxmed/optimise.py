@@ -14,14 +14,15 @@ from jax import Array, lax
 from jaxmed import derivatives, likelihood, newton
 from jaxmed._runtime import float64, jit_by_key
 from jaxmed.derivatives import Evaluation
+from jaxmed.design import Design
 from jaxmed.errors import Status
 from jaxmed.likelihood import Data
-from jaxmed.moments import Floats
+from jaxmed.moments import Floats, packed_index
 from jaxmed.params import Layout, free_entries, lower, precisions, root_and_precision, root_chain, triangular
 from jaxmed.shards import Shards, evaluate_shards
 from jaxmed.spec import System
 from jaxmed.terms import INTERCEPT
-from jaxmed.totals import Totals
+from jaxmed.totals import Totals, packed_products
 
 WARM_UP = 30  # L-BFGS iterations at the most
 ENOUGH = 10.0  # log likelihood units: an L-BFGS iteration that gains less is the last
@@ -84,6 +85,44 @@ def starting_values(layout: Layout, system: System, totals: Totals) -> Floats:
                 theta[diagonal[k]] = np.sqrt(max(left - inner, 0.3 * inner))
             else:
                 theta[diagonal[k]] = np.sqrt(0.3 * inner * degrees / max(within[at, at], 1e-6 * total[at, at]))
+    return theta
+
+
+def starting_values_by_cluster(layout: Layout, design: Design, totals: Totals) -> Floats:
+    """Theta from least squares in every cluster (Swamy 1970), for effects of very different size; no covariances.
+
+    Where one slope varies ten thousand times as much as another, :func:`starting_values`, which shares out one
+    variance, starts the others thousands of times too large. What the coefficients that do not vary explain is taken
+    off by least squares over all rows; variances of coefficients over clusters, less what is sampling, are those of the
+    effects. An equation of which fewer than two clusters have rows and spread for that keeps its start.
+    """
+    theta = starting_values(layout, design.system, totals)
+    diagonal = {row: k for k, (row, col) in enumerate(layout.free) if row == col}
+    for e, (equation, sums) in enumerate(zip(design.system.equations, totals.equations, strict=True)):
+        q = len(equation.random)
+        names = (*equation.random, *(name for name in equation.predictors if name not in equation.random))
+        total = sums.among((*names, equation.outcome))
+        beta = np.linalg.lstsq(total[:-1, :-1], total[:-1, -1], rcond=1e-12)[0]
+        change = np.zeros((q + 1, len(total) + 1))  # rows: random columns, and the outcome less what is fixed
+        change[:q, 1 : q + 1] = np.eye(q)
+        change[q, q + 1 :] = *-beta[q:], 1.0
+        index = packed_index(len(total) + 1)
+        parts = packed_products(design, e, (INTERCEPT, *names, equation.outcome))
+        products = np.concatenate([part[index] for part in parts], axis=2).transpose(2, 0, 1)
+        rows, own = products[:, 0, 0], change @ products @ change.T
+        unit = 1 / np.sqrt(np.maximum(np.diagonal(own, axis1=1, axis2=2)[:, :q], np.finfo(float).tiny))
+        gram = own[:, :q, :q] * unit[:, :, None] * unit[:, None]
+        usable = (rows > q) & (np.linalg.eigvalsh(gram)[:, :1] > 1e-4).all(axis=1)
+        if q == 0 or np.count_nonzero(usable) < 2:
+            continue
+        own, inverse = own[usable], np.linalg.inv(own[usable, :q, :q])
+        slopes = (inverse @ own[:, :q, q:])[:, :, 0]
+        left = own[:, q, q] - np.sum(slopes * own[:, :q, q], axis=1)
+        residual = left.sum() / (rows[usable] - q).sum()
+        spread, sampling = slopes.var(axis=0, ddof=1), residual * np.diagonal(inverse, axis1=1, axis2=2).mean(axis=0)
+        variances = np.maximum(spread - sampling, 0.1 * np.minimum(spread, residual))
+        theta[len(layout.free) + e] = np.log(residual) / 2
+        theta[[diagonal[k] for k in layout.random_of(e)]] = np.sqrt(variances)
     return theta
 
 

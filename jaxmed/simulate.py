@@ -31,20 +31,21 @@ ROOM = 128  # drawn at least, so that programs for few numbers are shared
 @float64
 def _normals(seed: int, counts: Mapping[int, int]) -> dict[int, Floats]:
     """Standard normal numbers, so many of each stream; to rounding the same on every backend."""
-    rooms = tuple(max(ROOM, 1 << (count - 1).bit_length()) for count in counts.values())
-    drawn = _draws(rooms, np.uint64(seed), np.array(list(counts), dtype=np.uint32))
-    return {stream: np.asarray(part)[:count] for (stream, count), part in zip(counts.items(), drawn, strict=True)}
+    room = 1 << (max([ROOM, *counts.values()]) - 1).bit_length()
+    drawn = np.asarray(_draws(room, np.uint64(seed), np.array(list(counts), dtype=np.uint32)))
+    return {stream: part[:count] for (stream, count), part in zip(counts.items(), drawn, strict=True)}
 
 
 @jit_by_key
-def _draws(counts: tuple[int, ...], seed: Array, streams: Array) -> list[Array]:
+def _draws(count: int, seed: Array, streams: Array) -> Array:
     """The first numbers of some streams: how many are drawn changes none of them."""
     with jax.threefry_partitionable(True):  # whatever the user's settings
         key = jax.random.key(seed, impl="threefry2x32")
-        return [
-            jax.random.normal(jax.random.fold_in(key, stream), (count,), dtype=jnp.float64)
-            for stream, count in zip(streams, counts, strict=True)
-        ]
+
+        def draw(stream: Array) -> Array:
+            return jax.random.normal(jax.random.fold_in(key, stream), (count,), dtype=jnp.float64)
+
+        return jax.vmap(draw)(streams)
 
 
 def shaped(normal: Floats, shape: str) -> Floats:

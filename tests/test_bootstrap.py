@@ -19,7 +19,7 @@ import pytest
 from conftest import FOUR_DEVICES
 
 import jaxmed as jm
-from jaxmed import generate, likelihood, resample
+from jaxmed import generate, likelihood, optimise, resample
 from jaxmed.batches import Refitter, _population, fitted, given_rows
 from jaxmed.design import make_design
 from jaxmed.params import count_rows, make_scale
@@ -120,7 +120,8 @@ def test_a_parametric_replicate_is_the_optimum_of_its_table(fit, whole):
             key = jax.random.fold_in(jax.random.wrap_key_data(seed_key(3), impl="threefry2x32"), np.uint32(number))
             draw = jax.jit(generate.draw, static_argnums=(0, 1))
             table = np.asarray(draw(base.layout, plan, known, people, key))
-        solution, found = fitting._compiled(base.layout, likelihood.make_data(table, counts), start, 100)
+        data = likelihood.make_data(table, counts)
+        solution, found = fitting.solve_from(base.layout, data, start, 100, optimise.WARM_UP)
         assert solution.status == 0
         expected = scale.matrix @ found.values + offset
         assert_same_estimates(params_of(whole)[number], expected, errors_of(fit))

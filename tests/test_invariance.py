@@ -19,7 +19,7 @@ import jaxmed as jm
 from jaxmed import likelihood, newton, optimise
 from jaxmed.design import make_design
 from jaxmed.errors import Status
-from jaxmed.fit import _compiled
+from jaxmed.fit import solve_from
 from jaxmed.params import Layout, count_rows, make_layout
 from jaxmed.totals import add_up
 
@@ -246,7 +246,7 @@ def test_starting_values(base, unbalanced):
         start = rng.normal(size=layout.n_theta) * np.exp(rng.uniform(-3, 1.5))
         start[len(layout.free) :] = rng.uniform(-3, 3, layout.n_equations)
         with jax.enable_x64(True):
-            found = jax.tree.map(np.asarray, _compiled(layout, data, start, 100)[0])
+            found = jax.tree.map(np.asarray, solve_from(layout, data, start, 100, optimise.WARM_UP)[0])
         gap = found.evaluation.value - base.trace[-1][1]
         if found.status != Status.CONVERGED or abs(gap) > 1e-8:
             missed.append((int(found.status), float(gap), int(found.n_iter), start))
@@ -262,7 +262,7 @@ def test_starting_at_a_singular_fit(unbalanced, zero):
     start = fit.theta.copy()
     start[[3] if zero == "one variance" else range(4)] = 0.0
     with jax.enable_x64(True):
-        found = jax.tree.map(np.asarray, _compiled(layout, data, start, 100)[0])
+        found = jax.tree.map(np.asarray, solve_from(layout, data, start, 100, optimise.WARM_UP)[0])
     assert found.status == Status.CONVERGED
     assert found.evaluation.value == pytest.approx(fit.trace[-1][1], rel=0, abs=1e-8)
 
@@ -369,3 +369,20 @@ def test_standard_errors_at_a_singular_fit_do_not_depend_on_the_order_of_predict
         assert fit.reduced_rank
         tables.append(fit.random_cov_se.loc[["m~1", "m~x", "y~1", "y~m"], ["m~1", "m~x", "y~1", "y~m"]])
     np.testing.assert_allclose(tables[0], tables[1], rtol=1e-6, atol=1e-9)
+
+
+def test_effects_of_very_different_size_converge():
+    """b varies 1e8 times as much as the other slopes, for which the shared start is thousands of times too large.
+
+    The variance of b is then that of the drawn slopes, to twice their sampling error by their sd.
+    """
+    rng = np.random.default_rng(1)
+    at = np.repeat(np.arange(40), 8)
+    u = rng.normal(size=(40, 5)) * [0.6, 0.4, 0.6, 1e4, 0.4]
+    x, e_m, e_y = rng.normal(size=(3, 320))
+    m = u[at, 0] + (0.5 + u[at, 1]) * x + e_m
+    y = u[at, 2] + (0.4 + u[at, 3]) * m + (0.2 + u[at, 4]) * x + e_y
+    fit = jm.fit(pd.DataFrame({"id": at, "x": x, "m": m, "y": y}), MODEL)
+    assert fit.converged
+    assert fit.random_cov.loc["y~m", "y~m"] == pytest.approx(u[:, 3].var(ddof=1), rel=1e-4)
+    assert np.all(np.delete(np.diag(fit.random_cov), 3) < 1)

@@ -186,6 +186,19 @@ def test_compiled_programs_are_kept_but_not_without_limit():
     assert traced[-1] == 0
 
 
+def test_simulated_data_of_any_size_share_programs(monkeypatch):
+    """Numbers of rows and of clusters in all combinations: a program for each power of two of the larger one."""
+    rooms, normal = [], jax.random.normal
+    monkeypatch.setattr(
+        jax.random, "normal", lambda key, shape, **how: rooms.append(shape) or normal(key, shape, **how)
+    )
+    for _ in range(2):
+        for clusters in range(20, 310, 40):
+            for size in (1, 4, 9):
+                jm.simulate(clusters=clusters, size=size, seed=1)
+    assert len(rooms) <= 2 * 6  # two streams of x, three of effects and residuals; 128 to 4,096 numbers
+
+
 def test_results_leave_as_numpy():
     """A float64 JAX array that leaves its scope is rounded by the next operation: none may."""
     fit = jm.fit(simulate(40, seed=1), MODEL)
