@@ -14,7 +14,8 @@ import pandas as pd
 
 from jaxmed.chunks import Chunks, Frame, PandasFrame
 from jaxmed.columns import Column, Grouped, Plan, Source, own_words
-from jaxmed.errors import DataError, SpecError
+from jaxmed.counts import check_choice, check_path
+from jaxmed.errors import DataError
 from jaxmed.files import CsvFile, ParquetFile, open_file, resolve_names
 from jaxmed.mediation import Facts, Spec, check_spec, compiled
 from jaxmed.moments import SAME, Floats, Intake, Moments, Pattern
@@ -79,7 +80,7 @@ def open_data(data: Any, columns: Sequence[str]) -> Source:
         raise DataError(
             f"{str(data)!r} holds moments, no rows; give it to jaxmed.fit or jaxmed.load_moments, and the data here"
         )
-    native = open_file(Path(data), columns) if isinstance(data, (str, Path)) else data
+    native = open_file(check_path("data", data), columns) if isinstance(data, (str, Path)) else data
     if isinstance(native, (CsvFile, ParquetFile)):
         return Chunks(native)
     if isinstance(native, pd.DataFrame):
@@ -124,8 +125,7 @@ def categories(source: Source, name: str) -> tuple[str, ...]:
 
 def equation_groups(system: System, missing: str) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
     """Columns that a row must have observed, per equation, and columns of which every value counts in a mean."""
-    if missing not in MISSING:
-        raise SpecError(f"missing={missing!r} is not known; choose one of {list(MISSING)}")
+    check_choice("missing", missing, MISSING)
     if missing == "listwise":
         return (system.columns,) * len(system.equations), ()
     return system.groups, system.averaged
