@@ -117,7 +117,7 @@ class Population:
         level_2 |= {
             name.removeprefix("icc_")
             for name, value in given.items()
-            if name.startswith("icc_") and np.array_equal(value, 1)
+            if name.startswith("icc_") and is_number(value) and value == 1
         }
         facts = Facts({}, frozenset(level_2))
         system = compiled(spec, facts)
