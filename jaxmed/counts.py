@@ -77,7 +77,7 @@ def check_list(name: str, value: Any, example: str) -> list[Any]:
             return list(value)
     except TypeError:
         pass
-    raise SpecError(f"{name} must be a list such as {example}; got {value!r}")
+    raise SpecError(f"{name} must be a list {example}; got {value!r}")
 
 
 def check_path(name: str, value: Any) -> Path:

@@ -24,7 +24,9 @@ from jaxmed.spec import System
 from jaxmed.store import is_moments
 from jaxmed.terms import category_text
 
-LARGEST = 1e150  # values beyond it, or spreads below its inverse, have no finite square
+# Values beyond it, or spreads below its inverse, are refused: the variance of an estimated slope variance is of the
+# order of (y / x)^4, and must be neither infinite nor zero in float64.
+LARGEST = 1e37
 CATEGORIES = 100  # of one column, at the most
 MISSING = ("available", "listwise", "raise")
 

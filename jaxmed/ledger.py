@@ -174,7 +174,7 @@ def damaged(path: Path, what: str, error: Exception) -> DataError:
 
 def all_files(paths: str | Path | Iterable[str | Path], what: str) -> list[Path]:
     """Files, and those in folders; :class:`DataError` where there are none."""
-    given = [paths] if isinstance(paths, (str, Path)) else check_list("paths", paths, "['part0', 'part1']")
+    given = [paths] if isinstance(paths, (str, Path)) else check_list("paths", paths, "such as ['part0', 'part1']")
     folders = [check_path("paths", path) for path in given]
     files = [file for path in folders for file in (files_of(path) if path.is_dir() else [path])]
     if not files:

@@ -144,7 +144,7 @@ class System:
         if isinstance(equations, Equation):
             equations = (equations,)
         given = equations
-        equations = tuple(check_list("equations", equations, "[Equation('y', ['1', 'x'])]"))
+        equations = tuple(check_list("equations", equations, "such as [Equation('y', ['1', 'x'])]"))
         if not equations or not all(isinstance(equation, Equation) for equation in equations):
             raise SpecError(f"a System needs a list with at least one Equation; got equations={given!r}")
         check_name(cluster, "cluster")
@@ -399,7 +399,7 @@ def check_covariance(value: Any) -> str | tuple[tuple[str, ...], ...]:
         example = "[['m~1'], ['y~1'], ['m~x', 'y~m']]"
         also = f" or list groups of labels of random effects that may covary, such as {example}"
         return check_choice("covariance", value, COVARIANCES, also)
-    listed = check_list("covariance", value, "[['m~1'], ['y~1']]")
+    listed = check_list("covariance", value, "such as [['m~1'], ['y~1']]")
     groups = tuple(tuple(group) if isinstance(group, (list, tuple)) else (group,) for group in listed)
     names = [name for group in groups for name in group]
     for name in names:

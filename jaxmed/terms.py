@@ -133,7 +133,7 @@ def check_name(value: Any, what: str) -> str:
 
 def check_terms(value: Any, what: str) -> tuple[str, ...]:
     """Check that ``value`` is a sequence of distinct terms and return it as a tuple."""
-    names = tuple(check_list(what, value, "['1', 'x'], of column names"))
+    names = tuple(check_list(what, value, "of column names such as ['1', 'x']"))
     seen: dict[tuple[Factor, ...], str] = {}
     for name in names:
         check_name(name, f"every entry of {what}")

@@ -593,3 +593,16 @@ def test_clusters_of_formulas_that_are_no_text():
 
 def test_long_values_are_cut_in_messages():
     refused_call(lambda: jm.Mediation(**ROLES, covariance="a" * 5000))
+
+
+@pytest.mark.parametrize("scale", [1e-34, 1e34])
+def test_errors_of_variances_in_extreme_units_neither_overflow_nor_vanish(scale):
+    """The standard error of a slope variance is of the order of (y / x)^2, its variance of (y / x)^4."""
+    data = jm.simulate(clusters=100, size=2, seed=1).assign(x=lambda d: d["x"] / scale, m=lambda d: d["m"] * scale)
+    model = jm.System([jm.Equation("m", ["1", "x"], random=["1", "x"])], cluster="id")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit = jm.fit(data, model)
+    variances = np.diag(fit.joint)
+    assert np.all(np.isfinite(variances))
+    assert np.all(variances > 0)
