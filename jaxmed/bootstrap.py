@@ -12,7 +12,7 @@ import pandas as pd
 
 from jaxmed import resample
 from jaxmed.batches import Fitted, Refitter, fitted, given_rows, make_refitter, with_size
-from jaxmed.counts import check_count, check_shard
+from jaxmed.counts import check_choice, check_count, check_shard
 from jaxmed.errors import DataError, FitError, SpecError
 from jaxmed.fit import Fit
 from jaxmed.generate import RowsNeededError
@@ -144,8 +144,7 @@ def bootstrap(
 
 def check_method(method: Any) -> str:
     """One of the ways to make data sets."""
-    if method not in METHODS:
-        raise SpecError(f"method={method!r} is not known; choose one of {list(METHODS)}")
+    check_choice("method", method, METHODS)
     return str(method)
 
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jaxmed.columns import Column, Grouped, Plan, own_words, working_columns
+from jaxmed.errors import DataError
 from jaxmed.files import RetypedError, numbers_if_they_fit, resolve_names, written_numbers
 from jaxmed.ids import Codes, Tables, Total, encode
 from jaxmed.moments import Floats
@@ -230,7 +231,10 @@ class Chunks:
         """The cluster id and the columns of a system, row by row."""
 
         def action() -> pd.DataFrame:
-            return pd.concat([chunk.to_pandas() for chunk in self._chunks(system)], ignore_index=True)
+            parts = [chunk.to_pandas() for chunk in self._chunks(system)]
+            if not parts:
+                raise DataError("the data has no rows")
+            return pd.concat(parts, ignore_index=True)
 
         table = self._pass(action)
         if self._table.written_ids:

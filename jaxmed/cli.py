@@ -43,6 +43,7 @@ from jaxmed.cli_options import (
     Y,
 )
 from jaxmed.cli_report import report
+from jaxmed.counts import check_choice
 from jaxmed.describe import describe as describe_data
 from jaxmed.describe import stack as stack_data
 from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, JaxmedError, SpecError
@@ -305,8 +306,7 @@ def bootstrap_command(
     if absent:
         raise SpecError(f"give --{' and --'.join(absent)}: the number of replicates, and the seed of their draws")
     kind, level = settings.get("kind", "percentile"), check_level(settings.get("level", 0.95))
-    if kind not in KINDS:
-        raise SpecError(f"kind={kind!r} is not known; choose one of {list(KINDS)}")
+    check_choice("kind", kind, KINDS)
     part = find_shard(str(settings.get("shard", "0/1")), os.environ)
     if part[1] > 1 and settings.get("out") is None:
         raise SpecError("--shard needs --out FOLDER, where the shards are put together")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from jaxmed.counts import check_choice
 from jaxmed.errors import FitError, SpecError
 from jaxmed.fit import Fit, fit
 from jaxmed.frame import equation_groups
@@ -98,10 +99,8 @@ def conflation(
     """
     if not isinstance(found, Fit):
         raise SpecError(f"conflation needs a Fit first, as jaxmed.fit returns it; got {type(found).__name__}")
-    if kind not in KINDS:
-        raise SpecError(f"kind={kind!r} is not known; choose one of {list(KINDS)}")
-    if intercepts not in ("apart", "free"):
-        raise SpecError(f"intercepts={intercepts!r} is not known; choose 'apart' or 'free'")
+    check_choice("kind", kind, KINDS)
+    check_choice("intercepts", intercepts, ("apart", "free"))
     critical = critical_value(level)
     if not isinstance(found.spec, Mediation):
         raise FitError("within and between paths are those of a jaxmed.Mediation; this fit is of a System")

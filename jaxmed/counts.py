@@ -1,7 +1,12 @@
-"""Whole numbers and parts of a whole that callers give, checked."""
+"""Whole numbers, parts of a whole and words that callers give, checked."""
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Iterable
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +28,76 @@ def check_count(name: str, value: Any, least: int = 1, most: int = LARGEST) -> i
         bounds = f"of at least {least} (and below 2**63)" if most == LARGEST else f"from {least} to {most}"
         raise SpecError(f"{name}={value!r} must be a whole number {bounds}")
     return int(value)
+
+
+def check_choice(name: str, value: Any, choices: Iterable[str], also: str = "") -> str:
+    """One of some words; anything else, arrays and what cannot be compared included, is refused.
+
+    Raises
+    ------
+    SpecError
+        It is something else; ``also`` says what else would do.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise SpecError(f"{name}={value!r} is not known; choose one of {list(choices)}{also}")
+    return str(value)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is one finite real number that float64 can hold."""
+    try:
+        return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
+    except OverflowError:
+        return False
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """True or False.
+
+    Raises
+    ------
+    SpecError
+        It is something else, whose truth may be a matter of taste.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise SpecError(f"{name}={value!r} must be True or False")
+    return bool(value)
+
+
+def check_list(name: str, value: Any, example: str) -> list[Any]:
+    """What can be gone through, and is not text.
+
+    Raises
+    ------
+    SpecError
+        It is something else, an array without dimensions among it.
+    """
+    try:
+        if not isinstance(value, (str, bytes)):
+            return list(value)
+    except TypeError:
+        pass
+    raise SpecError(f"{name} must be a list {example}; got {value!r}")
+
+
+def check_path(name: str, value: Any) -> Path:
+    """A path that a file system can have.
+
+    Raises
+    ------
+    SpecError
+        It is something else, or too long a name.
+    """
+    why = ""
+    try:
+        if isinstance(value, (str, Path)) and b"\0" not in os.fsencode(value):
+            Path(value).exists()
+            return Path(value)
+    except UnicodeEncodeError:
+        pass
+    except OSError as error:
+        why = f" ({error.strerror})"
+    raise SpecError(f"{name}={value!r} must be a path: text that can name a file, or a pathlib.Path{why}")
 
 
 def check_shard(shard: Any) -> tuple[int, int]:

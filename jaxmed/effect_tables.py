@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmed import effects
+from jaxmed.counts import check_choice, check_flag, is_number
 from jaxmed.errors import FitError, SpecError
 from jaxmed.estimands import Estimands, Row
 from jaxmed.intervals import critical_value, limits_on_scale, normal_table
@@ -129,8 +130,7 @@ def effect_table(
 ) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.effects`."""
     critical: float | Floats = critical_value(level)
-    if se not in SE_KINDS:
-        raise SpecError(f"se={se!r} is not known; choose one of {list(SE_KINDS)}")
+    check_choice("se", se, SE_KINDS)
     targets = make_targets(found, at, difference)
     estimate, slope = effects.combined_and_jacobian(targets.plan, found.values, targets.weights, targets.combination)
     if se != "bauer":
@@ -160,8 +160,7 @@ def make_targets(found: Model, at: Mapping[str, Any] | None = None, difference: 
     SpecError
         Moderators or values that the model does not have.
     """
-    if not isinstance(difference, bool):
-        raise SpecError(f"difference={difference!r} must be True or False")
+    check_flag("difference", difference)
     estimands = estimands_of(found)
     moderators = list(estimands.moderators)
     if difference and not moderators:
@@ -226,8 +225,7 @@ def heterogeneity_table(
 ) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.heterogeneity`."""
     critical = critical_value(level)
-    if se not in ("joint", "robust"):
-        raise SpecError(f"se={se!r} is not known; choose 'joint' or 'robust'")
+    check_choice("se", se, ("joint", "robust"))
     estimands = estimands_of(found)
     rows = [row for row in estimands.rows if row.kind in ("indirect", "total") and row.suffix != "_between"]
     if not rows:
@@ -308,7 +306,7 @@ def _value(found: Model, name: str, value: Any) -> Value:
                 f"at[{name!r}] has {value!r}; the categories of {name!r} are {list(found.facts.categories[name])}"
             )
         return category
-    if not isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating)) or not np.isfinite(value):
+    if not isinstance(value, (bool, np.bool_)) and not is_number(value):
         raise SpecError(f"at[{name!r}] has {value!r}; give finite numbers")
     return float(value)
 

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from enum import IntEnum
 
+LONGEST = 1400  # characters of a message
+
 
 class JaxmedError(Exception):
-    """Base of every error that jaxmed raises on purpose."""
+    """Base of every error that jaxmed raises on purpose; what a long message quotes is cut in the middle."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(_cut(message))
 
 
 class SpecError(JaxmedError, ValueError):
@@ -27,6 +32,12 @@ class DesignWarning(UserWarning):
 
 class ConvergenceWarning(UserWarning):
     """The optimiser stopped without its certificate; the numbers are the best point found."""
+
+
+def _cut(message: str) -> str:
+    """The message, of which one quoted value may take most: begin and end say what it is and what helps."""
+    half = LONGEST // 2
+    return message if len(message) <= LONGEST else f"{message[:half]} [...] {message[-half:]}"
 
 
 class Status(IntEnum):

@@ -19,7 +19,7 @@ from jax import Array
 from jaxmed import inference, likelihood, optimise, profile, robust, store, summary
 from jaxmed._runtime import float64, jit_by_key
 from jaxmed.checks import check_identified
-from jaxmed.counts import check_count
+from jaxmed.counts import check_count, check_flag
 from jaxmed.design import Design, make_design
 from jaxmed.distributed import agree, common_blocks, over_all, together
 from jaxmed.effect_tables import effect_table, heterogeneity_table
@@ -113,8 +113,7 @@ def fit(
     """
     spec = _spec(spec, x, m, y, cluster)
     max_iter = check_count("max_iter", max_iter)
-    if not isinstance(distributed, (bool, np.bool_)):
-        raise SpecError(f"distributed={distributed!r} must be True or False")
+    check_flag("distributed", distributed)
     if not isinstance(reml, (bool, np.bool_)):
         raise SpecError(f"reml={reml!r} must be True (REML) or False (maximum likelihood)")
     hosts = all_hosts() if distributed else ALONE
@@ -750,7 +749,8 @@ class Fit(Estimates):
         of :meth:`heterogeneity` are added.
         """
         tables = self._effect_tables(se, level, at)
-        if difference:
+        check_flag("heterogeneity", heterogeneity)
+        if check_flag("difference", difference):
             tables["Differences of effects"] = self.effects(se, level, at, difference=True)
         if heterogeneity:
             tables["Effects over clusters (population)"] = self.heterogeneity(
@@ -823,6 +823,8 @@ class Fit(Estimates):
         ``heterogeneity``, the tables of :meth:`effects` and :meth:`heterogeneity`, in the same form; ``robust`` adds
         ``bse_robust``, ``cov_robust`` and the effects with cluster-robust standard errors.
         """
+        for name, value in (("difference", difference), ("heterogeneity", heterogeneity), ("robust", robust)):
+            check_flag(name, value)
         plain = super().to_dict() | {"theta": self.theta.tolist()}
         if robust:
             plain["bse_robust"] = plain_data(self.standard_errors("robust").to_dict())
@@ -839,6 +841,7 @@ class Fit(Estimates):
 
     def to_json(self, indent: int | None = 1, **tables: Any) -> str:
         """JSON text of :meth:`to_dict`, which takes ``tables``; numbers keep all their digits, NaN is null."""
+        indent = None if indent is None else check_count("indent", indent, 0, 100)
         return json.dumps(self.to_dict(**tables), indent=indent, allow_nan=False, ensure_ascii=False)
 
     def save(self, path: str | Path) -> None:
@@ -871,6 +874,7 @@ def load(path: str | Path, verify: bool = False) -> Fit:
     FitError
         ``verify`` found another log likelihood than the stored one.
     """
+    check_flag("verify", verify)
     plain, moments = store.read(path)
     try:
         fit = Fit(**fields_from_dict(plain), theta=np.array(plain["theta"], dtype=float), moments=moments)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from jaxmed.errors import SpecError
-from jaxmed.terms import INTERCEPT, PARTS
+from jaxmed.terms import INTERCEPT, PARTS, check_name
 
 
 def parse(formula: str) -> tuple[str, list[str], list[str], str | None]:
@@ -107,7 +107,7 @@ def _name(term: Any, formula: str) -> str:
 
 def common_cluster(formulas: Iterable[str], clusters: list[str | None]) -> str:
     """The one cluster column that formulas name."""
-    named = dict.fromkeys(name for name in clusters if name is not None)
+    named = dict.fromkeys(check_name(name, "cluster") for name in clusters if name is not None)
     if len(named) != 1:
         found = f"name the clusters {list(named)}" if named else "have no random part that names the cluster"
         raise SpecError(

@@ -14,7 +14,8 @@ import pandas as pd
 
 from jaxmed.chunks import Chunks, Frame, PandasFrame
 from jaxmed.columns import Column, Grouped, Plan, Source, own_words
-from jaxmed.errors import DataError, SpecError
+from jaxmed.counts import check_choice, check_path
+from jaxmed.errors import DataError
 from jaxmed.files import CsvFile, ParquetFile, open_file, resolve_names
 from jaxmed.mediation import Facts, Spec, check_spec, compiled
 from jaxmed.moments import SAME, Floats, Intake, Moments, Pattern
@@ -23,7 +24,9 @@ from jaxmed.spec import System
 from jaxmed.store import is_moments
 from jaxmed.terms import category_text
 
-LARGEST = 1e150  # values beyond it, or spreads below its inverse, have no finite square
+# Values beyond it, or spreads below its inverse, are refused: the variance of an estimated slope variance is of the
+# order of (y / x)^4, and must be neither infinite nor zero in float64.
+LARGEST = 1e37
 CATEGORIES = 100  # of one column, at the most
 MISSING = ("available", "listwise", "raise")
 
@@ -79,7 +82,7 @@ def open_data(data: Any, columns: Sequence[str]) -> Source:
         raise DataError(
             f"{str(data)!r} holds moments, no rows; give it to jaxmed.fit or jaxmed.load_moments, and the data here"
         )
-    native = open_file(Path(data), columns) if isinstance(data, (str, Path)) else data
+    native = open_file(check_path("data", data), columns) if isinstance(data, (str, Path)) else data
     if isinstance(native, (CsvFile, ParquetFile)):
         return Chunks(native)
     if isinstance(native, pd.DataFrame):
@@ -124,8 +127,7 @@ def categories(source: Source, name: str) -> tuple[str, ...]:
 
 def equation_groups(system: System, missing: str) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
     """Columns that a row must have observed, per equation, and columns of which every value counts in a mean."""
-    if missing not in MISSING:
-        raise SpecError(f"missing={missing!r} is not known; choose one of {list(MISSING)}")
+    check_choice("missing", missing, MISSING)
     if missing == "listwise":
         return (system.columns,) * len(system.equations), ()
     return system.groups, system.averaged

@@ -11,8 +11,9 @@ import pandas as pd
 
 from jaxmed import effects
 from jaxmed.batches import fitted, leave_one_out
+from jaxmed.counts import check_flag
 from jaxmed.effect_tables import Quantities, quantities
-from jaxmed.errors import ConvergenceWarning, SpecError
+from jaxmed.errors import ConvergenceWarning
 from jaxmed.moments import Floats, Moments
 from jaxmed.result import Estimates
 from jaxmed.robust import first_order
@@ -32,8 +33,7 @@ def influence_table(
 ) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.influence`."""
     for name, value in (("exact", exact), ("standardized", standardized)):
-        if not isinstance(value, (bool, np.bool_)):
-            raise SpecError(f"{name}={value!r} must be True or False")
+        check_flag(name, value)
     known = quantities(found, at)
     p = len(found.system.labels)
     if exact:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmed import effects, profile
-from jaxmed.counts import check_count
+from jaxmed.counts import check_choice, check_count
 from jaxmed.effect_tables import Quantities, effect_table, quantities
 from jaxmed.errors import FitError, SpecError
 from jaxmed.intervals import check_level, critical_value, draws_table, normal_table, quantile_limits
@@ -37,12 +37,8 @@ def interval_table(
     draws: int,
 ) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.intervals`."""
-    if method not in KINDS:
-        raise SpecError(
-            f"method={method!r} is not known; choose one of {list(KINDS)}, or intervals() of jaxmed.bootstrap"
-        )
-    if se not in KINDS[method]:
-        raise SpecError(f"se={se!r} is not known for method={method!r}; choose one of {list(KINDS[method])}")
+    check_choice("method", method, KINDS, ", or intervals() of jaxmed.bootstrap")
+    check_choice(f"method={method!r}: se", se, KINDS[method])
     level = check_level(level)
     known = quantities(found, at)
     chosen = known.positions(terms)

@@ -14,7 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jaxmed.errors import DataError, FitError, SpecError
+from jaxmed.counts import check_list, check_path
+from jaxmed.errors import DataError, FitError
 from jaxmed.moments import Floats
 from jaxmed.store import write_atomically
 
@@ -109,9 +110,7 @@ def as_folder(out: Any) -> Path | None:
     SpecError
         It is no path.
     """
-    if out is None or isinstance(out, (str, Path)):
-        return None if out is None else Path(out)
-    raise SpecError(f"out={out!r} must be the path of a folder")
+    return None if out is None else check_path("out", out)
 
 
 def open_folder(folder: Path) -> list[Path]:
@@ -175,13 +174,11 @@ def damaged(path: Path, what: str, error: Exception) -> DataError:
 
 def all_files(paths: str | Path | Iterable[str | Path], what: str) -> list[Path]:
     """Files, and those in folders; :class:`DataError` where there are none."""
-    given = [paths] if isinstance(paths, (str, Path)) or not isinstance(paths, Iterable) else list(paths)
-    wrong = [path for path in given if not isinstance(path, (str, Path))]
-    if wrong:
-        raise DataError(f"{wrong[0]!r} is no path of a file or folder")
-    files = [file for path in map(Path, given) for file in (files_of(path) if path.is_dir() else [path])]
+    given = [paths] if isinstance(paths, (str, Path)) else check_list("paths", paths, "such as ['part0', 'part1']")
+    folders = [check_path("paths", path) for path in given]
+    files = [file for path in folders for file in (files_of(path) if path.is_dir() else [path])]
     if not files:
-        raise DataError(f"there are no {what} in {', '.join(repr(str(path)) for path in given) or 'nothing'}")
+        raise DataError(f"there are no {what} in paths={given!r}")
     return files
 
 

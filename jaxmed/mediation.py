@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import combinations, pairwise
 from typing import Any
 
+from jaxmed.counts import check_choice
 from jaxmed.errors import DataError, SpecError
 from jaxmed.estimands import Edge, Estimands, Path, effect_rows
 from jaxmed.options import Pairs, check_covariates, check_moderators, check_random, check_reference, check_roles
@@ -128,16 +129,15 @@ class Mediation:
         put(self, "y", y)
         put(self, "cluster", cluster)
         put(self, "covariance", check_covariance(covariance))
-        if center not in (None, "cluster"):
-            raise SpecError(f"center={center!r} is not known; choose 'cluster' or leave it out")
+        if center is not None:
+            check_choice("center", center, ("cluster",), " or leave it out")
         put(self, "center", center)
         if not isinstance(serial, bool):
             raise SpecError(f"serial={serial!r} must be True or False")
         if serial and not several:
             raise SpecError("serial=True needs at least two mediators, m=['m1', 'm2'], in the order in which they act")
         put(self, "serial", serial)
-        if residuals not in ("correlated", "independent"):
-            raise SpecError(f"residuals={residuals!r} is not known; choose 'correlated' or 'independent'")
+        check_choice("residuals", residuals, ("correlated", "independent"))
         put(self, "residuals", residuals)
         columns_of_roles = tuple(roles.values())
         put(self, "reference", check_reference(reference, columns_of_roles))

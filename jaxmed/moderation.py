@@ -67,14 +67,18 @@ def conditional_effects(
     SpecError
         No such moderator or effect.
     """
+    if not isinstance(fit, Fit):
+        raise SpecError(f"johnson_neyman needs a fit; got {fit!r} of type {type(fit).__name__}")
     names = numeric_moderators(fit)
-    if moderator not in names:
+    if not isinstance(moderator, str) or moderator not in names:
         raise SpecError(f"moderator={moderator!r}: the moderators of this fit that are numbers are {names}")
     effects = [row.name for row in estimands_of(fit).rows]
-    if effect not in effects:
+    if not isinstance(effect, str) or effect not in effects:
         raise SpecError(f"effect={effect!r}: the effects of this fit are {effects}")
     if values is None:
         values = np.linspace(*fit.intake.ranges[moderator], GRID)
+    if not isinstance(at, Mapping | None):
+        raise SpecError(f"at={at!r} must be a dict from the other moderators to values, such as {{'w': 0}}")
     fixed = {**middle(fit), **(at or {}), moderator: list(map(float, values))}
     found = fit.effects(level=level, at=fixed).loc[[effect]]
     found.index = pd.Index(values, name=moderator)

@@ -15,6 +15,7 @@ def check_roles(roles: Mapping[str, str]) -> None:
     """x, m, y and cluster are different columns."""
     for role, name in roles.items():
         check_name(name, role)
+    for role, name in roles.items():
         if factors(name) != (Factor(name),):
             raise SpecError(f"{role}={name!r} is a term, not a column; make it a column of the data first")
         others = [other for other, column in roles.items() if column == name and other != role]

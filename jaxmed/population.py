@@ -14,7 +14,7 @@ import pandas as pd
 
 from jaxmed import effects
 from jaxmed.components import two_valued, variance_components
-from jaxmed.counts import check_count
+from jaxmed.counts import check_choice, check_count, is_number
 from jaxmed.effect_tables import make_targets
 from jaxmed.errors import SpecError
 from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled, from_dict
@@ -22,7 +22,7 @@ from jaxmed.moments import Floats, Moments
 from jaxmed.result import Estimates
 from jaxmed.sizes import Size, check_size
 from jaxmed.spec import System
-from jaxmed.terms import INTERCEPT
+from jaxmed.terms import INTERCEPT, check_terms
 
 SHAPES = ("normal", "skewed", "heavy_tailed")
 PATHS = {"a": 0.6, "b": 0.6, "c_prime": 0.2, "d": 0.3}
@@ -111,12 +111,13 @@ class Population:
                 f"{spec.categorical[0]!r} is categorical, and a population has no categories; use columns of 0 and 1 "
                 "(share_<column>=...) instead"
             )
-        given = dict(numbers or {}) | named
-        if not isinstance(cluster_level, Iterable):
-            raise SpecError(f"cluster_level={cluster_level!r} must be a list of columns")
-        level_2 = {cluster_level} if isinstance(cluster_level, str) else set(cluster_level)
+        given = _named(numbers) | named
+        listed = [cluster_level] if isinstance(cluster_level, str) else cluster_level
+        level_2 = set(check_terms(listed, "cluster_level"))
         level_2 |= {
-            name.removeprefix("icc_") for name, value in given.items() if name.startswith("icc_") and value == 1
+            name.removeprefix("icc_")
+            for name, value in given.items()
+            if name.startswith("icc_") and is_number(value) and value == 1
         }
         facts = Facts({}, frozenset(level_2))
         system = compiled(spec, facts)
@@ -159,12 +160,14 @@ class Population:
         SpecError
             The model has a categorical column.
         """
+        if not hasattr(fit, "moments"):
+            raise SpecError(f"Population.from_fit needs a fit, as jaxmed.fit returns it; got {fit!r}")
         if fit.spec.categorical:
             raise SpecError(
                 f"the fit has a categorical column, {fit.spec.categorical[0]!r}; a population needs columns of "
                 "numbers: fit indicators of 0 and 1 instead"
             )
-        moments: Moments = fit.moments  # type: ignore[attr-defined]
+        moments: Moments = fit.moments
         columns = _exogenous(fit.system)
         means, between, within = variance_components(moments, columns)
         sizes = sum(pattern.products[0] for pattern in moments.patterns)
@@ -243,7 +246,7 @@ class Population:
         shares = {"icc_x": icc_x, "icc_m": icc_m, "icc_y": icc_y}
         slopes = {"a": a, "b": b, "c_prime": c_prime, "corr_ab": corr_ab}
         for name, number in (slopes | spreads | shares).items():
-            if isinstance(number, bool) or not isinstance(number, (int, float, np.number)) or not np.isfinite(number):
+            if not is_number(number):
                 raise SpecError(f"{name}={number!r} must be a finite number")
         for name, share in shares.items():
             if not 0 <= share < 1:
@@ -286,7 +289,7 @@ class Population:
             own["size"] = check_size(own["size"])
         kept = {name: copy(getattr(self, name)) for name in self.__dataclass_fields__}
         found._put(**kept | own)
-        found._set(dict(numbers or {}) | named)
+        found._set(_named(numbers) | named)
         found._check()
         return found
 
@@ -297,13 +300,13 @@ class Population:
         labels, columns = list(self.labels), list(self.columns)
         chosen: dict[tuple[str, str], str] = {}
         for name, value in numbers.items():
-            if isinstance(value, (bool, str)) or not np.isscalar(value) or not np.isfinite(value):
+            if not is_number(value):
                 raise SpecError(f"{name}={value!r} must be a finite number")
             kind, what = self._place(name)
             if (kind, what) in chosen:
                 raise SpecError(f"{name!r} and {chosen[kind, what]!r} are the same; give one of them")
             chosen[kind, what] = name
-            value = float(value)  # type: ignore[arg-type]
+            value = float(value)
             if kind == "parameter":
                 self.values[labels.index(what)] = value
             elif kind == "mean":
@@ -384,8 +387,7 @@ class Population:
 
     def _check(self) -> None:
         for name, shape in {"random_effects": self.random_effects, "residuals": self.residuals}.items():
-            if shape not in SHAPES:
-                raise SpecError(f"{name}={shape!r} is not known; choose one of {list(SHAPES)}")
+            check_choice(name, shape, SHAPES)
         check_count("clusters", self.clusters)
         matrices = {"random effects": self.random_cov, "residuals": self.residual_cov}
         for what, matrix in matrices.items():
@@ -489,6 +491,15 @@ class Population:
             "clusters": int(self.clusters),
             "size": self.size,
         }
+
+
+def _named(numbers: Any) -> dict[str, Any]:
+    """Numbers by name, as a dict of text."""
+    if numbers is None:
+        return {}
+    if not isinstance(numbers, Mapping) or not all(isinstance(name, str) for name in numbers):
+        raise SpecError(f"numbers={numbers!r} must be a dict from names to numbers, such as {{'y~m': 0.3}}")
+    return dict(numbers)
 
 
 def population_from_dict(plain: Mapping[str, Any]) -> Population:

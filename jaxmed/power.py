@@ -13,7 +13,7 @@ from scipy.special import ndtr, ndtri
 
 from jaxmed.batches import batch_size
 from jaxmed.bootstrap import check_method
-from jaxmed.counts import check_count, check_shard
+from jaxmed.counts import check_choice, check_count, check_shard
 from jaxmed.errors import DataError, FitError, SpecError
 from jaxmed.intervals import check_level
 from jaxmed.ledger import Ledger, as_folder, interrupted, open_folder
@@ -192,8 +192,7 @@ def _design(base: Population, point: Mapping[str, Any]) -> Design:
     varied = dict(rest)
     shapes = {name: rest.pop(name) for name in ("random_effects", "residuals") if name in rest}
     for name, shape in shapes.items():
-        if shape not in SHAPES:
-            raise SpecError(f"{name}={shape!r} is not known; choose one of {list(SHAPES)}")
+        check_choice(name, shape, SHAPES)
     population = base.replace(rest, **shapes, clusters=clusters, size=size)
     return Design(population, clusters, size, varied)
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from jaxmed.counts import check_path
 from jaxmed.errors import DataError, SpecError
 from jaxmed.intervals import check_level
 from jaxmed.ledger import all_files, damaged, read_table, write_table
@@ -129,9 +130,10 @@ class Power:
 
     def save(self, folder: str | Path) -> None:
         """Write every design's data sets to a file of a folder, which :func:`jaxmed.load_power` reads."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
+        folder = check_path("folder", folder)
+        folder.mkdir(parents=True, exist_ok=True)
         for cell in self._cells:
-            write_table(Path(folder) / f"{cell.about['key']}.parquet", cell.table, cell.about)
+            write_table(folder / f"{cell.about['key']}.parquet", cell.table, cell.about)
 
 
 def about(design: Design, analysis: Analysis, truth: Truth, requested: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from scipy.special import ndtr
 
 from jaxmed._runtime import float64
 from jaxmed.constrained import Point, Problem, Solved, effect_derivatives, look, moved, solve
+from jaxmed.counts import check_list, is_number
 from jaxmed.design import make_design
 from jaxmed.effect_tables import Quantities, quantities
 from jaxmed.errors import ConvergenceWarning, FitError, SpecError
@@ -243,7 +244,10 @@ def profile_curve(
         chosen = problem.estimate + np.linspace(-3.5, 3.5, 21) * problem.unit
         chosen = chosen[chosen > 0] if problem.is_variance else chosen
     else:
-        chosen = np.asarray(values, dtype=float).reshape(-1)
+        listed = check_list("values", values, "of numbers such as [0.1, 0.2]")
+        if not all(map(is_number, listed)):
+            raise SpecError(f"values={listed!r}: give finite numbers, of a variance positive ones")
+        chosen = np.array(listed, dtype=float)
         if not np.all(np.isfinite(chosen)) or (problem.is_variance and np.any(chosen <= 0)):
             raise SpecError(f"values={chosen.tolist()}: give finite numbers, of a variance positive ones")
     # From the estimate outwards, so that every refit starts beside the last.

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 
 from jaxmed.batches import Refits, fitted, leave_one_out
+from jaxmed.counts import check_choice, check_path
 from jaxmed.effect_tables import Targets, positions, quantities
-from jaxmed.errors import ConvergenceWarning, DataError, FitError, SpecError, Status
+from jaxmed.errors import ConvergenceWarning, DataError, FitError, Status
 from jaxmed.intervals import bias_corrected, check_level, draws_table, quantile_limits, studentized
 from jaxmed.ledger import all_files, check_equal, damaged, read_table, write_table
 from jaxmed.moments import Floats
@@ -212,8 +213,7 @@ class Replicates:
         >>> list(replicates.intervals().index)
         ['a', 'b', 'c_prime', 'cov_ab', 'indirect', 'total']
         """
-        if kind not in KINDS:
-            raise SpecError(f"kind={kind!r} is not known; choose one of {list(KINDS)}")
+        check_choice("kind", kind, KINDS)
         level = check_level(level)
         at = positions(terms, self.origin.labels, self.origin.n_params)
         used = self.table[self.table["status"] == Status.CONVERGED]
@@ -277,7 +277,7 @@ class Replicates:
 
     def save(self, path: str | Path) -> None:
         """Write the replicates to one parquet file, all or nothing; :func:`jaxmed.load_replicates` reads it."""
-        write_table(Path(path), self.table, self.origin.to_dict())
+        write_table(check_path("path", path), self.table, self.origin.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """What they are and how many there are, as plain data."""

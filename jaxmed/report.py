@@ -13,6 +13,7 @@ import pandas as pd
 
 from jaxmed import report_plots, report_text, tables
 from jaxmed._version import __version__
+from jaxmed.counts import check_choice, check_path
 from jaxmed.describe import describe_moments
 from jaxmed.errors import ConvergenceWarning, SpecError
 from jaxmed.fit import Fit
@@ -77,16 +78,14 @@ def report(
     """
     if not isinstance(fit, Fit):
         raise SpecError(f"report needs a fit; got {type(fit).__name__}")
-    if kind not in KINDS:
-        raise SpecError(f"kind={kind!r} is not known; choose one of {list(KINDS)}")
-    if not isinstance(path, (str, Path)):
-        raise SpecError(f"path={path!r} must be the path of the file to write")
+    check_choice("kind", kind, KINDS)
+    path = check_path("path", path)
     level = check_level(level)
     if replicates is not None:
         check_fit(fit, replicates.origin)
     effects = fit.effects(level=level, at=at) if isinstance(fit.spec, Mediation) else None
     text = _document(Content(fit, level, at, replicates, kind, effects))
-    write_atomically(Path(path), lambda stream: stream.write(text.encode()))
+    write_atomically(path, lambda stream: stream.write(text.encode()))
 
 
 def _document(of: Content) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import chdtrc
 
+from jaxmed.counts import check_choice, check_flag
 from jaxmed.errors import FitError, SpecError, Status
 from jaxmed.mediation import Facts, Mediation, Spec, compiled, from_dict
 from jaxmed.moments import Floats, Intake, intake_from_dict
@@ -163,8 +164,7 @@ class Estimates:
 
     def covariance(self, kind: str = "joint") -> Floats:
         """Covariance of ``values``, shape (p + n, p + n); ``"robust"`` of a fit that holds its moments."""
-        if kind not in KINDS:
-            raise SpecError(f"kind={kind!r} is not known; choose one of {list(KINDS)}")
+        check_choice("kind", kind, KINDS)
         if kind == "robust":
             return self._robust
         return self.joint if kind == "joint" else self.block
@@ -181,7 +181,7 @@ class Estimates:
         and Stata, and its standard errors of b and c' are too small in a stacked model (docs/method.md). ``"robust"``
         is the cluster-robust sandwich, which does not rest on normality (:meth:`jaxmed.Fit.robust_cov`).
         """
-        labels = self.labels if full else self.system.labels
+        labels = self.labels if check_flag("full", full) else self.system.labels
         return pd.DataFrame(self.covariance(kind)[: len(labels), : len(labels)], index=labels, columns=labels)
 
     def _symmetric(self, entries: Floats) -> pd.DataFrame:
@@ -310,8 +310,7 @@ class Estimates:
         The variances are tested on their boundary, so the chi-squared p is conservative. Under REML both models have
         the same fixed effects, so the restricted likelihoods compare.
         """
-        if null not in ("separate", "pooled"):
-            raise SpecError(f"null={null!r} is not known; choose 'separate' or 'pooled'")
+        check_choice("null", null, ("separate", "pooled"))
         loglik, n_variances = self.null if null == "separate" else self.null_pooled
         df = len(self.free) + len(self.system.outcomes) + len(self.system.residual_pairs) - n_variances
         what = "one residual variance per outcome" if null == "separate" else "a single residual variance"
@@ -336,9 +335,10 @@ class Estimates:
             single = len(self.system.equations) == 1
             intercept = f"{self.system.outcomes[0]}~{INTERCEPT}"
             terms = [label for label in labels if not (single and len(labels) > 1 and label == intercept)]
-        unknown = [term for term in terms if term not in labels]
-        if unknown or not terms or len(set(terms)) < len(terms):
-            raise SpecError(f"terms={list(terms)!r}: choose from {labels}, each once")
+        terms = list(terms) if isinstance(terms, Iterable) else [terms]
+        known = [term for term in terms if isinstance(term, str) and term in labels]
+        if not terms or len(set(known)) < len(terms):
+            raise SpecError(f"terms={terms!r}: choose from {labels}, each once")
         at = [labels.index(term) for term in terms]
         covariance = self.covariance(kind)[np.ix_(at, at)]
         if not np.all(np.isfinite(covariance)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxmed.errors import SpecError
+from jaxmed.counts import check_choice
 from jaxmed.moments import Floats
 from jaxmed.result import Estimates
 from jaxmed.scores import Scores
@@ -29,8 +29,7 @@ def sandwich(found: Estimates, scores: Scores, correction: str = "CR1") -> Float
     s_j are the scores of :func:`jaxmed.scores.cluster_scores` (Huber 1967; White 1982; Liang & Zeger 1986). ``"CR1"``
     multiplies it by J / (J - 1), J the number of clusters.
     """
-    if correction not in CORRECTIONS:
-        raise SpecError(f"correction={correction!r} is not known; choose one of {list(CORRECTIONS)}")
+    check_choice("correction", correction, CORRECTIONS)
     moved = first_order(found, scores, scores.values)
     clusters = moved.shape[1]
     factor = 1.0 if correction == "CR0" else clusters / max(clusters - 1, 1)

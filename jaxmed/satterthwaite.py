@@ -20,10 +20,11 @@ from scipy.special import stdtr, stdtrit
 
 from jaxmed import effects
 from jaxmed._runtime import float64, jit_by_key
+from jaxmed.counts import check_choice
 from jaxmed.derivatives import evaluate
 from jaxmed.design import make_design
 from jaxmed.effect_tables import Quantities, Targets, quantities
-from jaxmed.errors import FitError, SpecError
+from jaxmed.errors import FitError
 from jaxmed.inference import covariances
 from jaxmed.intervals import check_level, normal_table
 from jaxmed.likelihood import Data, make_data
@@ -146,8 +147,7 @@ def satterthwaite_table(
     at: Mapping[str, Any] | None,
 ) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.satterthwaite`."""
-    if kind not in KINDS:
-        raise SpecError(f"kind={kind!r} is not known; choose one of {list(KINDS)}")
+    check_choice("kind", kind, KINDS)
     level = check_level(level)
     known = quantities(found, at)
     chosen = _chosen(found, known, terms)

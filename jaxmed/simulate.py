@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr, ndtr, stdtrit
 
 from jaxmed._runtime import float64, jit_by_key
-from jaxmed.counts import check_count
+from jaxmed.counts import check_count, check_flag
 from jaxmed.design import outcome_values
 from jaxmed.frame import read_moments
 from jaxmed.moments import Floats, Moments
@@ -208,6 +208,7 @@ def simulate(
     ['id', 'x', 'm', 'y']
     """
     population = as_population(population)
+    check_flag("moments", moments)
     clusters = population.clusters if clusters is None else check_count("clusters", clusters)
     size = population.size if size is None else check_size(size)
     columns, cluster = draw(population, clusters, size, check_count("seed", seed, 0))

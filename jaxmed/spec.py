@@ -8,7 +8,10 @@ from functools import cached_property
 from itertools import combinations
 from typing import Any
 
+import numpy as np
+
 from jaxmed import terms
+from jaxmed.counts import check_choice, check_list
 from jaxmed.errors import SpecError
 from jaxmed.formulas import common_cluster, parse
 from jaxmed.terms import INTERCEPT, check_name, check_terms
@@ -67,7 +70,7 @@ class Equation:
                 f"{extra[0]!r} is random in the equation of {outcome!r} but not among its predictors {list(fixed)}; "
                 "add it there: a random effect varies around a fixed one"
             )
-        if isinstance(level, bool) or level not in (1, 2):
+        if isinstance(level, bool) or not isinstance(level, (int, np.integer)) or level not in (1, 2):
             raise SpecError(f"level={level!r} of {outcome!r} is not known; 1 is the row, 2 the cluster")
         if level == 2 and varying:
             raise SpecError(
@@ -140,9 +143,10 @@ class System:
     ) -> None:
         if isinstance(equations, Equation):
             equations = (equations,)
-        equations = tuple(equations) if isinstance(equations, Iterable) else ()
+        given = equations
+        equations = tuple(check_list("equations", equations, "such as [Equation('y', ['1', 'x'])]"))
         if not equations or not all(isinstance(equation, Equation) for equation in equations):
-            raise SpecError("a System needs a list with at least one Equation")
+            raise SpecError(f"a System needs a list with at least one Equation; got equations={given!r}")
         check_name(cluster, "cluster")
         covariance = check_covariance(covariance)
         outcomes = [equation.outcome for equation in equations]
@@ -392,13 +396,11 @@ def _residual_groups(groups: Iterable[Iterable[str]], equations: tuple[Equation,
 def check_covariance(value: Any) -> str | tuple[tuple[str, ...], ...]:
     """A known structure, or groups of labels of random effects."""
     if isinstance(value, str) or not isinstance(value, Iterable):
-        if value not in COVARIANCES:
-            raise SpecError(
-                f"covariance={value!r} is not known; choose one of {list(COVARIANCES)} or list groups of labels of "
-                "random effects that may covary, such as [['m~1'], ['y~1'], ['m~x', 'y~m']]"
-            )
-        return str(value)
-    groups = tuple(tuple(group) if isinstance(group, (list, tuple)) else (group,) for group in value)
+        example = "[['m~1'], ['y~1'], ['m~x', 'y~m']]"
+        also = f" or list groups of labels of random effects that may covary, such as {example}"
+        return check_choice("covariance", value, COVARIANCES, also)
+    listed = check_list("covariance", value, "such as [['m~1'], ['y~1']]")
+    groups = tuple(tuple(group) if isinstance(group, (list, tuple)) else (group,) for group in listed)
     names = [name for group in groups for name in group]
     for name in names:
         if not isinstance(name, str):

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxmed.counts import check_path
 from jaxmed.errors import DataError, FitError
 from jaxmed.moments import Moments, Pattern, intake_from_dict
 
@@ -66,6 +67,7 @@ def save_moments(moments: Moments, path: str | Path) -> None:
             f"save_moments writes moments to a path, but got {type(moments).__name__} first; give it the moments of "
             "jaxmed.read_moments, or fit.moments, and then the path"
         )
+    path = check_path("path", path)
     if not is_moments(path):
         raise FitError(f"{str(path)!r}: the name of a file of moments must end in {MOMENTS}, so that a fit knows it")
     _write(path, _arrays(moments))
@@ -104,7 +106,7 @@ def _arrays(moments: Moments) -> dict[str, NDArray[Any]]:
 
 def _write(path: str | Path, arrays: dict[str, NDArray[Any]]) -> None:
     # Not compressed: sums of products shrink by a fifth, in forty times the time.
-    write_atomically(Path(path), lambda stream: np.savez(stream, allow_pickle=False, **arrays))
+    write_atomically(check_path("path", path), lambda stream: np.savez(stream, allow_pickle=False, **arrays))
 
 
 def write_text(path: Path, text: str) -> None:
@@ -144,6 +146,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], Moments]:
 @contextmanager
 def _opened(path: str | Path, refusal: str) -> Iterator[Any]:
     """The arrays of a file, by name."""
+    path = check_path("path", path)
     try:
         with np.load(path, allow_pickle=False) as stored:
             if not isinstance(stored, np.lib.npyio.NpzFile):

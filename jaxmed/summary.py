@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxmed.errors import SpecError
+from jaxmed.counts import check_choice
 from jaxmed.intervals import critical_value, normal_table
 from jaxmed.mediation import Mediation
 from jaxmed.result import Estimates, TestResult
@@ -71,8 +71,7 @@ def html(fit: Estimates, tables: dict[str, pd.DataFrame], se: str, level: float)
 def _content(
     fit: Estimates, tables: dict[str, pd.DataFrame], se: str, level: float
 ) -> tuple[str, list[tuple[str, str]], list[Table], list[str]]:
-    if se not in SE_NOTES:
-        raise SpecError(f"se={se!r} is not known; choose one of {list(SE_NOTES)}")
+    check_choice("se", se, SE_NOTES)
     kind = COVARIANCES[se]
     spec = fit.spec
     if isinstance(spec, Mediation):

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from jaxmed.counts import check_choice
 from jaxmed.effect_tables import SE_KINDS, effect_table, heterogeneity_table
-from jaxmed.errors import SpecError
 from jaxmed.intervals import check_level, critical_value, limits_on_scale, normal_table
 from jaxmed.mediation import Mediation
 from jaxmed.result import Estimates
@@ -72,10 +72,8 @@ def numbers(
         Effects of a model that is not a mediation model.
     """
     check_level(level)
-    if table not in TABLES:
-        raise SpecError(f"table={table!r} is not known; choose one of {list(TABLES)}")
-    if se not in SE_KINDS:
-        raise SpecError(f"se={se!r} is not known; choose one of {list(SE_KINDS)}")
+    check_choice("table", table, TABLES)
+    check_choice("se", se, SE_KINDS)
     of_all = "robust" if se == "robust" else "joint"
     if table == "effects":
         return Numbers(table, "Effects", effect_table(fit, se, level, at, False), level)

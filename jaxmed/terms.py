@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
 from typing import Any
 
+from jaxmed.counts import check_list
 from jaxmed.errors import SpecError
 
 INTERCEPT = "1"
@@ -132,9 +133,7 @@ def check_name(value: Any, what: str) -> str:
 
 def check_terms(value: Any, what: str) -> tuple[str, ...]:
     """Check that ``value`` is a sequence of distinct terms and return it as a tuple."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise SpecError(f"{what} must be a list of column names such as ['1', 'x']; got {value!r}")
-    names = tuple(value)
+    names = tuple(check_list(what, value, "of column names such as ['1', 'x']"))
     seen: dict[tuple[Factor, ...], str] = {}
     for name in names:
         check_name(name, f"every entry of {what}")

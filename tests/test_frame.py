@@ -560,10 +560,10 @@ def by_hand_table(rows, moments):
 
 @pytest.mark.parametrize(
     "size",
-    [1e-148, 1e-20, 1e20, 1e148],
+    [1e-35, 1e-20, 1e20, 1e35],
 )
 def test_the_unit_of_a_column_does_not_matter(size):
-    """Working columns stay near one, whatever the unit; beyond 1e150 a square does not fit a float64."""
+    """Working columns stay near one, whatever the unit; beyond 1e37 a fourth power of y / x does not fit a float64."""
     rows = make_rows()
     scaled = rows.assign(x=rows["x"] * size)
     moments = read(scaled, SYSTEM)
@@ -571,9 +571,9 @@ def test_the_unit_of_a_column_does_not_matter(size):
     assert 0.1 < moments.cross_products(("x",)).sum() / len(rows) < 10
 
 
-@pytest.mark.parametrize("size", [1e-200, 1e160, 1e306])
+@pytest.mark.parametrize("size", [1e-200, 1e-40, 1e40, 1e306])
 @pytest.mark.parametrize("engine", ["pandas", "polars"])
-def test_values_without_a_finite_square_are_refused(engine, size):
+def test_values_without_a_finite_fourth_power_are_refused(engine, size):
     rows = make_rows()
     with pytest.raises(jm.DataError, match=r"column 'x' has values up to .* too large or too small to multiply"):
         read(ENGINES[engine](rows.assign(x=(rows["x"] - 50) * size)), SYSTEM)

@@ -512,3 +512,102 @@ def test_moments_read_for_another_model():
     except jm.JaxmedError:
         return
     assert found == pytest.approx(expected, abs=1e-6)
+
+
+# Arguments that cannot be compared, iterated or named ----------------------------------------------------------------
+
+STRANGE = [np.array([1, 2]), np.array([]), np.array("x"), pd.NA, pd.Series(dtype=float), {"x"}, object(), 10**30, None]
+
+
+def refused_call(call):
+    with pytest.raises(jm.JaxmedError) as caught:
+        call()
+    assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize("strange", STRANGE, ids=lambda value: type(value).__name__)
+def test_strange_choices_flags_lists_and_numbers(plain_fit, strange):
+    """Whatever has no truth, hash or length of its own is refused as any other wrong value is."""
+    for call in (
+        lambda: plain_fit.effects(se=strange),
+        lambda: plain_fit.cov_params(kind=strange),
+        lambda: plain_fit.cov_params(full=strange),
+        lambda: plain_fit.to_dict(robust=strange),
+        lambda: plain_fit.summary(heterogeneity=strange),
+        lambda: plain_fit.lr_test(null=strange),
+        lambda: plain_fit.intervals(method=strange),
+        lambda: jm.fit(rows(), MODEL, missing=strange),
+        lambda: jm.Mediation(**ROLES, residuals=strange),
+        lambda: jm.Mediation(**ROLES | {"x": strange}),
+        lambda: jm.Mediation(**ROLES, covariance=strange),
+        lambda: jm.System(strange, "id"),
+        lambda: jm.simulate(seed=1, moments=strange),
+        lambda: jm.Population.from_fit(strange),
+        lambda: jm.Population(icc_x=strange),
+        lambda: jm.johnson_neyman(strange, "w"),
+    ):
+        refused_call(call)
+
+
+@pytest.mark.parametrize("terms", [2.5, object, [], ["y~m", "y~m"], [["y~m"]]], ids=repr)
+def test_wald_terms_that_are_none(plain_fit, terms):
+    with pytest.raises(jm.SpecError, match=r"terms=.*: choose from"):
+        plain_fit.wald(terms=terms)
+
+
+@pytest.mark.parametrize("indent", ["x", 2.5, -1, np.array([])], ids=repr)
+def test_indent_of_json(plain_fit, indent):
+    with pytest.raises(jm.SpecError, match=r"indent=.* must be a whole number"):
+        plain_fit.to_json(indent=indent)
+
+
+@pytest.mark.parametrize("numbers", [0.5, "joint", ["x"], {1: 2.0}, pd.Series(dtype=float)], ids=repr)
+def test_numbers_of_a_population(numbers):
+    for call in (jm.Population, jm.Population().replace):
+        with pytest.raises(jm.SpecError, match=r"numbers=.* must be a dict from names to numbers"):
+            call(numbers=numbers)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\ud800", "a" * 5000, 3, True, ["x"], np.array([1.0]), pd.NaT], ids=ascii)
+def test_paths_that_no_file_can_have(plain_fit, path):
+    for call in (
+        lambda: plain_fit.save(path),
+        lambda: jm.load(path),
+        lambda: jm.load_moments(path),
+        lambda: jm.save_moments(plain_fit.moments, path),
+        lambda: jm.load_power(path),
+        lambda: jm.report(plain_fit, path),
+    ):
+        refused_call(call)
+
+
+@pytest.mark.parametrize("read", [jm.stack, lambda data, model: jm.fit(rows(), model).residuals(data)])
+def test_rows_of_a_frame_without_rows(read):
+    with pytest.raises(jm.DataError, match=r"the data has no rows"):
+        read(rows().head(0), jm.Mediation(**ROLES, random="none"))
+
+
+def test_clusters_of_formulas_that_are_no_text():
+    refused_call(lambda: jm.System.from_formulas(["y ~ x + (1 | id)"], cluster=["id"]))
+
+
+def test_long_values_are_cut_in_messages():
+    refused_call(lambda: jm.Mediation(**ROLES, covariance="a" * 5000))
+
+
+@pytest.mark.parametrize("scale", [1e-34, 1e34])
+def test_errors_of_variances_in_extreme_units_neither_overflow_nor_vanish(scale):
+    """The standard error of a slope variance is of the order of (y / x)^2, its variance of (y / x)^4."""
+    data = jm.simulate(clusters=100, size=2, seed=1).assign(x=lambda d: d["x"] / scale, m=lambda d: d["m"] * scale)
+    model = jm.System([jm.Equation("m", ["1", "x"], random=["1", "x"])], cluster="id")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit = jm.fit(data, model)
+    variances = np.diag(fit.joint)
+    assert np.all(np.isfinite(variances))
+    assert np.all(variances > 0)
+
+
+@pytest.mark.parametrize("values", ["x", ["x"], [np.nan], [[0.1, 0.2]], 0.5, object()], ids=repr)
+def test_values_of_a_profile_that_are_no_numbers(plain_fit, values):
+    refused_call(lambda: plain_fit.profile("y~m", values))

@@ -93,7 +93,7 @@ def test_numbers_refused(given, message):
         ({"residuals": "odd"}, r"residuals='odd' is not known"),
         ({"clusters": 0}, r"clusters=0 must be a whole number"),
         ({"size": 0}, r"size=0 is not understood; give a whole number of rows"),
-        ({"cluster_level": 5}, r"cluster_level=5 must be a list of columns"),
+        ({"cluster_level": 5}, r"cluster_level must be a list of column names"),
         ({"cluster_level": ["z"]}, r"cluster_level names 'z'; the columns of the model are"),
         ({"spec": "m ~ x"}, r"must be a jaxmed.Mediation or jaxmed.System"),
         (

@@ -323,9 +323,9 @@ def test_folders_of_other_studies_are_refused(tmp_path):
 
 @pytest.mark.parametrize("paths", [5, None, [5]])
 def test_paths_that_are_none(paths):
-    with pytest.raises(jm.DataError, match="is no path of a file or folder"):
+    with pytest.raises(jm.SpecError, match=r"paths.* must be a (path|list)"):
         jm.load_power(paths)
-    with pytest.raises(jm.SpecError, match=r"out=5 must be the path of a folder"):
+    with pytest.raises(jm.SpecError, match=r"out=5 must be a path"):
         jm.power(None, seed=1, out=5)
 
 
