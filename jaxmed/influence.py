@@ -72,6 +72,8 @@ def one_step(found: Estimates, scores: Scores) -> Floats:
         values[p:] += np.einsum("jab,kab->kj", inside, scores.moved, optimize=True) / 2
     moved = first_order(found, scores, values).T
     left = np.eye(p) - np.einsum("ab,bcj->jac", c, scores.information)
+    finite = np.all(np.isfinite(left), axis=(1, 2))
+    left[~finite] = 0.0
     lost = np.linalg.det(left) < LEAST
     left[lost] = np.eye(p)
     without = np.linalg.solve(left, np.broadcast_to(c, left.shape)) - c

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pandas as pd
@@ -31,18 +28,7 @@ def compile_quickly() -> None:
     os.environ["XLA_FLAGS"] = "" if tried.returncode else QUICK_TO_COMPILE
 
 
-def share_compiled_programs() -> None:
-    """Let this process and those it starts compile each program once; what is kept goes away with the process."""
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ and "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    folder = tempfile.mkdtemp(prefix="jaxmed-compiled-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = folder
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-
-
 compile_quickly()
-share_compiled_programs()
 FOUR_DEVICES = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
 
 
