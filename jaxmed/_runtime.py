@@ -17,10 +17,19 @@ import jax
 import numpy as np
 import platformdirs
 
+from jaxmed.errors import FitError
+
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
 
 PROGRAMS = 12  # kept per function
+
+
+class _Process:
+    """What became of JAX in this process."""
+
+    started = False
+    orphaned = False  # it had started before the fork: its threads are not here, and whoever waits for them hangs
 
 
 def float64(function: Callable[Params, Result]) -> Callable[Params, Result]:
@@ -32,6 +41,13 @@ def float64(function: Callable[Params, Result]) -> Callable[Params, Result]:
 
     @functools.wraps(function)
     def scoped(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        if _Process.orphaned:
+            raise FitError(
+                "this process was forked from one in which JAX had computed already, and would wait for its threads "
+                "for ever; start processes with multiprocessing.get_context('spawn') or 'forkserver', or fork before "
+                "the first fit"
+            )
+        _Process.started = True
         with jax.enable_x64(True):
             result = function(*args, **kwargs)
             return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, result)
@@ -65,10 +81,28 @@ def jit_by_key(function: Callable[..., Result], *, static: int = 1) -> Callable[
     return call
 
 
-@functools.cache
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+
 def pool(workers: int) -> ThreadPoolExecutor:
     """Threads that run compiled programs side by side; XLA's own run one after the other."""
-    return ThreadPoolExecutor(workers, thread_name_prefix="jaxmed")
+    return _pools.setdefault(workers, ThreadPoolExecutor(workers, thread_name_prefix="jaxmed"))
+
+
+def finish_threads() -> None:
+    """Wait until the threads of all pools have ended; later work starts new ones."""
+    while _pools:
+        _pools.popitem()[1].shutdown()
+
+
+def _after_fork() -> None:
+    """In the child: the threads of the pools stayed with the parent."""
+    _pools.clear()
+    _Process.orphaned = _Process.started or _Process.orphaned
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def n_workers() -> int:

@@ -155,7 +155,8 @@ def test_more_replicates_in_the_same_folder(fit, whole, tmp_path):
     again = jm.bootstrap(fit, 96, seed=3, batch=16, out=tmp_path)
     pd.testing.assert_frame_equal(again.table, whole.table, check_exact=True)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["replicates-0000000000-0000000019.parquet", "replicates-0000000020-0000000095.parquet"]
+    parts = ["replicates-0000000000-0000000019.parquet", "replicates-0000000020-0000000095.parquet"]
+    assert names == [*parts, "replicates.parquet"]
     fewer = jm.bootstrap(fit, 20, seed=3, batch=16, out=tmp_path)
     pd.testing.assert_frame_equal(fewer.table, first.table, check_exact=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == names
