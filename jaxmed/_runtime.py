@@ -8,8 +8,9 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -32,11 +33,26 @@ class _Process:
     orphaned = False  # it had started before the fork: its threads are not here, and whoever waits for them hangs
 
 
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """Settings that programs are written for, also while the caller's function is being traced."""
+    with (
+        jax.ensure_compile_time_eval(),
+        jax.enable_x64(True),
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        jax.debug_nans(False),  # NaN is a point that the optimiser leaves
+        jax.debug_infs(False),
+    ):
+        yield
+
+
 def float64(function: Callable[Params, Result]) -> Callable[Params, Result]:
     """Run a function with 64-bit JAX types and hand its result back as NumPy arrays.
 
-    The caller's own x64 setting is untouched: the scope is local to the thread and to the call. Results must leave it
-    as NumPy, because the next operation on a float64 JAX array outside the scope would silently round it to float32.
+    The caller's own settings are untouched and without effect: the scope is local to the thread and to the call.
+    Results must leave it as NumPy, because the next operation on a float64 JAX array outside the scope would silently
+    round it to float32.
     """
 
     @functools.wraps(function)
@@ -48,7 +64,7 @@ def float64(function: Callable[Params, Result]) -> Callable[Params, Result]:
                 "the first fit"
             )
         _Process.started = True
-        with jax.enable_x64(True):
+        with _own_settings():
             result = function(*args, **kwargs)
             return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, result)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -296,6 +297,20 @@ def test_interruption_is_code_130(run, data, monkeypatch):
     assert code == 130
     assert out == ""
     assert "Traceback" not in err
+
+
+def test_handlers_of_signals_come_back(run, data):
+    def own(number, frame):
+        raise AssertionError
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    earlier = [signal.signal(number, own) for number in numbers]
+    try:
+        run("describe", data, *COLUMNS)
+        assert [signal.getsignal(number) for number in numbers] == [own, own]
+    finally:
+        for number, handler in zip(numbers, earlier, strict=True):
+            signal.signal(number, handler)
 
 
 # The program itself --------------------------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ job in the same folder end in one line of text, and the first job's results are 
 time drawn uniformly over the time of an undisturbed job, again and again until one comes through, with ``--kills`` in
 all. ``damage``: every file of the undisturbed jobs is truncated at ``--cuts`` lengths and has ``--flips`` bits flipped,
 one at a time. ``disk``: every writer on a full file system (tmpfs, needs root), then again with space. ``together``: two
-jobs at once on one folder, the same and different ones. ``odd``: no HOME, caches that cannot be written, closed streams,
-file times in the past and future.
+jobs at once on one folder, the same and different ones. ``odd``: no HOME and no such user, caches that cannot be
+written, closed streams, file times in the past and future.
 
     JAX_COMPILATION_CACHE_DIR=FOLDER python tests/campaigns/faults.py [kill damage disk together odd] --seed 1
 
@@ -31,7 +31,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 import jaxmed as jm
@@ -140,6 +139,7 @@ def kill(jobs: Jobs, rng: random.Random, options: argparse.Namespace) -> None:
     while killed < options.kills:
         name = ("bootstrap", "power", "read")[chains % 3]
         out = jobs.folder / "kill" / str(chains)
+        print(f"kill: {killed} kills in {chains} chains of jobs", flush=True)
         for _ in range(4):
             process = jobs.start(*jobs.arguments(name, out))
             process.join(rng.uniform(0, jobs.seconds[name]))
@@ -166,7 +166,15 @@ def damage(jobs: Jobs, rng: random.Random, options: argparse.Namespace) -> None:
         content = path.read_bytes()
         study = path.parents[1].name
         load = READERS[path.suffix] or {"bootstrap": jm.load_replicates, "power": jm.load_power}[study]
-        cuts = [0, 1, 4, 8, len(content) - 8, len(content) - 1, *(rng.randrange(len(content)) for _ in range(options.cuts))]
+        cuts = [
+            0,
+            1,
+            4,
+            8,
+            len(content) - 8,
+            len(content) - 1,
+            *(rng.randrange(len(content)) for _ in range(options.cuts)),
+        ]
         flips = [rng.randrange(8 * len(content)) for _ in range(options.flips)]
         expected = facts(load(path)) if path.stem not in ("study",) else None
         for kind, at in [("cut", cut) for cut in cuts] + [("flip", flip) for flip in flips]:
@@ -251,11 +259,10 @@ def together(jobs: Jobs, rng: random.Random, options: argparse.Namespace) -> Non
 def odd(jobs: Jobs, rng: random.Random, options: argparse.Namespace) -> None:
     """Environments and streams that are not as they should be; clocks that went elsewhere."""
     simple = ["bootstrap", "--fit", str(jobs.fit), "--n", "64", "--batch", "32", "--seed", "1"]
-    nobody = "unset HOME; cd \"$1\"; shift; "
     refused = jobs.folder / "refused"
     refused.write_text("a file, not a folder")
     cases = {
-        "no HOME, no user": (f"{nobody} setpriv --reuid 54321 --clear-groups {{}}", 0),
+        "no HOME, no user": ("unset HOME JAX_COMPILATION_CACHE_DIR; setpriv --reuid 54321 --clear-groups {}", 0),
         "cache is a file": (f"XDG_CACHE_HOME={refused} JAX_COMPILATION_CACHE_DIR= {{}}", 0),
         "JAX cache is a file": (f"JAX_COMPILATION_CACHE_DIR={refused} {{}}", 0),
         "no TMPDIR": ("TMPDIR=/nowhere {}", 0),
@@ -270,8 +277,8 @@ def odd(jobs: Jobs, rng: random.Random, options: argparse.Namespace) -> None:
         place.mkdir(exist_ok=True)
         place.chmod(0o777)
         program = f"{sys.executable} -m jaxmed {' '.join(simple)}"
-        shell = ["bash", "-c", line.format(program), "bash", str(place)]
-        done = subprocess.run(shell, capture_output=True, text=True, timeout=LIMIT, check=False)
+        shell = ["bash", "-c", line.format(program)]
+        done = subprocess.run(shell, cwd=place, capture_output=True, text=True, timeout=LIMIT, check=False)
         left = [path.name for path in place.iterdir()]
         told = done.returncode == wanted and "Traceback" not in done.stderr and not left
         jobs.judge("odd", case, "" if told else f"exit code {done.returncode}, {left}, {done.stderr[-400:]!r}")
@@ -302,6 +309,7 @@ def main() -> None:
     options = parser.parse_args()
     FORK.set_forkserver_preload(["jaxmed.cli"])
     with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # for the user who has no name
         jobs = Jobs(Path(folder))
         print("seconds of a job left alone:", {name: round(took, 1) for name, took in jobs.seconds.items()}, flush=True)
         for part in options.parts or PARTS:
