@@ -139,10 +139,10 @@ def use_compilation_cache(folder: Path | None = None) -> Path | None:
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    chosen = folder or Path(platformdirs.user_cache_dir("jaxmed")) / "compiled" / (platform.node() or "here")
     try:
+        chosen = folder or Path(platformdirs.user_cache_dir("jaxmed")) / "compiled" / (platform.node() or "here")
         chosen.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: no HOME, and no such user
         return None
     if not os.access(chosen, os.W_OK):
         return None

@@ -479,6 +479,13 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise _Interrupted
 
 
+def _open_streams() -> None:
+    """Open streams that were closed, to nowhere: else a result file gets their number, and native code writes to it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
 @contextmanager
 def _signals() -> Iterator[None]:
     """Ctrl-C, and SIGTERM by which schedulers end a job, interrupt the work; the caller's handlers come back."""
@@ -492,6 +499,7 @@ def _signals() -> Iterator[None]:
 
 def main() -> None:
     """Entry point: run a sub-command and turn every expected error into one line and an exit code."""
+    _open_streams()
     drop_loader_noise()
     with _signals():
         _run()

@@ -340,6 +340,17 @@ def test_program_refuses(tmp_path):
     failed((done.returncode, done.stdout, done.stderr), 2, "there is no file 'nowhere.csv'")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="closes descriptors by a shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(data, tmp_path, closed):
+    """The next file that is opened would get the number of a stream, and what native code says would be in it."""
+    out = tmp_path / "stacked.csv"
+    command = [sys.executable, "-m", "jaxmed", "stack", str(data), *COLUMNS, "--out", str(out)]
+    done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], timeout=120, check=False, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert out.read_text(encoding="utf-8").startswith("id,")
+
+
 def test_a_full_disk_leaves_the_earlier_file(monkeypatch, tmp_path):
     from jaxmed.store import write_atomically
 

@@ -14,7 +14,7 @@ import pytest
 
 import jaxmed as jm
 from jaxmed import frame, likelihood, optimise
-from jaxmed._runtime import PROGRAMS, jit_by_key
+from jaxmed._runtime import PROGRAMS, jit_by_key, use_compilation_cache
 from jaxmed.design import make_design
 from jaxmed.params import count_rows, make_layout
 from jaxmed.totals import add_up
@@ -249,3 +249,17 @@ child()
     assert first == "True"
     assert second.startswith("this process was forked from one in which JAX had computed already")
     assert "'spawn'" in second
+
+
+def test_no_home_is_no_cache(monkeypatch):
+    """No HOME, and a user who is in no list of users: platformdirs has no folder to give."""
+
+    def unknown(name):
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.delenv("JAXMED_DATA", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_dir", unknown)
+    assert use_compilation_cache() is None
+    with pytest.raises(jm.DataError, match="there is no download cache"):
+        jm.datasets.load_bpg2006()
