@@ -348,7 +348,7 @@ def test_closed_streams(data, tmp_path, closed):
     command = [sys.executable, "-m", "jaxmed", "stack", str(data), *COLUMNS, "--out", str(out)]
     done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], timeout=120, check=False, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-    assert out.read_text(encoding="utf-8").startswith("id,")
+    assert out.read_text(encoding="utf-8").startswith("row,id,")
 
 
 def test_a_full_disk_leaves_the_earlier_file(monkeypatch, tmp_path):
