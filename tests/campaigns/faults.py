@@ -9,8 +9,8 @@ job in the same folder end in one line of text, and the first job's results are 
 time drawn uniformly over the time of an undisturbed job, again and again until one comes through, with ``--kills`` in
 all. ``damage``: every file of the undisturbed jobs is truncated at ``--cuts`` lengths and has ``--flips`` bits
 flipped, one at a time. ``disk``: every writer on a full file system (tmpfs, needs root), then again with space.
-``together``: two jobs at once on one folder, the same and different ones. ``odd``: no HOME and no such user, caches that cannot be
-written, closed streams, file times in the past and future.
+``together``: two jobs at once on one folder, the same and different ones. ``odd``: no HOME and no such user,
+caches that cannot be written, closed streams, file times in the past and future.
 
     JAX_COMPILATION_CACHE_DIR=FOLDER python tests/campaigns/faults.py [kill damage disk together odd] --seed 1
 
