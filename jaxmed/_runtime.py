@@ -8,8 +8,9 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -17,22 +18,53 @@ import jax
 import numpy as np
 import platformdirs
 
+from jaxmed.errors import FitError
+
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
 
 PROGRAMS = 12  # kept per function
 
 
+class _Process:
+    """What became of JAX in this process."""
+
+    started = False
+    orphaned = False  # it had started before the fork: its threads are not here, and whoever waits for them hangs
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """Settings that programs are written for, also while the caller's function is being traced."""
+    with (
+        jax.ensure_compile_time_eval(),
+        jax.enable_x64(True),
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        jax.debug_nans(False),  # NaN is a point that the optimiser leaves
+        jax.debug_infs(False),
+    ):
+        yield
+
+
 def float64(function: Callable[Params, Result]) -> Callable[Params, Result]:
     """Run a function with 64-bit JAX types and hand its result back as NumPy arrays.
 
-    The caller's own x64 setting is untouched: the scope is local to the thread and to the call. Results must leave it
-    as NumPy, because the next operation on a float64 JAX array outside the scope would silently round it to float32.
+    The caller's own settings are untouched and without effect: the scope is local to the thread and to the call.
+    Results must leave it as NumPy, because the next operation on a float64 JAX array outside the scope would silently
+    round it to float32.
     """
 
     @functools.wraps(function)
     def scoped(*args: Params.args, **kwargs: Params.kwargs) -> Result:
-        with jax.enable_x64(True):
+        if _Process.orphaned:
+            raise FitError(
+                "this process was forked from one in which JAX had computed already, and would wait for its threads "
+                "for ever; start processes with multiprocessing.get_context('spawn') or 'forkserver', or fork before "
+                "the first fit"
+            )
+        _Process.started = True
+        with _own_settings():
             result = function(*args, **kwargs)
             return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, result)
 
@@ -65,10 +97,28 @@ def jit_by_key(function: Callable[..., Result], *, static: int = 1) -> Callable[
     return call
 
 
-@functools.cache
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+
 def pool(workers: int) -> ThreadPoolExecutor:
     """Threads that run compiled programs side by side; XLA's own run one after the other."""
-    return ThreadPoolExecutor(workers, thread_name_prefix="jaxmed")
+    return _pools.setdefault(workers, ThreadPoolExecutor(workers, thread_name_prefix="jaxmed"))
+
+
+def finish_threads() -> None:
+    """Wait until the threads of all pools have ended; later work starts new ones."""
+    while _pools:
+        _pools.popitem()[1].shutdown()
+
+
+def _after_fork() -> None:
+    """In the child: the threads of the pools stayed with the parent."""
+    _pools.clear()
+    _Process.orphaned = _Process.started or _Process.orphaned
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def n_workers() -> int:
@@ -89,10 +139,10 @@ def use_compilation_cache(folder: Path | None = None) -> Path | None:
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    chosen = folder or Path(platformdirs.user_cache_dir("jaxmed")) / "compiled" / (platform.node() or "here")
     try:
+        chosen = folder or Path(platformdirs.user_cache_dir("jaxmed")) / "compiled" / (platform.node() or "here")
         chosen.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: no HOME, and no such user
         return None
     if not os.access(chosen, os.W_OK):
         return None

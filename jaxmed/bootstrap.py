@@ -16,7 +16,7 @@ from jaxmed.counts import check_choice, check_count, check_shard
 from jaxmed.errors import DataError, FitError, SpecError
 from jaxmed.fit import Fit
 from jaxmed.generate import RowsNeededError
-from jaxmed.ledger import Ledger, as_folder, interrupted, open_folder
+from jaxmed.ledger import Ledger, as_folder, claim, interrupted, open_folder
 from jaxmed.progress import counted
 from jaxmed.replicates import (
     Origin,
@@ -149,13 +149,20 @@ def check_method(method: Any) -> str:
 
 
 def _known(folder: Path, origin: Origin) -> Iterator[pd.DataFrame]:
-    """What is in a folder already."""
-    for path in open_folder(folder):
-        table, found = read_replicates(path)
-        refused = found.difference(origin)
-        if refused:
-            raise DataError(f"{str(folder)!r} holds other replicates: {refused}; choose another folder")
-        yield table
+    """What is in a folder already; from now on the folder is of these replicates."""
+    yield from (_of(origin, path) for path in open_folder(folder))
+    own = folder / "replicates.parquet"
+    claim(own, make_table([], origin), origin.to_dict())
+    _of(origin, own)
+
+
+def _of(origin: Origin, path: Path) -> pd.DataFrame:
+    """The replicates of a file, which must be of the same origin."""
+    table, found = read_replicates(path)
+    refused = found.difference(origin)
+    if refused:
+        raise DataError(f"{str(path.parent)!r} holds other replicates: {refused}; choose another folder")
+    return table
 
 
 def _refitter(fit: Fit, base: Fitted, method: str, seed: int, data: Any) -> Refitter:

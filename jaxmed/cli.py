@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
@@ -16,7 +17,7 @@ import pandas as pd
 import typer
 
 from jaxmed import __version__, cli_studies, datasets, jobs
-from jaxmed._runtime import drop_loader_noise, use_compilation_cache
+from jaxmed._runtime import drop_loader_noise, finish_threads, use_compilation_cache
 from jaxmed.bootstrap import bootstrap
 from jaxmed.cli_options import (
     ML,
@@ -478,17 +479,41 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise _Interrupted
 
 
+def _open_streams() -> None:
+    """Open streams that were closed, to nowhere: else a result file gets their number, and native code writes to it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+
+
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Ctrl-C, and SIGTERM by which schedulers end a job, interrupt the work; the caller's handlers come back."""
+    earlier = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
 def main() -> None:
     """Entry point: run a sub-command and turn every expected error into one line and an exit code."""
+    _open_streams()
     drop_loader_noise()
-    signal.signal(signal.SIGINT, _interrupt)
-    signal.signal(signal.SIGTERM, _interrupt)  # how schedulers end a job: what is done is written then
+    with _signals():
+        _run()
+
+
+def _run() -> None:
     try:
         app()
     except _Interrupted as error:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one while threads end would be a crash
-        _stop(f"interrupted; {'; '.join(getattr(error, '__notes__', ['nothing was written']))}", INTERRUPTED)
+        _say(f"interrupted; {'; '.join(getattr(error, '__notes__', ['nothing was written']))}")
+        finish_threads()
+        sys.exit(INTERRUPTED)
     except (DataError, SpecError) as error:
         _stop(str(error), BAD_INPUT)
     except JaxmedError as error:
@@ -500,6 +525,10 @@ def main() -> None:
         _stop(f"the output could not be written: {error.strerror or error}", NO_FIT)
 
 
+def _say(message: str) -> None:
+    print(f"jaxmed: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
 def _stop(message: str, code: int) -> None:
-    print(f"jaxmed: error: {' '.join(message.split())}", file=sys.stderr)
+    _say(message)
     sys.exit(code)

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from jaxmed.errors import DataError
+from jaxmed.errors import DataError, JaxmedError
 from jaxmed.files import RetypedError, indicator
 from jaxmed.moments import Floats, Monomial, packed_rows
 from jaxmed.spec import System
@@ -138,7 +138,7 @@ def own_words() -> Iterator[None]:
     try:
         with np.errstate(all="ignore"):
             yield
-    except (DataError, MemoryError, RetypedError):
+    except (JaxmedError, MemoryError, RetypedError):
         raise
     except Exception as error:
         raise DataError(f"the data could not be read by its own library ({type(error).__name__}): {error}") from error

@@ -73,10 +73,13 @@ def load_bpg2006(download: bool = True) -> pd.DataFrame:
     DataError
         It is nowhere and cannot be fetched, or the file found has other values.
     """
-    cache = Path(platformdirs.user_cache_dir("jaxmed")) / "data" / "ml_sim.dta"
     folder = os.environ.get("JAXMED_DATA")
     if folder and (path := Path(folder) / "bpg2006.csv").is_file():
         return _checked(pd.read_csv(path), path)
+    try:
+        cache = Path(platformdirs.user_cache_dir("jaxmed")) / "data" / "ml_sim.dta"
+    except RuntimeError as error:  # no HOME, and no such user
+        raise DataError(f"not in the folder named by JAXMED_DATA, and there is no download cache ({error})") from error
     if not cache.is_file():
         if not download:
             raise DataError("not in the folder named by JAXMED_DATA, and not in the download cache")

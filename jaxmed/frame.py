@@ -98,7 +98,7 @@ def open_data(data: Any, columns: Sequence[str]) -> Source:
         return Chunks(Frame(frame, columns))
     with own_words():
         names = frame.collect_schema().names()
-    return Query(frame.select(*resolve_names(names, columns)))
+        return Query(frame.select(*resolve_names(names, columns)))
 
 
 def categories(source: Source, name: str) -> tuple[str, ...]:

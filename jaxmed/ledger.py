@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 from jaxmed.counts import check_list, check_path
 from jaxmed.errors import DataError, FitError
 from jaxmed.moments import Floats
-from jaxmed.store import write_atomically
+from jaxmed.store import write_atomically, write_once
 
 EVERY = 10.0  # seconds of work that are written to a file
 
@@ -53,7 +54,6 @@ class Ledger:
     ) -> None:
         self._key, self._folder, self._stem, self.about = key, folder, stem, about
         self._tables: list[pd.DataFrame] = []
-        self._waiting: list[pd.DataFrame] = []
         self._written = time.monotonic()
         wanted = np.ones(last - first, dtype=bool)
         for table in known:
@@ -61,26 +61,27 @@ class Ledger:
             at = table[key].to_numpy() - first
             self._tables.append(table[wanted[at]])
             wanted[at] = False
+        self._in_files = len(self._tables)
         self.wanted: list[int] = (np.flatnonzero(wanted) + first).tolist()
         self.asked = last - first
 
     def add(self, table: pd.DataFrame) -> None:
         """Keep new rows, and write from time to time."""
-        self._waiting.append(table)
+        self._tables.append(table)
         if self._folder is not None and time.monotonic() - self._written > EVERY:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is not in files yet."""
-        if not self._waiting:
+        """Write what is not in files yet; an interruption at any point leaves every row there once."""
+        count = len(self._tables)
+        if count == self._in_files:
             return
-        table = pd.concat(self._waiting, ignore_index=True)
         if self._folder is not None:
+            table = pd.concat(self._tables[self._in_files :], ignore_index=True)
             numbers = table[self._key]
             name = f"{self._stem}-{numbers.iloc[0]:010d}-{numbers.iloc[-1]:010d}.parquet"
             write_table(self._folder / name, table, self.about)
-        self._tables.append(table)
-        self._waiting = []
+        self._in_files = count
         self._written = time.monotonic()
 
     def table(self, empty: pd.DataFrame) -> pd.DataFrame:
@@ -140,20 +141,43 @@ def files_of(folder: Path) -> list[Path]:
 
 def write_table(path: Path, table: pd.DataFrame, about: dict[str, Any]) -> None:
     """Write a table with what it is of, all or nothing."""
+    write_atomically(path, _filler(table, about))
+
+
+def claim(path: Path, table: pd.DataFrame, about: dict[str, Any]) -> None:
+    """Write a table without rows that says what a folder is of, unless another job has done so."""
+    write_once(path, _filler(table, about))
+
+
+def _filler(table: pd.DataFrame, about: dict[str, Any]) -> Callable[[BinaryIO], object]:
+    """What writes a table to a stream, with a checksum: parquet has none of all that it holds."""
     arrow = pa.Table.from_pandas(table, preserve_index=False)
-    text = json.dumps(about, allow_nan=False, ensure_ascii=False)
-    arrow = arrow.replace_schema_metadata({b"jaxmed": text.encode()})
-    write_atomically(path, lambda stream: pq.write_table(arrow, stream))
+    text = json.dumps(about, allow_nan=False, ensure_ascii=False).encode()
+    checksum = _checksum(arrow.to_pandas(ignore_metadata=True), text).encode()
+    arrow = arrow.replace_schema_metadata({b"jaxmed": text, b"checksum": checksum})
+    return lambda stream: pq.write_table(arrow, stream)
+
+
+def _checksum(table: pd.DataFrame, text: bytes) -> str:
+    """A digest of the names, types and values of columns, all of them numbers, and of what they are of."""
+    found = hashlib.sha256(text)
+    for name, column in table.items():
+        found.update(f"{name} {column.dtype} {len(column)}".encode())
+        found.update(np.ascontiguousarray(column.to_numpy()).tobytes())
+    return found.hexdigest()
 
 
 def read_table(path: Path, what: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """A table, and what it is of; :class:`DataError` where there is no such file, or none of ours."""
     try:
         arrow = pq.read_table(path, partitioning=None, memory_map=False)
-        metadata = (arrow.schema.metadata or {}).get(b"jaxmed")
-        if metadata is None:
+        metadata = arrow.schema.metadata or {}
+        if b"jaxmed" not in metadata:
             raise ValueError(f"no {what} in it")
-        return arrow.to_pandas(ignore_metadata=True), json.loads(metadata)
+        table = arrow.to_pandas(ignore_metadata=True)
+        if metadata.get(b"checksum", b"").decode() != _checksum(table, metadata[b"jaxmed"]):
+            raise ValueError("its checksum is another")
+        return table, json.loads(metadata[b"jaxmed"])
     except FileNotFoundError as error:
         raise DataError(f"there is no file {str(path)!r}") from error
     except OSError as error:

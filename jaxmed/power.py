@@ -16,10 +16,10 @@ from jaxmed.bootstrap import check_method
 from jaxmed.counts import check_choice, check_count, check_shard
 from jaxmed.errors import DataError, FitError, SpecError
 from jaxmed.intervals import check_level
-from jaxmed.ledger import Ledger, as_folder, interrupted, open_folder
+from jaxmed.ledger import Ledger, as_folder, claim, interrupted, open_folder
 from jaxmed.mediation import Spec, check_spec
 from jaxmed.population import SHAPES, Population, as_population
-from jaxmed.power_tables import Cell, Power, about, difference, make_power, read_cell
+from jaxmed.power_tables import Cell, Power, about, difference, make_power, no_cell, read_cell
 from jaxmed.progress import counted
 from jaxmed.sizes import check_size
 from jaxmed.studies import FEW, Analysis, Design, Study, check_intervals, digest
@@ -214,12 +214,21 @@ class _Work:
     def __init__(self, analysis: Analysis, replications: int, folder: Path | None) -> None:
         self._analysis, self._replications, self._folder = analysis, replications, folder
         self._kept: dict[str, list[Cell]] = {}
-        for path in () if folder is None else open_folder(folder):
-            cell = read_cell(path)
-            refused = difference(cell.about | {"analysis": analysis.to_dict()}, cell.about)
-            if refused:
-                raise DataError(f"{str(folder)!r} holds another study: {refused}; choose another folder")
-            self._kept.setdefault(cell.about["key"], []).append(cell)
+        if folder is None:
+            return
+        for path in open_folder(folder):
+            self._keep(path)
+        own, nothing = folder / "study.parquet", no_cell(analysis)
+        claim(own, nothing.table, nothing.about)
+        self._keep(own)
+
+    def _keep(self, path: Path) -> None:
+        """Read a file, which must be of the same study."""
+        cell = read_cell(path)
+        refused = difference(cell.about | {"analysis": self._analysis.to_dict()}, cell.about)
+        if refused:
+            raise DataError(f"{str(path.parent)!r} holds another study: {refused}; choose another folder")
+        self._kept.setdefault(cell.about["key"], []).append(cell)
 
     def run(self, designs: Sequence[Design], part: tuple[int, int] = (0, 1)) -> list[Cell]:
         """The data sets of some designs, or of a part of them all."""

@@ -151,6 +151,13 @@ def about(design: Design, analysis: Analysis, truth: Truth, requested: int) -> d
     }
 
 
+def no_cell(analysis: Analysis) -> Cell:
+    """What a folder says of itself: a study, and no design of it."""
+    said = {"format": FORMAT, "kind": WHAT, "key": "", "design": {}, "analysis": analysis.to_dict()}
+    about = said | {"labels": [], "truth": []}
+    return Cell({}, about, Truth((), np.zeros(0)), pd.DataFrame({name: np.zeros(0, dtype=np.int64) for name in OWN}))
+
+
 def make_power(cells: Sequence[Cell], needed: pd.DataFrame | None = None) -> Power:
     """Results of some designs."""
     cells = tuple(cells)
@@ -295,7 +302,10 @@ def load_power(paths: str | Path | Iterable[str | Path]) -> Power:
         refused = difference(first.about, cell.about)
         if refused:
             raise DataError(f"{str(path)!r} cannot be put together with the others: {refused}")
-        by_design.setdefault(cell.about["key"], []).append(cell)
+        if len(cell.table):
+            by_design.setdefault(cell.about["key"], []).append(cell)
+    if not by_design:
+        raise DataError(f"there are no data sets of a power study in {str(paths)!r} yet")
     found = []
     for cells in by_design.values():
         table = pd.concat([cell.table for cell in cells]).sort_values("replication", ignore_index=True)

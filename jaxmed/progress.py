@@ -15,7 +15,7 @@ def progress(title: str) -> Iterator[Callable[[str], None]]:
 
     def say(text: str) -> None:
         nonlocal shown
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             shown = True
             sys.stderr.write(f"\r\033[K{title}: {text}")
             sys.stderr.flush()

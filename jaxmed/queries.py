@@ -37,13 +37,14 @@ class Query:
         """Columns and their types."""
         return self._schema
 
+    @own_words()
     def values(self, name: str) -> Iterator[list[Any]]:
         """Some values of a column that are not null; nothing where there are no rows."""
         column = self._frame.select(nw.col(name))
         found = _collect(column.filter(~nw.col(name).is_null()).head(SEEN))[name].to_list()
-        if found or len(_collect(column.head(1))):
-            yield found
+        return iter([found] if found or len(_collect(column.head(1))) else [])
 
+    @own_words()
     def distinct(self, name: str, most: int) -> set[Any]:
         """Distinct values of a column that are not null, or some more than ``most`` of them."""
         column = self._frame.select(nw.col(name)).filter(~nw.col(name).is_null())
@@ -57,6 +58,7 @@ class Query:
             cluster, *(value.fill_nan(None) if name in missing else value for name, value in named)
         )
 
+    @own_words()
     def summaries(self, system: System) -> tuple[list[Column], int, int]:
         """Of the columns of a system; the number of rows, and of rows without a cluster id.
 
@@ -87,6 +89,7 @@ class Query:
                 found[at] = replace(column, infinite=int(_collect(infinite)["rows"][0]))
         return found, int(row["rows"]), int(row["rows"]) - int(row["with_cluster"])
 
+    @own_words()
     def grouped(self, plan: Plan) -> Grouped:
         """Sums of products by cluster and pattern, by one group-by."""
         columns, monomials = plan.system.columns, plan.monomials
@@ -121,6 +124,7 @@ class Query:
         found = {int(bits): np.flatnonzero(code == bits) for bits in np.unique(code)}
         return Grouped(labels, {bits: (at, rows(at, plan.packed(bits))) for bits, at in found.items()})
 
+    @own_words()
     def extremes(
         self, plan: Plan, names: Sequence[str]
     ) -> tuple[NDArray[np.generic], dict[str, tuple[Floats, Floats]]]:
@@ -139,6 +143,7 @@ class Query:
         values = {name: (column(f"low{k}"), column(f"high{k}")) for name, k in zip(names, at, strict=True)}
         return _labels(found["cluster"], plan.system.cluster), values
 
+    @own_words()
     def to_pandas(self, system: System) -> pd.DataFrame:
         """The cluster id and the columns of a system, row by row."""
         return _collect(self._prepared(system, system.columns)).to_pandas()

@@ -119,22 +119,49 @@ def write_atomically(target: Path, fill: Callable[[BinaryIO], object]) -> None:
 
     A target that is no regular file, such as /dev/stdout, is written to as it is.
     """
-    if not target.name:
-        raise FitError(f"{str(target)!r} is no file name; give one to write to")
-    beside = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
+    with _words_of_writing(target):
         if target.exists() and not target.is_file():
             with open(target, "wb") as stream:
                 fill(stream)
             return
-        try:
-            with open(beside, "xb") as stream:
-                fill(stream)
-            os.replace(beside, target)
-        finally:
-            beside.unlink(missing_ok=True)
+        with _beside(target, fill) as written:
+            os.replace(written, target)
+
+
+def write_once(target: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Write a file, all or nothing, unless there is one: of several processes the first one's stays."""
+    with _words_of_writing(target):
+        if target.exists():
+            return
+        with _beside(target, fill) as written:
+            try:
+                os.link(written, target)
+            except FileExistsError:
+                pass
+            except OSError:  # a file system without hard links
+                os.replace(written, target)
+
+
+@contextmanager
+def _words_of_writing(target: Path) -> Iterator[None]:
+    if not target.name:
+        raise FitError(f"{str(target)!r} is no file name; give one to write to")
+    try:
+        yield
     except OSError as error:
         raise FitError(f"{str(target)!r} could not be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _beside(target: Path, fill: Callable[[BinaryIO], object]) -> Iterator[Path]:
+    """A whole file under another name in the same folder, which is gone afterwards."""
+    path = target.with_name(f".{target.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        with open(path, "xb") as stream:
+            fill(stream)
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], Moments]:

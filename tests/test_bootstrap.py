@@ -28,6 +28,7 @@ from jaxmed.replicates import make_origin, read_replicates, without_each_cluster
 from jaxmed.totals import add_up
 
 module = importlib.import_module("jaxmed.ledger")
+bootstrapping = importlib.import_module("jaxmed.bootstrap")
 fitting = importlib.import_module("jaxmed.fit")
 SMALL = jm.Mediation("x", "m", "y", "id", random={"m": ["1"], "y": ["1"]})
 REFIT = 2e-6  # standard errors: a refit stops at a Newton decrement of 1e-12, sqrt(2e-12) = 1.4e-6 from the optimum
@@ -157,7 +158,8 @@ def test_more_replicates_in_the_same_folder(fit, whole, tmp_path):
     again = jm.bootstrap(fit, 96, seed=3, batch=16, out=tmp_path)
     pd.testing.assert_frame_equal(again.table, whole.table, check_exact=True)
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["replicates-0000000000-0000000019.parquet", "replicates-0000000020-0000000095.parquet"]
+    parts = ["replicates-0000000000-0000000019.parquet", "replicates-0000000020-0000000095.parquet"]
+    assert names == [*parts, "replicates.parquet"]
     fewer = jm.bootstrap(fit, 20, seed=3, batch=16, out=tmp_path)
     pd.testing.assert_frame_equal(fewer.table, first.table, check_exact=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == names
@@ -192,6 +194,7 @@ CHILD = """
 import importlib, sys, time
 import jaxmed as jm
 module = importlib.import_module("jaxmed.ledger")
+bootstrapping = importlib.import_module("jaxmed.bootstrap")
 module.EVERY = 0.0
 write = module.write_table
 def slowly(*args):
@@ -631,3 +634,43 @@ def test_another_format_is_refused(whole, tmp_path):
     pq.write_table(arrow.replace_schema_metadata({b"jaxmed": text}), tmp_path / "new.parquet")
     with pytest.raises(jm.DataError, match="format 9; this version of jaxmed reads 1"):
         read_replicates(tmp_path / "new.parquet")
+
+
+def test_a_flipped_bit_is_refused(folder):
+    """Parquet would hand out the changed number."""
+    path = next(folder.glob("replicates-*"))
+    content = path.read_bytes()
+    number = jm.load_replicates(path).table["grad_norm"].to_numpy()[:1].tobytes()
+    at = content.index(number)
+    path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    with pytest.raises(jm.DataError, match=rf"{path.name}.*is damaged \(its checksum is another\); delete it"):
+        jm.load_replicates(folder)
+
+
+def test_of_two_jobs_that_begin_at_once_one_is_refused(fit, folder, monkeypatch):
+    """The second looked into the folder before the first one had written anything."""
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(bootstrapping, "open_folder", lambda folder: [])
+    with pytest.raises(
+        jm.DataError, match=r"holds other replicates: they have different seeds, 3 and 4; choose another"
+    ):
+        jm.bootstrap(fit, 32, seed=4, batch=16, out=folder)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_interruption_right_after_a_file_was_written_counts_no_row_twice(tmp_path, monkeypatch):
+    write = module.write_table
+
+    def interrupted(*arguments):
+        write(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_table", interrupted)
+    kept = module.Ledger("number", 0, 2, (), tmp_path, "rows", {})
+    kept.add(pd.DataFrame({"number": [0, 1]}))
+    with pytest.raises(KeyboardInterrupt):
+        kept.flush()
+    monkeypatch.undo()
+    kept.flush()
+    assert kept.done == 2
+    assert len(list(tmp_path.iterdir())) == 1

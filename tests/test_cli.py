@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -298,6 +299,20 @@ def test_interruption_is_code_130(run, data, monkeypatch):
     assert "Traceback" not in err
 
 
+def test_handlers_of_signals_come_back(run, data):
+    def own(number, frame):
+        raise AssertionError
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    earlier = [signal.signal(number, own) for number in numbers]
+    try:
+        run("describe", data, *COLUMNS)
+        assert [signal.getsignal(number) for number in numbers] == [own, own]
+    finally:
+        for number, handler in zip(numbers, earlier, strict=True):
+            signal.signal(number, handler)
+
+
 # The program itself --------------------------------------------------------------------------------------------------
 
 
@@ -323,6 +338,17 @@ def test_program_fits(data, plain, tmp_path):
 def test_program_refuses(tmp_path):
     done = program("fit", "nowhere.csv", *COLUMNS, folder=tmp_path)
     failed((done.returncode, done.stdout, done.stderr), 2, "there is no file 'nowhere.csv'")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="closes descriptors by a shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams(data, tmp_path, closed):
+    """The next file that is opened would get the number of a stream, and what native code says would be in it."""
+    out = tmp_path / "stacked.csv"
+    command = [sys.executable, "-m", "jaxmed", "stack", str(data), *COLUMNS, "--out", str(out)]
+    done = subprocess.run(["sh", "-c", f'"$@" {closed}', "sh", *command], timeout=120, check=False, capture_output=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert out.read_text(encoding="utf-8").startswith("row,id,")
 
 
 def test_a_full_disk_leaves_the_earlier_file(monkeypatch, tmp_path):

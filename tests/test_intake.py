@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import narwhals as nw
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -22,6 +23,7 @@ import jaxmed as jm
 from jaxmed import chunks, files, frame, ids
 from jaxmed.frame import read
 from jaxmed.progress import progress
+from jaxmed.queries import Query
 
 PLAIN = jm.Mediation(x="x", m="m", y="y", cluster="id")
 
@@ -543,3 +545,18 @@ def test_moments_have_no_rows_to_describe(tmp_path):
     for function in (jm.describe, jm.stack, jm.read_moments):
         with pytest.raises(jm.DataError, match=r"holds moments, no rows; give it to jaxmed\.fit or"):
             function(path, PLAIN)
+
+
+def test_a_session_that_has_ended():
+    """PySpark refuses expressions then, before a query is run."""
+
+    class Ended:
+        def collect_schema(self):
+            return nw.Schema({name: nw.Float64() for name in ("id", "x", "m", "y")})
+
+        def select(self, *expressions):
+            raise RuntimeError("the session was stopped")
+
+    system = jm.Mediation("x", "m", "y", "id").system()
+    with pytest.raises(jm.DataError, match=r"own library \(RuntimeError\): the session was stopped"):
+        Query(Ended()).summaries(system)

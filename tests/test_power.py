@@ -15,9 +15,10 @@ import pytest
 from scipy import stats
 
 import jaxmed as jm
+from jaxmed.ledger import claim
 from jaxmed.power import _line, _reached, make_designs
-from jaxmed.power_tables import _errors, _kurtosis, _sd
-from jaxmed.studies import roomy
+from jaxmed.power_tables import _errors, _kurtosis, _sd, no_cell
+from jaxmed.studies import Analysis, roomy
 
 FLAT = jm.Mediation(x="x", m="m", y="y", cluster="id", random="none")
 DESIGN = {"clusters": 30, "size": 5}
@@ -319,6 +320,19 @@ def test_folders_of_other_studies_are_refused(tmp_path):
         jm.power(None, {"clusters": 10, "size": 4}, 8, seed=1, out=tmp_path)
     with pytest.raises(jm.DataError, match=r"there is no file"):
         jm.load_power(tmp_path / "nothing")
+
+
+def test_of_two_studies_that_begin_at_once_one_is_refused(tmp_path, monkeypatch):
+    """A study says whose its folder is before its first data set, and the other would write files of the same names."""
+    studying = importlib.import_module("jaxmed.power")
+    monkeypatch.setattr(studying, "open_folder", lambda folder: [])
+    nothing = no_cell(Analysis(1, ("delta",), 0.95, "effects", None, True, 500, "parametric", ""))
+    claim(tmp_path / "study.parquet", nothing.table, nothing.about)
+    with pytest.raises(jm.DataError, match=r"there are no data sets of a power study in .* yet"):
+        jm.load_power(tmp_path)
+    with pytest.raises(jm.DataError, match="holds another study: they have different seed, 2 and 1"):
+        jm.power(None, {"clusters": 10, "size": 4}, 8, seed=2, out=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["study.parquet"]
 
 
 @pytest.mark.parametrize("paths", [5, None, [5]])

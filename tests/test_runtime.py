@@ -14,7 +14,7 @@ import pytest
 
 import jaxmed as jm
 from jaxmed import frame, likelihood, optimise
-from jaxmed._runtime import PROGRAMS, jit_by_key
+from jaxmed._runtime import PROGRAMS, jit_by_key, use_compilation_cache
 from jaxmed.design import make_design
 from jaxmed.params import count_rows, make_layout
 from jaxmed.totals import add_up
@@ -208,3 +208,71 @@ def test_results_leave_as_numpy():
         assert array.dtype == np.float64
     assert type(fit.loglik) is float
     assert all(dtype == np.float64 for frame_ in (fit.effects(), fit.ranef()) for dtype in frame_.dtypes)
+
+
+# Settings and processes of the caller --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"), jax.debug_nans(True)],
+    ids=["rank", "dtype", "nans"],
+)
+def test_settings_of_the_caller_change_nothing(setting):
+    expected = jm.fit(simulate(40, seed=1), MODEL)
+    with setting:
+        assert jm.fit(simulate(40, seed=1), MODEL).to_json() == expected.to_json()
+
+
+def test_a_fit_inside_a_function_that_is_traced():
+    """The data are numbers, so the fit is computed while the caller's function is traced."""
+    expected = jm.fit(simulate(40, seed=1), MODEL).loglik
+    found = jax.jit(lambda value: value * jm.fit(simulate(40, seed=1), MODEL).loglik)(1.0)
+    assert float(found) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_process_forked_after_the_first_fit_is_told():
+    """It would wait for ever for threads that stayed with its parent; forked before, it computes."""
+    out = run(
+        f"""
+import sys, warnings
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import jaxmed as jm
+from test_runtime import MODEL, simulate
+warnings.simplefilter("ignore")
+
+def child():
+    pid = os.fork()
+    if pid == 0:
+        try:
+            print(jm.fit(simulate(40, seed=1), MODEL).converged, flush=True)
+        except jm.FitError as error:
+            print(error, flush=True)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+child()
+jm.fit(simulate(40, seed=1), MODEL)
+child()
+"""
+    )
+    first, second = out.splitlines()
+    assert first == "True"
+    assert second.startswith("this process was forked from one in which JAX had computed already")
+    assert "'spawn'" in second
+
+
+def test_no_home_is_no_cache(monkeypatch):
+    """No HOME, and a user who is in no list of users: platformdirs has no folder to give."""
+
+    def unknown(name):
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.delenv("JAXMED_DATA", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_dir", unknown)
+    assert use_compilation_cache() is None
+    with pytest.raises(jm.DataError, match="there is no download cache"):
+        jm.datasets.load_bpg2006()
