@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 
 from jaxmed.errors import DataError, FitError, SpecError
 from jaxmed.moments import Floats
+from jaxmed.plain import parse
 from jaxmed.store import write_atomically
 
 EVERY = 10.0  # seconds of work that are written to a file
+ROOM = 1000  # bytes in memory for a byte of a file, at the most: tables of one value repeated come to a tenth of it
 
 
 class Ledger:
@@ -144,17 +146,20 @@ def write_table(path: Path, table: pd.DataFrame, about: dict[str, Any]) -> None:
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     text = json.dumps(about, allow_nan=False, ensure_ascii=False)
     arrow = arrow.replace_schema_metadata({b"jaxmed": text.encode()})
-    write_atomically(path, lambda stream: pq.write_table(arrow, stream))
+    write_atomically(path, lambda stream: pq.write_table(arrow, stream, write_page_checksum=True))
 
 
 def read_table(path: Path, what: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """A table, and what it is of; :class:`DataError` where there is no such file, or none of ours."""
     try:
-        arrow = pq.read_table(path, partitioning=None, memory_map=False)
-        metadata = (arrow.schema.metadata or {}).get(b"jaxmed")
-        if metadata is None:
-            raise ValueError(f"no {what} in it")
-        return arrow.to_pandas(ignore_metadata=True), json.loads(metadata)
+        with pq.ParquetFile(path, page_checksum_verification=True) as opened:
+            metadata = (opened.schema_arrow.metadata or {}).get(b"jaxmed")
+            if metadata is None:
+                raise ValueError(f"no {what} in it")
+            numbers = opened.metadata.num_rows * opened.metadata.num_columns
+            if 8 * numbers > ROOM * (path.stat().st_size + ROOM):
+                raise ValueError(f"it claims {numbers} numbers, more than such a file holds")
+            return opened.read().to_pandas(ignore_metadata=True), parse(metadata)
     except FileNotFoundError as error:
         raise DataError(f"there is no file {str(path)!r}") from error
     except OSError as error:
