@@ -47,7 +47,8 @@ from jaxmed import batches, cli
 MODEL = jm.Mediation("x", "m", "y", "id", random={"m": ["1"], "y": ["1"]})
 ROLES = '[model]\nx = "x"\nm = "m"\ny = "y"\ncluster = "id"\n'
 JOBS = {
-    "fit": f'{ROLES}random = {{m = ["1"], y = ["1"]}}\n[fit]\ndata = "rows.csv"\nlevel = 0.9\njson = "-"\nreml = true\n',
+    "fit": f'{ROLES}random = {{m = ["1"], y = ["1"]}}\n[fit]\ndata = "rows.csv"\nlevel = 0.9\n'
+    'json = "-"\nreml = true\n',
     "bootstrap": '[bootstrap]\nfit = "fit.jm"\nn = 64\nseed = 3\nkind = "percentile"\nbatch = 16\n',
     "power": "[population]\na = 0.3\nb = 0.3\n[power]\nclusters = [20, 30]\nsize = 5\nreplications = 64\nseed = 1\n"
     'intervals = ["delta"]\nlevel = 0.95\n',
