@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from jaxmed.sizes import Size, check_size
 from jaxmed.spec import System
 from jaxmed.terms import INTERCEPT
 
+LARGEST = sys.float_info.max  # also of whole numbers, which Python has of any size
 SHAPES = ("normal", "skewed", "heavy_tailed")
 PATHS = {"a": 0.6, "b": 0.6, "c_prime": 0.2, "d": 0.3}
 SLOPE_VARIANCES = {"a": 0.16, "b": 0.16, "c_prime": 0.04, "d": 0.16}
@@ -243,7 +245,11 @@ class Population:
         shares = {"icc_x": icc_x, "icc_m": icc_m, "icc_y": icc_y}
         slopes = {"a": a, "b": b, "c_prime": c_prime, "corr_ab": corr_ab}
         for name, number in (slopes | spreads | shares).items():
-            if isinstance(number, bool) or not isinstance(number, (int, float, np.number)) or not np.isfinite(number):
+            if (
+                isinstance(number, bool)
+                or not isinstance(number, (int, float, np.number))
+                or not abs(number) <= LARGEST
+            ):
                 raise SpecError(f"{name}={number!r} must be a finite number")
         for name, share in shares.items():
             if not 0 <= share < 1:
@@ -297,7 +303,7 @@ class Population:
         labels, columns = list(self.labels), list(self.columns)
         chosen: dict[tuple[str, str], str] = {}
         for name, value in numbers.items():
-            if isinstance(value, (bool, str)) or not np.isscalar(value) or not np.isfinite(value):
+            if isinstance(value, (bool, str)) or not np.isscalar(value) or not abs(value) <= LARGEST:
                 raise SpecError(f"{name}={value!r} must be a finite number")
             kind, what = self._place(name)
             if (kind, what) in chosen:

@@ -225,6 +225,8 @@ def _moments(stored: Any) -> Moments:
     for named in (names, *header["observed"]):
         if len(set(named)) < len(named) or not {*named, *used} <= set(names):
             raise ValueError("columns must be among those it lists, each once")
+    if len(found.intake.used) != len(groups):
+        raise ValueError("its counts of rows are not those of its equations")
     patterns = []
     for at, observed in enumerate(header["observed"]):
         k = len(found.monomials(observed))

@@ -85,6 +85,7 @@ def test_arrays_that_are_not_what_they_claim(moments, tmp_path, change, compress
         ("columns", "xmy", "columns is 'xmy', not a list"),
         ("observed", [["x", "z"]], "columns must be among those it lists"),
         ("intake", {"rows": -1}, "rows is -1, not a count"),
+        ("groups", [["x", "m"]], "counts of rows are not those of its equations"),
         ("format", 7, "format 7, and this version of jaxmed reads 1"),
         ("cluster", "DEEP", "it is nested too deeply"),
     ],
@@ -188,3 +189,8 @@ def test_the_call_of_a_report_says_what_became_of_missing_values(missing, said):
 def test_shards_made_outside_the_float64_scope():
     shards = make_shards(np.ones((3, 2 * BLOCK)), (1,))
     assert {part.table.dtype for part in shards.parts} == {np.dtype("float64")}
+
+
+def test_numbers_of_a_population_that_no_float_holds():
+    with pytest.raises(jm.SpecError, match="a="):
+        jm.Population(numbers={"a": 10**400})
