@@ -303,7 +303,7 @@ class Population:
         labels, columns = list(self.labels), list(self.columns)
         chosen: dict[tuple[str, str], str] = {}
         for name, value in numbers.items():
-            if isinstance(value, (bool, str)) or not np.isscalar(value) or not abs(value) <= LARGEST:
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not abs(value) <= LARGEST:
                 raise SpecError(f"{name}={value!r} must be a finite number")
             kind, what = self._place(name)
             if (kind, what) in chosen:
