@@ -309,7 +309,7 @@ class Population:
             if (kind, what) in chosen:
                 raise SpecError(f"{name!r} and {chosen[kind, what]!r} are the same; give one of them")
             chosen[kind, what] = name
-            value = float(value)  # type: ignore[arg-type]
+            value = float(value)
             if kind == "parameter":
                 self.values[labels.index(what)] = value
             elif kind == "mean":
