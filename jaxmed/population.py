@@ -303,7 +303,11 @@ class Population:
         labels, columns = list(self.labels), list(self.columns)
         chosen: dict[tuple[str, str], str] = {}
         for name, value in numbers.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not abs(value) <= LARGEST:
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, (int, float, np.number))
+                or not abs(float(value) if isinstance(value, np.number) else value) <= LARGEST
+            ):
                 raise SpecError(f"{name}={value!r} must be a finite number")
             kind, what = self._place(name)
             if (kind, what) in chosen:
