@@ -18,7 +18,7 @@ from jaxmed.ledger import all_files, damaged, read_table, write_table
 from jaxmed.moments import Floats
 from jaxmed.plain import check_form, shown
 from jaxmed.result import plain_data
-from jaxmed.studies import Analysis, Design, Truth, columns_of, converged, limits_of
+from jaxmed.studies import OWN, Analysis, Design, Truth, columns_of, converged, limits_of
 
 FORMAT = 1
 WHAT = "a power study"
@@ -281,7 +281,11 @@ def read_cell(path: Path) -> Cell:
             raise ValueError("labels and truth do not belong together")
         check_level(said["analysis"]["level"])
         wanted = columns_of(cell.truth.labels, said["analysis"]["intervals"])
-        wrong = [name for name in wanted if name not in table or table[name].dtype.kind not in "ifb"]
+        wrong = [
+            name
+            for name in wanted
+            if name not in table or table[name].dtype.kind not in ("ib" if name in OWN else "if")
+        ]
         if wrong or len(set(table.columns)) < len(table.columns):
             raise ValueError(f"it has no column {wrong[0]!r} of numbers" if wrong else "a column is there twice")
     except (ValueError, AttributeError) as error:
