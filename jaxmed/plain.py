@@ -28,9 +28,13 @@ def parse(text: str | bytes) -> Any:
         It is no JSON, or nested more deeply than anything that jaxmed writes.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refuse)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"it has the number {constant}")
 
 
 def check_form(value: Any, form: Any, name: str = "it") -> None:
