@@ -27,7 +27,7 @@ from jaxmed.replicates import (
 )
 
 METHODS = ("parametric", "cluster", "residual", "two_stage")
-MOST = 1 << 32  # replicates
+MOST = 10_000_000  # replicates
 
 
 def bootstrap(

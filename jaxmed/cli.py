@@ -518,6 +518,8 @@ def _run() -> None:
         _stop(str(error), BAD_INPUT)
     except JaxmedError as error:
         _stop(str(error), NO_FIT)
+    except MemoryError as error:
+        _stop(f"there is not enough memory for this ({error})", NO_FIT)
     except BrokenPipeError:  # the reader, head for one, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from importlib import resources
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def load_bpg2006(download: bool = True) -> pd.DataFrame:
         if not download:
             raise DataError("not in the folder named by JAXMED_DATA, and not in the download cache")
         _download(cache)
-    return _checked(pd.read_stata(cache), cache)
+    return _checked_file(cache)
 
 
 def _download(target: Path) -> None:
@@ -92,13 +93,28 @@ def _download(target: Path) -> None:
         import pooch
     except ImportError as error:
         raise DataError("downloading needs pooch: pip install 'jaxmed[data]'") from error
+    # Beside the cache until its content is known to be right, so that nobody reads a part of it or something else.
     try:
-        pooch.retrieve(BPG2006_URL, known_hash=None, fname=target.name, path=target.parent)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+            fetched = Path(pooch.retrieve(BPG2006_URL, known_hash=None, fname=target.name, path=folder))
+            _checked_file(fetched)
+            os.replace(fetched, target)
     except (OSError, ValueError) as error:
         raise DataError(
             f"{BPG2006_URL} could not be fetched ({error}); put the data as bpg2006.csv (columns id, x, m, y) into a "
             "folder and name that folder in the environment variable JAXMED_DATA"
         ) from error
+
+
+def _checked_file(path: Path) -> pd.DataFrame:
+    try:
+        data = pd.read_stata(path)
+    except Exception as error:  # pandas has many words for what is no Stata file
+        raise DataError(
+            f"{str(path)!r} is not the worked example's data: no Stata file; remove or replace it"
+        ) from error
+    return _checked(data, path)
 
 
 def _checked(data: pd.DataFrame, path: Path) -> pd.DataFrame:

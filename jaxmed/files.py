@@ -59,8 +59,12 @@ def _file_words(path: Path) -> Iterator[None]:
     """Whatever a format's library says of a damaged file, as one sentence."""
     try:
         yield
-    except (DataError, MemoryError, RetypedError):
+    except (DataError, RetypedError):
         raise
+    except MemoryError as error:
+        raise DataError(
+            f"{str(path)!r} is damaged, or larger than the memory ({error}); parquet and csv are read part by part"
+        ) from error
     except Exception as error:
         raise DataError(f"{str(path)!r} cannot be read as {path.suffix} ({type(error).__name__}): {error}") from error
 

@@ -23,7 +23,7 @@ from jaxmed.counts import check_count, check_flag
 from jaxmed.design import Design, make_design
 from jaxmed.distributed import agree, common_blocks, over_all, together
 from jaxmed.effect_tables import effect_table, heterogeneity_table
-from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, SpecError, Status
+from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, JaxmedError, SpecError, Status
 from jaxmed.frame import check_complete, equation_groups, read_moments
 from jaxmed.hosts import ALONE, Hosts, all_hosts
 from jaxmed.influence import influence_table
@@ -34,6 +34,7 @@ from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
 from jaxmed.moments import Floats, Intake, Moments
 from jaxmed.optimise import Solution
 from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_precision
+from jaxmed.plain import check_form
 from jaxmed.predict import moderators_of, predict_clusters
 from jaxmed.progress import progress
 from jaxmed.residuals import cluster_residual_table, residual_table
@@ -877,11 +878,11 @@ def load(path: str | Path, verify: bool = False) -> Fit:
     check_flag("verify", verify)
     plain, moments = store.read(path)
     try:
+        check_form(plain, {"theta": [float]})
         fit = Fit(**fields_from_dict(plain), theta=np.array(plain["theta"], dtype=float), moments=moments)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        if isinstance(error, SpecError):
-            raise
-        raise DataError(f"{str(path)!r} is not a fit that jaxmed saved, or is damaged ({error!r})") from error
+        _check_whole(fit)
+    except (JaxmedError, ValueError) as error:
+        raise DataError(f"{str(path)!r} is not a fit that jaxmed saved, or is damaged ({error})") from error
     if verify:
         clusters = add_up(make_design(fit.system, fit.moments)).clusters
         if clusters != fit.n_clusters:
@@ -893,6 +894,25 @@ def load(path: str | Path, verify: bool = False) -> Fit:
         if not abs(again - fit.loglik) <= 1e-9 * (1 + abs(fit.loglik)):
             raise FitError(f"{str(path)!r}: log likelihood is {again!r} from its moments, but {fit.loglik!r} is stored")
     return fit
+
+
+def _check_whole(fit: Fit) -> None:
+    """Refuse a model, estimates and moments that do not belong together."""
+    system, moments, n = fit.system, fit.moments, len(fit.labels)
+    n_theta = n - len(system.labels)
+    shapes = {"values": (n,), "joint": (n, n), "block": (n, n), "theta": (n_theta,)}
+    wrong = [name for name, shape in shapes.items() if getattr(fit, name).shape != shape]
+    if wrong:
+        raise ValueError(f"{wrong[0]} are not those of its model")
+    if fit.free != system.random_pairs or len(fit.intake.used) != len(system.equations):
+        raise ValueError("its equations are not those of its model")
+    if fit.status not in set(Status):
+        raise ValueError(f"status {fit.status} is not known")
+    if system.cluster != moments.cluster or not set(system.columns) <= set(moments.columns):
+        raise ValueError("its moments are of other columns")
+    of = [name for name, _ in fit.spec.moderators] if isinstance(fit.spec, Mediation) else []
+    if list(fit.moderator_values) != of or not all(fit.moderator_values.values()):
+        raise ValueError("its values of moderators are not those of its model")
 
 
 _root_and_precision = jit_by_key(root_and_precision)

@@ -32,6 +32,7 @@ MODEL = (
 
 COMMANDS = ("demo", "fit", "describe", "stack", "bootstrap", "report", "simulate", "power")
 STUDIES = ("simulate", "power")
+LARGEST = 1 << 24  # bytes of a job file
 PATHS = ("data", "fit", "json", "save", "moments", "out")
 FLAGS = ("serial", "reml", "difference", "heterogeneity", "verbose", "quiet")
 
@@ -48,10 +49,15 @@ def read_job(path: Path, command: str, allowed: Iterable[str]) -> dict[str, Any]
     """
     try:
         with open(path, "rb") as stream:
-            tables = tomllib.load(stream)
+            text = stream.read(LARGEST + 1)
+        if len(text) > LARGEST:
+            raise SpecError(f"the job file {str(path)!r} is larger than {LARGEST >> 20} MB, which no job is")
+        tables = tomllib.loads(text.decode())
     except OSError as error:
         raise SpecError(f"the job file {str(path)!r} cannot be read: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, SpecError):
+            raise
         raise SpecError(f"the job file {str(path)!r} is not TOML: {error}") from error
     loose = [name for name, table in tables.items() if not isinstance(table, dict)]
     if loose:

@@ -18,9 +18,11 @@ import pyarrow.parquet as pq
 from jaxmed.counts import check_list, check_path
 from jaxmed.errors import DataError, FitError
 from jaxmed.moments import Floats
+from jaxmed.plain import parse
 from jaxmed.store import write_atomically, write_once
 
 EVERY = 10.0  # seconds of work that are written to a file
+ROOM = 1000  # bytes in memory for a byte of a file, at the most: tables of one value repeated come to a tenth of it
 
 
 class Ledger:
@@ -170,14 +172,17 @@ def _checksum(table: pd.DataFrame, text: bytes) -> str:
 def read_table(path: Path, what: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     """A table, and what it is of; :class:`DataError` where there is no such file, or none of ours."""
     try:
-        arrow = pq.read_table(path, partitioning=None, memory_map=False)
-        metadata = arrow.schema.metadata or {}
-        if b"jaxmed" not in metadata:
-            raise ValueError(f"no {what} in it")
-        table = arrow.to_pandas(ignore_metadata=True)
+        with pq.ParquetFile(path, memory_map=False) as opened:
+            metadata = opened.schema_arrow.metadata or {}
+            if b"jaxmed" not in metadata:
+                raise ValueError(f"no {what} in it")
+            numbers = opened.metadata.num_rows * opened.metadata.num_columns
+            if 8 * numbers > ROOM * (path.stat().st_size + ROOM):
+                raise ValueError(f"it claims {numbers} numbers, more than such a file holds")
+            table = opened.read().to_pandas(ignore_metadata=True)
         if metadata.get(b"checksum", b"").decode() != _checksum(table, metadata[b"jaxmed"]):
             raise ValueError("its checksum is another")
-        return table, json.loads(metadata[b"jaxmed"])
+        return table, parse(metadata[b"jaxmed"])
     except FileNotFoundError as error:
         raise DataError(f"there is no file {str(path)!r}") from error
     except OSError as error:

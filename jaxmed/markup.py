@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+import re
 from collections.abc import Iterable
 
 VOID = ("meta", "br", "hr")
+UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Html(str):
@@ -25,7 +27,7 @@ def element(tag: str, *children: str, **attributes: str | int | None) -> Html:
     '<a href="#x" aria-label="&quot;quoted&quot;">R &amp; D</a>'
     """
     given = "".join(
-        f' {name.rstrip("_").replace("_", "-")}="{html.escape(str(value))}"'
+        f' {name.rstrip("_").replace("_", "-")}="{_escaped(str(value))}"'
         for name, value in attributes.items()
         if value is not None
     )
@@ -34,7 +36,12 @@ def element(tag: str, *children: str, **attributes: str | int | None) -> Html:
 
 def join(parts: Iterable[str]) -> Html:
     """Parts one after the other, escaped where they are no markup."""
-    return Html("".join(part if isinstance(part, Html) else html.escape(part) for part in parts))
+    return Html("".join(part if isinstance(part, Html) else _escaped(part) for part in parts))
+
+
+def _escaped(text: str) -> str:
+    r"""Text as it is shown; letters that cannot be seen or turn the direction of others by their number, ``\u202e``."""
+    return html.escape(UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
 
 
 def table(

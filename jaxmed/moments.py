@@ -20,6 +20,14 @@ Polynomial: TypeAlias = Mapping[Monomial, "float | Floats"]  # coefficients, pos
 CONSTANT = 1e-12  # share of a column's sum of squares within clusters that counts as none
 NEARLY = 1e-6  # the share below which it is worth to look at the values themselves
 SAME = 1e-10  # of a column's range: values this close within a cluster are one value
+INTAKE_FORM = {  # as plain data
+    "rows": int,
+    "used": [int],
+    "missing": {str: int},
+    "dropped": int,
+    "patterns": {str: int},
+    "ranges": {str: (float, float)},
+}
 
 
 @dataclass(frozen=True)

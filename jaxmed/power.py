@@ -24,7 +24,7 @@ from jaxmed.progress import counted
 from jaxmed.sizes import check_size
 from jaxmed.studies import FEW, Analysis, Design, Study, check_intervals, digest
 
-MOST = 1 << 32  # data sets of a design
+MOST = 10_000_000  # data sets of a design
 LARGEST = 100_000  # clusters, to which a search goes
 ROUNDS = 8  # of a search
 BETWEEN = 25  # clusters at which a search begins, and four times as many

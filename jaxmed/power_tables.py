@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,21 @@ from jaxmed.errors import DataError, SpecError
 from jaxmed.intervals import check_level
 from jaxmed.ledger import all_files, damaged, read_table, write_table
 from jaxmed.moments import Floats
+from jaxmed.plain import check_form, shown
 from jaxmed.result import plain_data
-from jaxmed.studies import OWN, Analysis, Design, Truth, converged, limits_of
+from jaxmed.studies import OWN, Analysis, Design, Truth, columns_of, converged, limits_of
 
 FORMAT = 1
 WHAT = "a power study"
+FORM = {  # of what a file says that it is of; NaN is None
+    "key": str,
+    "design": {str: str | float},
+    "population": dict,
+    "analysis": {"intervals": [str], "level": float},
+    "labels": [str],
+    "truth": [float | None],
+    "requested": int,
+}
 MEASURES = (
     *("truth", "replications", "converged", "singular", "mean", "bias", "sd", "mean_se", "se_bias"),
     *("used", "coverage", "too_low", "too_high", "width", "power", "type_1_error"),
@@ -270,13 +281,23 @@ def read_cell(path: Path) -> Cell:
     try:
         if said.get("kind") != WHAT or said.get("format") != FORMAT:
             raise ValueError(f"kind {said.get('kind')!r}, format {said.get('format')!r}")
+        check_form(said, FORM)
+        if not re.fullmatch("[0-9a-f]{16}", said["key"]):  # it becomes the name of a file
+            raise ValueError(f"key {shown(said['key'])}")
         values = np.array([np.nan if value is None else value for value in said["truth"]], dtype=float)
         cell = Cell(dict(said["design"]), said, Truth(tuple(said["labels"]), values), table)
-        absent = [name for name in (*OWN, *said["labels"]) if name not in table.columns]
-        if absent:
-            raise ValueError(f"it has no column {absent[0]!r}")
-        said["analysis"]["level"], said["key"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if len(set(cell.truth.labels)) < len(cell.truth.labels) or len(cell.truth.labels) != len(values):
+            raise ValueError("labels and truth do not belong together")
+        check_level(said["analysis"]["level"])
+        wanted = columns_of(cell.truth.labels, said["analysis"]["intervals"])
+        wrong = [
+            name
+            for name in wanted
+            if name not in table or table[name].dtype.kind not in ("ib" if name in OWN else "if")
+        ]
+        if wrong or len(set(table.columns)) < len(table.columns):
+            raise ValueError(f"it has no column {wrong[0]!r} of numbers" if wrong else "a column is there twice")
+    except (ValueError, AttributeError) as error:
         raise damaged(path, WHAT, error) from error
     return cell
 

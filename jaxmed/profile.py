@@ -27,7 +27,6 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr
 
-from jaxmed._runtime import float64
 from jaxmed.constrained import Point, Problem, Solved, effect_derivatives, look, moved, solve
 from jaxmed.counts import check_list, is_number
 from jaxmed.design import make_design
@@ -281,8 +280,7 @@ def _problems(
     layout = make_layout(design, found.reml)
     p, n_free = layout.n_fixed, len(layout.free)
     scale = make_scale(design, layout, [sums.rows for sums in totals.equations])
-    # In the scope: JAX arrays made outside it would be float32.
-    shards = float64(make_shards)(design.table, count_rows(layout, design.system, totals))
+    shards = make_shards(design.table, count_rows(layout, design.system, totals))
     beta = np.asarray(np.linalg.solve(scale.linear, found.values[:p] - scale.offset), dtype=np.float64)
     none = np.zeros((layout.n_random, layout.n_random)), np.arange(layout.n_random), np.zeros(layout.n_residual)
     root, order, spread, tau, variances = moved(layout, *none, theta)

@@ -19,6 +19,7 @@ from jaxmed.errors import ConvergenceWarning, DataError, FitError, Status
 from jaxmed.intervals import bias_corrected, check_level, draws_table, quantile_limits, studentized
 from jaxmed.ledger import all_files, check_equal, damaged, read_table, write_table
 from jaxmed.moments import Floats
+from jaxmed.plain import check_form
 from jaxmed.result import plain_data
 
 FORMAT = 1
@@ -26,6 +27,22 @@ KINDS = ("percentile", "basic", "bc", "bca", "studentized")
 OWN = ("replicate", "status", "n_iter", "grad_norm", "singular")
 SAME = 1e-6  # standard errors: estimates this close are of the same fit
 EQUAL = 1e-6  # standard errors: replicates this close are the same
+FORM = {  # of what a file says that it is of; NaN is None
+    "format": int,
+    "method": str,
+    "seed": int,
+    "requested": int,
+    "model": dict,
+    "reml": bool,
+    "loglik": float | None,
+    "n_clusters": int,
+    "rows": [int],
+    "labels": [str],
+    "n_params": int,
+    "values": [float | None],
+    "errors": [float | None],
+    "index": {"names": [str | None], "rows": [[str | float | None]]},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +124,13 @@ def origin_from_dict(plain: Mapping[str, Any]) -> Origin:
     """Inverse of :meth:`Origin.to_dict`."""
     if plain.get("format") != FORMAT:
         raise ValueError(f"format {plain.get('format')!r}; this version of jaxmed reads {FORMAT}")
-    fields = {name: plain[name] for name in Origin.__dataclass_fields__}
+    check_form(plain, FORM)
+    fields = {name: plain[name] for name in FORM if name != "format"}
+    labels, names, rows = plain["labels"], plain["index"]["names"], plain["index"]["rows"]
+    if not len(set(labels)) == len(labels) == len(plain["values"]) == len(plain["errors"]):
+        raise ValueError("labels, values and errors do not belong together")
+    if len(rows) != len(labels) - plain["n_params"] or not names or any(len(row) != len(names) for row in rows):
+        raise ValueError("index and labels do not belong together")
     numbers = {name: np.array(fields[name], dtype=float) for name in ("values", "errors")}
     return Origin(**fields | numbers | {"rows": tuple(fields["rows"]), "labels": tuple(fields["labels"])})
 
@@ -157,10 +180,9 @@ class Replicates:
     @property
     def gaps(self) -> tuple[tuple[int, int], ...]:
         """First and last number of every run of replicates that were asked for and are not here."""
-        present = np.zeros(self.origin.requested, dtype=bool)
-        present[self.table["replicate"].to_numpy()[self.table["replicate"] < self.origin.requested]] = True
-        edges = np.flatnonzero(np.diff(np.concatenate([[True], present, [True]]).astype(int)))
-        return tuple((int(first), int(last) - 1) for first, last in edges.reshape(-1, 2))
+        numbers = self.table["replicate"].to_numpy()
+        edges = np.concatenate([[-1], numbers[numbers < self.origin.requested], [self.origin.requested]])
+        return tuple((int(edges[k]) + 1, int(edges[k + 1]) - 1) for k in np.flatnonzero(np.diff(edges) > 1))
 
     def failures(self) -> pd.DataFrame:
         """Replicates that did not converge, with the status in words; intervals leave them out."""
@@ -390,10 +412,11 @@ def read_replicates(path: Path) -> tuple[pd.DataFrame, Origin]:
     table, about = read_table(path, "replicates")
     try:
         origin = origin_from_dict(about)
-        columns = [*OWN, *origin.labels, *(f"{label}_se" for label in origin.labels)]
-        if list(table.columns) != columns:
+        if not table.dtypes.equals(make_table([], origin).dtypes):
             raise ValueError("its columns are others")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if not table["status"].isin(list(Status)).all() or (table["replicate"] < 0).any():
+            raise ValueError("it has numbers or statuses that there are not")
+    except (ValueError, AttributeError) as error:
         raise damaged(path, "replicates", error) from error
     return table, origin
 

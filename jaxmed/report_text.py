@@ -12,6 +12,7 @@ from jaxmed._version import __version__
 from jaxmed.drawing import words
 from jaxmed.effect_tables import estimands_of
 from jaxmed.fit import Fit
+from jaxmed.frame import equation_groups
 from jaxmed.mediation import Mediation
 from jaxmed.replicates import Replicates
 from jaxmed.tables import decimals, p_value, rounded
@@ -285,7 +286,11 @@ def call(fit: Fit) -> str:
         model = f"jm.System(\n    [\n{made}    ],\n    {_arguments(given)},\n)"
     else:
         model = "jm.Mediation(\n" + "".join(f"    {name}={value!r},\n" for name, value in given.items()) + ")"
-    return f"import jaxmed as jm\n\nmodel = {model}\nfit = jm.fit(DATA, model, reml={fit.reml})\n"
+    available, listwise = (equation_groups(fit.system, missing) for missing in ("available", "listwise"))
+    read = fit.moments.groups, fit.moments.averaged
+    left_out = any(fit.intake.missing.values()) and read == listwise != available
+    missing = ", missing='listwise'" if left_out else ""
+    return f"import jaxmed as jm\n\nmodel = {model}\nfit = jm.fit(DATA, model, reml={fit.reml}{missing})\n"
 
 
 def _arguments(given: dict[str, Any]) -> str:

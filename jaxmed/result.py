@@ -14,12 +14,39 @@ from scipy.special import chdtrc
 from jaxmed.counts import check_choice, check_flag
 from jaxmed.errors import FitError, SpecError, Status
 from jaxmed.mediation import Facts, Mediation, Spec, compiled, from_dict
-from jaxmed.moments import Floats, Intake, intake_from_dict
+from jaxmed.moments import INTAKE_FORM, Floats, Intake, intake_from_dict
+from jaxmed.plain import check_form
 from jaxmed.spec import System
 from jaxmed.terms import INTERCEPT
 
 FORMAT = 2
 KINDS = ("joint", "block", "robust")
+FORM = {  # of what is read back; NaN is None
+    "format": int,
+    "model": dict,
+    "categories": {str: [str]},
+    "cluster_level": [str],
+    "moderator_means": {str: float},
+    "moderator_values": {str: [float | str]},
+    "reml": bool,
+    "values": [float | None],
+    "cov_joint": [[float | None]],
+    "cov_block": [[float | None]],
+    "free": [(int, int)],
+    "loglik": float | None,
+    "null": (float | None, int),
+    "null_pooled": (float | None, int),
+    "rows": INTAKE_FORM,
+    "cluster_sizes": (int, float, int),
+    "n_clusters": int,
+    "status": int,
+    "n_iter": int,
+    "grad_norm": float | None,
+    "decrement": float | None,
+    "singular": bool,
+    "reduced_rank": bool,
+    "trace": [(int, float | None, float | None)],
+}
 
 
 @dataclass(frozen=True)
@@ -396,35 +423,28 @@ class Estimates:
 
 
 def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments of :class:`Estimates` from ``to_dict``."""
+    """Constructor arguments of :class:`Estimates` from ``to_dict``; ValueError where it has another form."""
     if plain.get("format") != FORMAT:
-        raise SpecError(f"this saved fit has format {plain.get('format')!r}; this version of jaxmed reads {FORMAT}")
-    rows = plain["rows"]
+        raise ValueError(f"format {plain.get('format')!r}; this version of jaxmed reads {FORMAT}")
+    check_form(plain, FORM)
     return {
         "spec": from_dict(plain["model"]),
         "facts": Facts(
             {name: tuple(found) for name, found in plain["categories"].items()}, frozenset(plain["cluster_level"])
         ),
-        "moderator_means": dict(plain["moderator_means"]),
+        "moderator_means": plain["moderator_means"],
         "moderator_values": {name: tuple(found) for name, found in plain["moderator_values"].items()},
-        "reml": bool(plain["reml"]),
         "values": np.array(plain["values"], dtype=float),
         "joint": np.array(plain["cov_joint"], dtype=float),
         "block": np.array(plain["cov_block"], dtype=float),
-        "free": tuple((int(row), int(col)) for row, col in plain["free"]),
-        "loglik": float(plain["loglik"]),
-        "null": (float(plain["null"][0]), int(plain["null"][1])),
-        "null_pooled": (float(plain["null_pooled"][0]), int(plain["null_pooled"][1])),
-        "intake": intake_from_dict(rows),
+        "free": tuple((row, col) for row, col in plain["free"]),
+        "null": (_number(plain["null"][0]), plain["null"][1]),
+        "null_pooled": (_number(plain["null_pooled"][0]), plain["null_pooled"][1]),
+        "intake": intake_from_dict(plain["rows"]),
         "cluster_sizes": tuple(plain["cluster_sizes"]),
-        "n_clusters": int(plain["n_clusters"]),
-        "status": int(plain["status"]),
-        "n_iter": int(plain["n_iter"]),
-        "grad_norm": _number(plain["grad_norm"]),
-        "decrement": _number(plain["decrement"]),
-        "singular": bool(plain["singular"]),
-        "reduced_rank": bool(plain["reduced_rank"]),
-        "trace": tuple((int(a), _number(b), _number(c)) for a, b, c in plain["trace"]),
+        "trace": tuple((stage, _number(value), _number(left)) for stage, value, left in plain["trace"]),
+        **{name: _number(plain[name]) for name in ("loglik", "grad_norm", "decrement")},
+        **{name: plain[name] for name in ("reml", "n_clusters", "status", "n_iter", "singular", "reduced_rank")},
     }
 
 

@@ -42,6 +42,7 @@ class Shards:
     hosts: Hosts = ALONE
 
 
+@float64  # JAX arrays made outside the scope would be float32
 def make_shards(
     table: NDArray[np.float64], n_rows: tuple[int, ...], hosts: Hosts = ALONE, devices: Sequence[Any] | None = None
 ) -> Shards:

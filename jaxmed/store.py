@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,10 +18,23 @@ from numpy.typing import NDArray
 
 from jaxmed.counts import check_path
 from jaxmed.errors import DataError, FitError
-from jaxmed.moments import Moments, Pattern, intake_from_dict
+from jaxmed.moments import INTAKE_FORM, Floats, Moments, Pattern, intake_from_dict
+from jaxmed.plain import check_form, parse
 
 MOMENTS = ".moments"  # how the names of files of moments end
 FORMAT = 1  # of moments in a file
+HEADER_FORM = {
+    "format": int,
+    "cluster": str,
+    "columns": [str],
+    "row_products": [[str]],
+    "groups": [[str]],
+    "averaged": [str],
+    "categories": {str: [str]},
+    "constants": [str],
+    "observed": [[str]],
+    "intake": INTAKE_FORM,
+}
 
 
 def is_moments(path: str | Path) -> bool:
@@ -167,7 +182,7 @@ def _beside(target: Path, fill: Callable[[BinaryIO], object]) -> Iterator[Path]:
 def read(path: str | Path) -> tuple[dict[str, Any], Moments]:
     """Inverse of :func:`write`."""
     with _opened(path, "is not a fit that jaxmed saved, or is damaged") as stored:
-        return json.loads(stored["fit"].tobytes()), _moments(stored)
+        return parse(stored["fit"].tobytes()), _moments(stored)
 
 
 @contextmanager
@@ -175,20 +190,34 @@ def _opened(path: str | Path, refusal: str) -> Iterator[Any]:
     """The arrays of a file, by name."""
     path = check_path("path", path)
     try:
+        _check_sizes(path)
         with np.load(path, allow_pickle=False) as stored:
-            if not isinstance(stored, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array")
             yield stored
     except FileNotFoundError as error:
         raise DataError(f"there is no file {str(path)!r}") from error
     except OSError as error:
         if error.strerror is None:
-            raise DataError(f"{str(path)!r} {refusal}") from error
+            raise DataError(f"{str(path)!r} {refusal} ({error})") from error
         raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from error
     except (MemoryError, DataError):
         raise
     except Exception as error:  # zip, zlib and NumPy have many words for a damaged file
-        raise DataError(f"{str(path)!r} {refusal}") from error
+        reason = str(error).partition("\n")[0][:120]
+        raise DataError(f"{str(path)!r} {refusal} ({reason})") from error
+
+
+def _check_sizes(path: str | Path) -> None:
+    """Refuse arrays that claim more than the file holds, before there is anything of that size in memory."""
+    headers = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+    with zipfile.ZipFile(path) as stored:
+        members = stored.infolist()
+        if sum(member.file_size for member in members) > os.path.getsize(path):
+            raise ValueError("its parts are larger than the file")
+        for member in members:
+            with stored.open(member) as stream:
+                shape, _, dtype = headers[np.lib.format.read_magic(stream)[0]](stream)
+                if math.prod(shape) * dtype.itemsize != member.file_size - stream.tell():
+                    raise ValueError(f"{member.filename!r} is not of the size that it claims")
 
 
 def _text(plain: Any) -> NDArray[np.uint8]:
@@ -196,33 +225,51 @@ def _text(plain: Any) -> NDArray[np.uint8]:
 
 
 def _moments(stored: Any) -> Moments:
-    header = json.loads(stored["moments"].tobytes())
-    if header.get("format") != FORMAT:
-        raise DataError(
-            f"these moments have format {header.get('format')!r}, and this version of jaxmed reads {FORMAT}; read the "
-            "data again"
-        )
-    patterns = tuple(Pattern(tuple(observed), stored[f"products{k}"]) for k, observed in enumerate(header["observed"]))
+    header = parse(stored["moments"].tobytes())
+    check_form(header, HEADER_FORM, "its header")
+    if header["format"] != FORMAT:
+        raise ValueError(f"format {header['format']}, and this version of jaxmed reads {FORMAT}; read the data again")
+    clusters = stored["clusters"]
+    if clusters.ndim != 1 or clusters.dtype.kind not in "biufUM" or not np.all(clusters[1:] > clusters[:-1]):
+        raise ValueError("clusters must be sorted and each be there once")
+    n, names = len(clusters), header["columns"]
+    shift, scale = (_floats(stored, name, (len(names),)) for name in ("shift", "scale"))
+    if not (np.all(np.isfinite(shift)) and np.all((scale > 0) & np.isfinite(scale))):
+        raise ValueError("shifts must be finite, and scales positive")
     groups, row_products = (tuple(tuple(part) for part in header[name]) for name in ("groups", "row_products"))
-    shift, scale, clusters = (stored[name] for name in ("shift", "scale", "clusters"))
     found = Moments(
         header["cluster"],
-        tuple(header["columns"]),
+        tuple(names),
         row_products,
         shift,
         scale,
         clusters,
-        patterns,
+        (),
         groups,
         tuple(header["averaged"]),
-        {name: tuple(found) for name, found in header["categories"].items()},
-        {name: stored[f"constant{k}"] for k, name in enumerate(header["constants"])},
+        {name: tuple(of) for name, of in header["categories"].items()},
+        {name: _floats(stored, f"constant{k}", (n,)) for k, name in enumerate(header["constants"])},
         intake_from_dict(header["intake"]),
     )
-    for pattern in patterns:
-        k = len(found.monomials(pattern.observed))
-        if pattern.products.shape != (k * (k + 1) // 2, found.n_clusters):
-            raise ValueError("products and clusters do not belong together")
-    if any(value.shape != (found.n_clusters,) for value in found.constants.values()):
-        raise ValueError("constants and clusters do not belong together")
+    used = [*found.constants, *found.averaged, *(name for part in (*groups, *row_products) for name in part)]
+    for named in (names, *header["observed"]):
+        if len(set(named)) < len(named) or not {*named, *used} <= set(names):
+            raise ValueError("columns must be among those it lists, each once")
+    if len(found.intake.used) != len(groups):
+        raise ValueError("its counts of rows are not those of its equations")
+    patterns = []
+    for at, observed in enumerate(header["observed"]):
+        k = len(found.monomials(observed))
+        products = _floats(stored, f"products{at}", (k * (k + 1) // 2, n))
+        if not np.all(np.isfinite(products)) or np.any(products[0] < 0):
+            raise ValueError("sums of products must be finite, and counts not negative")
+        patterns.append(Pattern(tuple(observed), products))
+    return replace(found, patterns=tuple(patterns))
+
+
+def _floats(stored: Any, name: str, shape: tuple[int, ...]) -> Floats:
+    """One array of numbers, if it has this shape."""
+    found = stored[name]
+    if found.dtype != np.float64 or found.shape != shape:
+        raise ValueError(f"{name} must be numbers of shape {shape}, not {found.dtype} of shape {found.shape}")
     return found

@@ -177,7 +177,7 @@ class Study:
         self._chosen = positions(analysis.terms, known.labels, known.n_params)
         self._known = known
         labels = tuple(known.labels[k] for k in self._chosen)
-        columns = [*OWN, *(f"{label}{end}" for label in labels for end in ("", "_se", "_se_block"))]
+        columns = columns_of(labels, analysis.intervals)
         twice = sorted({name for name in columns if columns.count(name) > 1})
         if twice:
             raise SpecError(f"two columns of the results would be called {twice[0]!r}; rename a column of the model")
@@ -325,6 +325,13 @@ def limits_of(table: pd.DataFrame, label: str, kind: str, level: float) -> tuple
     critical = bauer_critical([label], level)[0] if kind == "bauer" else critical_value(level)
     estimate = table[label].to_numpy()
     return estimate - critical * error, estimate + critical * error, error
+
+
+def columns_of(labels: Iterable[str], intervals: Iterable[str]) -> list[str]:
+    """Columns of the table of a design that intervals of these kinds rest on."""
+    ends = ["", "_se", "_se_block"]
+    ends += [f"_{kind}_{side}" for kind in intervals if kind not in WALD for side in ("lower", "upper")]
+    return [*OWN, *(f"{label}{end}" for label in labels for end in ends)]
 
 
 def check_intervals(intervals: Any, model: Spec) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ from jaxmed.mediation import Mediation
 from jaxmed.result import Estimates
 
 TABLES = ("effects", "coefficients", "variances", "heterogeneity")
-FORMATS = ("latex", "markdown", "csv")
 HEADS = {"estimate": "Estimate", "se": "SE", "z": "z", "p": "p"}
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -229,12 +228,12 @@ def escape_latex(text: str) -> str:
     >>> print(escape_latex("y~m_1 & 5%"))
     y\textasciitilde{}m\_1 \& 5\%
     """
-    return "".join(LATEX.get(letter, letter) for letter in text)
+    return "".join(LATEX.get(letter, letter) for letter in " ".join(text.split()))
 
 
 def escape_markdown(text: str) -> str:
     """Text that no Markdown reader takes for markup or for the end of a cell."""
-    return "".join(f"\\{letter}" if letter in r"\`*_{}[]()<>#|~$&" else letter for letter in text)
+    return "".join(f"\\{letter}" if letter in r"\`*_{}[]()<>#|~$&" else letter for letter in " ".join(text.split()))
 
 
 def _latex(found: Numbers) -> str:
