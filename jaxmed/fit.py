@@ -99,7 +99,8 @@ def fit(
     Warns
     -----
     ConvergenceWarning
-        The optimiser ended without its certificate; ``fit.status`` and ``fit.message`` say why.
+        The optimiser ended without its certificate, or double precision leaves few correct digits; ``fit.status`` and
+        ``fit.message`` say why.
     DesignWarning
         Coefficients were fixed because the data cannot show that they vary; see ``fit.notes``.
 
@@ -256,7 +257,8 @@ def _assemble(
 ) -> Fit:
     """Estimates on the user's scale, with everything a reader asks of them."""
     theta = np.asarray(solution.theta)
-    singular = inference.is_singular(layout, theta, inference.mean_squares(design.system, totals))
+    mean_square = inference.mean_squares(design.system, totals)
+    singular = inference.is_singular(layout, theta, mean_square)
     reduced_rank = singular and not np.all(np.isfinite(found.joint))
     if reduced_rank:
         found = _rank_constrained(layout, theta, solution.evaluation)
@@ -286,11 +288,12 @@ def _assemble(
         decrement=float(solution.decrement),
         singular=singular,
         reduced_rank=reduced_rank,
+        largest_share=float(inference.shares(layout, theta[None], mean_square).max(initial=0.0)),
         trace=tuple((int(stage), float(f), float(left)) for stage, f, left in solution.trace[:made]),
         theta=theta,
         moments=moments,
     )
-    if not fit.converged:
+    if not fit.converged or fit.imprecise:
         warnings.warn(fit.message, ConvergenceWarning, stacklevel=3)
     for note in fit.notes:
         warnings.warn(note, DesignWarning, stacklevel=3)

@@ -120,21 +120,29 @@ def is_singular(layout: Layout, theta: Floats, mean_square: Floats) -> bool:
 
 def are_singular(layout: Layout, theta: Floats, mean_square: Floats) -> NDArray[np.bool_]:
     """:func:`is_singular` of many fits, ``theta`` of shape (fits, n); a theta that is not finite is none."""
-    fits, n_free = len(theta), len(layout.free)
-    found = np.zeros(fits, dtype=bool)
     if layout.n_random == 0:
-        return found
-    row, col = np.array(layout.free, dtype=int).T
-    root = np.zeros((fits, layout.n_random, layout.n_random))
-    root[:, row, col] = theta[:, :n_free]
-    matrix = root @ root.swapaxes(1, 2)
-    variance = np.diagonal(matrix, axis1=1, axis2=2)
-    residual = np.exp(2 * theta[:, n_free : n_free + layout.n_equations])
-    found |= np.any(variance * mean_square < SINGULAR_VARIANCE * residual[:, list(layout.owners)], axis=1)
+        return np.zeros(len(theta), dtype=bool)
+    found = np.any(shares(layout, theta, mean_square) < SINGULAR_VARIANCE, axis=1)
     rest = ~found & np.all(np.isfinite(theta), axis=1)
-    unit = 1 / np.sqrt(variance[rest])
+    matrix = _matrices(layout, theta)
+    unit = 1 / np.sqrt(np.diagonal(matrix[rest], axis1=1, axis2=2))
     found[rest] = np.linalg.eigvalsh(matrix[rest] * unit[:, :, None] * unit[:, None])[:, 0] < SINGULAR_EIGENVALUE
     return found
+
+
+def shares(layout: Layout, theta: Floats, mean_square: Floats) -> Floats:
+    """Variance that each random effect adds to its outcome, over the residual variance, shape (fits, q)."""
+    variance = np.diagonal(_matrices(layout, theta), axis1=1, axis2=2)
+    residual = np.exp(2 * theta[:, len(layout.free) : len(layout.free) + layout.n_equations])
+    return np.asarray(variance * mean_square / residual[:, list(layout.owners)])
+
+
+def _matrices(layout: Layout, theta: Floats) -> Floats:
+    """G of many fits, shape (fits, q, q)."""
+    row, col = np.array(layout.free, dtype=int).reshape(-1, 2).T
+    root = np.zeros((len(theta), layout.n_random, layout.n_random))
+    root[:, row, col] = theta[:, : len(layout.free)]
+    return root @ root.swapaxes(1, 2)
 
 
 def mean_squares(system: System, totals: Totals) -> Floats:

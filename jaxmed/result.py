@@ -20,6 +20,7 @@ from jaxmed.spec import System
 from jaxmed.terms import INTERCEPT
 
 FORMAT = 2
+IMPRECISE = 1e7  # standard errors are right to 1e-6 at 1e6, and wrong in the second digit at 1e8
 KINDS = ("joint", "block", "robust")
 FORM = {  # of what is read back; NaN is None
     "format": int,
@@ -45,6 +46,7 @@ FORM = {  # of what is read back; NaN is None
     "decrement": float | None,
     "singular": bool,
     "reduced_rank": bool,
+    "largest_share": float | None,
     "trace": [(int, float | None, float | None)],
 }
 
@@ -112,6 +114,8 @@ class Estimates:
         G is at its boundary: a variance of zero or a correlation of one.
     reduced_rank : bool
         Covariances take the rank of a singular G as known, because the Hessian in G itself is indefinite there.
+    largest_share : float
+        The largest variance that a random effect adds to its outcome, in units of the residual variance.
     trace : tuple of (int, float, float)
         Stage, negative log likelihood and Newton decrement by iteration, on the working scale.
     """
@@ -137,6 +141,7 @@ class Estimates:
     decrement: float
     singular: bool
     reduced_rank: bool
+    largest_share: float
     trace: tuple[tuple[int, float, float], ...] = field(repr=False)
 
     def __repr__(self) -> str:
@@ -304,6 +309,11 @@ class Estimates:
         return self.status == Status.CONVERGED
 
     @property
+    def imprecise(self) -> bool:
+        """Whether double precision leaves few correct digits: ``largest_share`` is above 1e7 (docs/reliability.md)."""
+        return self.largest_share > IMPRECISE
+
+    @property
     def message(self) -> str:
         """How the optimiser ended, what it means and what helps."""
         text = Status(self.status).message
@@ -318,6 +328,12 @@ class Estimates:
             text += (
                 "; the Hessian in (G, residual variances) is not positive definite, so joint standard errors are not "
                 "available: block standard errors of the fixed effects are"
+            )
+        if self.imprecise:
+            text += (
+                f"; imprecise: a random effect varies {self.largest_share:.0e} times as much as the residual of its "
+                "outcome, which leaves standard errors and the log likelihood few correct digits in double precision; "
+                "check the column, or fit the outcome without what hardly varies"
             )
         return text
 
@@ -413,6 +429,7 @@ class Estimates:
             "message": self.message,
             "singular": self.singular,
             "reduced_rank": self.reduced_rank,
+            "largest_share": self.largest_share,
             "n_iter": self.n_iter,
             "grad_norm": self.grad_norm,
             "decrement": self.decrement,
@@ -443,7 +460,7 @@ def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
         "intake": intake_from_dict(plain["rows"]),
         "cluster_sizes": tuple(plain["cluster_sizes"]),
         "trace": tuple((stage, _number(value), _number(left)) for stage, value, left in plain["trace"]),
-        **{name: _number(plain[name]) for name in ("loglik", "grad_norm", "decrement")},
+        **{name: _number(plain[name]) for name in ("loglik", "grad_norm", "decrement", "largest_share")},
         **{name: plain[name] for name in ("reml", "n_clusters", "status", "n_iter", "singular", "reduced_rank")},
     }
 

@@ -371,7 +371,7 @@ def test_standard_errors_at_a_singular_fit_do_not_depend_on_the_order_of_predict
     np.testing.assert_allclose(tables[0], tables[1], rtol=1e-6, atol=1e-9)
 
 
-def test_effects_of_very_different_size_converge():
+def test_effects_of_very_different_size_converge_and_are_said_to_be_imprecise():
     """b varies 1e8 times as much as the other slopes, for which the shared start is thousands of times too large.
 
     The variance of b is then that of the drawn slopes, to twice their sampling error by their sd.
@@ -382,7 +382,9 @@ def test_effects_of_very_different_size_converge():
     x, e_m, e_y = rng.normal(size=(3, 320))
     m = u[at, 0] + (0.5 + u[at, 1]) * x + e_m
     y = u[at, 2] + (0.4 + u[at, 3]) * m + (0.2 + u[at, 4]) * x + e_y
-    fit = jm.fit(pd.DataFrame({"id": at, "x": x, "m": m, "y": y}), MODEL)
+    with pytest.warns(jm.ConvergenceWarning, match="imprecise: a random effect varies .e.08 times"):
+        fit = jm.fit(pd.DataFrame({"id": at, "x": x, "m": m, "y": y}), MODEL)
     assert fit.converged
+    assert fit.imprecise
     assert fit.random_cov.loc["y~m", "y~m"] == pytest.approx(u[:, 3].var(ddof=1), rel=1e-4)
     assert np.all(np.delete(np.diag(fit.random_cov), 3) < 1)
