@@ -39,7 +39,9 @@ def check_choice(name: str, value: Any, choices: Iterable[str], also: str = "") 
         It is something else; ``also`` says what else would do.
     """
     if not isinstance(value, str) or value not in choices:
-        raise SpecError(f"{name}={value!r} is not known; choose one of {list(choices)}{also}")
+        known = list(choices)
+        words = " or ".join(map(repr, known)) if len(known) <= 2 else f"one of {known}"
+        raise SpecError(f"{name}={value!r} is not known; choose {words}{also}")
     return str(value)
 
 

@@ -165,7 +165,7 @@ def about(design: Design, analysis: Analysis, truth: Truth, requested: int) -> d
 def no_cell(analysis: Analysis) -> Cell:
     """What a folder says of itself: a study, and no design of it."""
     said = {"format": FORMAT, "kind": WHAT, "key": "", "design": {}, "analysis": analysis.to_dict()}
-    about = said | {"labels": [], "truth": []}
+    about = said | {"population": {}, "labels": [], "truth": [], "requested": 0}
     return Cell({}, about, Truth((), np.zeros(0)), pd.DataFrame({name: np.zeros(0, dtype=np.int64) for name in OWN}))
 
 
@@ -282,7 +282,7 @@ def read_cell(path: Path) -> Cell:
         if said.get("kind") != WHAT or said.get("format") != FORMAT:
             raise ValueError(f"kind {said.get('kind')!r}, format {said.get('format')!r}")
         check_form(said, FORM)
-        if not re.fullmatch("[0-9a-f]{16}", said["key"]):  # it becomes the name of a file
+        if not re.fullmatch("([0-9a-f]{16})?", said["key"]):  # it becomes the name of a file
             raise ValueError(f"key {shown(said['key'])}")
         values = np.array([np.nan if value is None else value for value in said["truth"]], dtype=float)
         cell = Cell(dict(said["design"]), said, Truth(tuple(said["labels"]), values), table)

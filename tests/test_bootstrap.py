@@ -14,7 +14,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 from conftest import FOUR_DEVICES
 
@@ -22,6 +21,7 @@ import jaxmed as jm
 from jaxmed import generate, likelihood, optimise, resample
 from jaxmed.batches import Refitter, _population, fitted, given_rows
 from jaxmed.design import make_design
+from jaxmed.ledger import read_table, write_table
 from jaxmed.params import count_rows, make_scale
 from jaxmed.refit import seed_key
 from jaxmed.replicates import make_origin, read_replicates, without_each_cluster
@@ -222,7 +222,7 @@ def test_killed_and_resumed(fit, whole, tmp_path):
     process = child(tmp_path / "fit.jaxmed", out, 0.5)
     try:
         for _ in range(1200):
-            if process.poll() is not None or (out.exists() and len(list(out.glob("*.parquet"))) >= 2):
+            if process.poll() is not None or len(list(out.glob("replicates-*"))) >= 2:
                 break
             time.sleep(0.1)
         assert process.poll() is None, process.communicate()
@@ -621,7 +621,7 @@ def test_nothing_to_load(tmp_path):
     for paths in (tmp_path, [tmp_path]):
         with pytest.raises(jm.DataError, match="there are no replicates in "):
             jm.load_replicates(paths)
-    with pytest.raises(jm.DataError, match="there are no replicates in nothing"):
+    with pytest.raises(jm.DataError, match=r"there are no replicates in paths=\[\]"):
         jm.load_replicates([])
     with pytest.raises(jm.DataError, match=r"there is no file .*absent\.parquet"):
         jm.load_replicates(tmp_path / "absent.parquet")
@@ -629,9 +629,8 @@ def test_nothing_to_load(tmp_path):
 
 def test_another_format_is_refused(whole, tmp_path):
     whole.save(tmp_path / "all.parquet")
-    arrow = pq.read_table(tmp_path / "all.parquet")
-    text = arrow.schema.metadata[b"jaxmed"].replace(b'"format": 1', b'"format": 9')
-    pq.write_table(arrow.replace_schema_metadata({b"jaxmed": text}), tmp_path / "new.parquet")
+    table, about = read_table(tmp_path / "all.parquet", "replicates")
+    write_table(tmp_path / "new.parquet", table, about | {"format": 9})
     with pytest.raises(jm.DataError, match="format 9; this version of jaxmed reads 1"):
         read_replicates(tmp_path / "new.parquet")
 

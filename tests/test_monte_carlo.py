@@ -75,8 +75,11 @@ def test_moderated_effects_keep_their_index():
         ({"method": "monte_carlo"}, "give a seed"),
         ({"method": "monte_carlo", "seed": -1}, "seed=-1 must be a whole number"),
         ({"method": "monte_carlo", "seed": 1, "draws": 10}, "draws=10 must be"),
-        ({"method": "monte_carlo", "seed": 1, "se": "bauer"}, "se='bauer' is not known for method='monte_carlo'"),
-        ({"method": "profile", "se": "block"}, "se='block' is not known for method='profile'"),
+        (
+            {"method": "monte_carlo", "seed": 1, "se": "bauer"},
+            "method='monte_carlo': se='bauer' is not known",
+        ),
+        ({"method": "profile", "se": "block"}, "method='profile': se='block' is not known; choose 'joint'"),
         ({"se": "bauer", "terms": "all"}, "se='bauer' is of effects"),
         ({"terms": ["ab"]}, "choose 'effects', 'parameters', 'all' or some of"),
         ({"terms": ["a", "a"]}, "each once"),

@@ -374,7 +374,7 @@ def test_moments_of_another_version_or_shape_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "FORMAT", 99)
     jm.save_moments(moments, tmp_path / "new.MOMENTS")
     monkeypatch.undo()
-    with pytest.raises(jm.DataError, match="these moments have format 99, and this version of jaxmed reads 1"):
+    with pytest.raises(jm.DataError, match="format 99, and this version of jaxmed reads 1"):
         jm.fit(tmp_path / "new.MOMENTS", SIMPLE)
     with pytest.raises(jm.DataError, match="cannot be read: Is a directory"):
         jm.load_moments(tmp_path)

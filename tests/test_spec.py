@@ -190,7 +190,7 @@ def test_contradictions_are_refused(make, message):
 
 @pytest.mark.parametrize("value", [None, 3])
 def test_system_of_no_list_is_refused(value):
-    with pytest.raises(jm.SpecError, match="at least one Equation"):
+    with pytest.raises(jm.SpecError, match=rf"equations must be a list such as \[Equation.*got {value}"):
         jm.System(value, cluster="id")
 
 
