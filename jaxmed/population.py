@@ -17,7 +17,7 @@ from jaxmed.components import two_valued, variance_components
 from jaxmed.counts import check_choice, check_count, is_number
 from jaxmed.effect_tables import make_targets
 from jaxmed.errors import SpecError
-from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled, from_dict
+from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
 from jaxmed.moments import Floats, Moments
 from jaxmed.result import Estimates
 from jaxmed.sizes import Size, check_size
@@ -476,7 +476,7 @@ class Population:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, from which :func:`population_from_dict` makes an equal population."""
+        """Plain data: two populations with the same are the same."""
         return {
             "model": self.spec.to_dict(),
             "cluster_level": sorted(self.facts.cluster_level),
@@ -500,27 +500,6 @@ def _named(numbers: Any) -> dict[str, Any]:
     if not isinstance(numbers, Mapping) or not all(isinstance(name, str) for name in numbers):
         raise SpecError(f"numbers={numbers!r} must be a dict from names to numbers, such as {{'y~m': 0.3}}")
     return dict(numbers)
-
-
-def population_from_dict(plain: Mapping[str, Any]) -> Population:
-    """Inverse of :meth:`Population.to_dict`."""
-    spec = from_dict(plain["model"])
-    found = Population.__new__(Population)
-    found._put(
-        spec=spec,
-        facts=Facts({}, frozenset(plain["cluster_level"])),
-        means=np.array(plain["means"], dtype=float),
-        between=np.array(plain["between"], dtype=float).reshape(len(plain["columns"]), -1),
-        within=np.array(plain["within"], dtype=float).reshape(len(plain["columns"]), -1),
-        two_valued={name: tuple(values) for name, values in plain["two_valued"].items()},
-        random_effects=plain["random_effects"],
-        residuals=plain["residuals"],
-        clusters=plain["clusters"],
-        size=check_size(plain["size"]),
-    )
-    found._put(values=np.array([plain["numbers"][label] for label in found.labels], dtype=float))
-    found._check()
-    return found
 
 
 def as_population(value: Any) -> Population:
