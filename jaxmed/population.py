@@ -155,10 +155,27 @@ class Population:
         Columns that no equation draws are normal with the means, and the covariances between and within clusters
         (analysis of variance), that the data have; columns of two values keep these and their shares.
 
+        Parameters
+        ----------
+        fit : Fit
+            Not of estimates alone: its moments are used.
+
+        Returns
+        -------
+        Population
+            Numbers to ten digits.
+
         Raises
         ------
         SpecError
-            The model has a categorical column.
+            Something else than a fit; the model has a categorical column.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> jm.Population.from_fit(fit).effects().round(3).to_dict()
+        {'a': 0.652, 'b': 0.613, 'c_prime': 0.24, 'cov_ab': 0.158, 'indirect': 0.557, 'total': 0.797}
         """
         if not hasattr(fit, "moments"):
             raise SpecError(f"Population.from_fit needs a fit, as jaxmed.fit returns it; got {fit!r}")
@@ -224,6 +241,10 @@ class Population:
         options
             As for :class:`Population`.
 
+        Returns
+        -------
+        Population
+
         Raises
         ------
         SpecError
@@ -282,7 +303,19 @@ class Population:
         return cls(spec, numbers, **options)
 
     def replace(self, numbers: Mapping[str, float] | None = None, **named: Any) -> Population:
-        """The same population with some other numbers, names as in :class:`Population`, or other distributions."""
+        """The same population with some other numbers, names as in :class:`Population`, or other distributions.
+
+        Raises
+        ------
+        SpecError
+            Unknown names, and numbers that no population has.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> jm.Population().replace(a=0.3).effects()[["a", "indirect"]].round(3).to_dict()
+        {'a': 0.3, 'indirect': 0.293}
+        """
         found = type(self).__new__(type(self))
         own = {name: named.pop(name) for name in ("random_effects", "residuals", "clusters", "size") if name in named}
         if "size" in own:
@@ -460,7 +493,21 @@ class Population:
         return _labelled(self.residual_matrix, self.system.outcomes)
 
     def effects(self, at: Mapping[str, Any] | None = None) -> pd.Series:
-        """True effects by name, ``at`` values of moderators as in :meth:`jaxmed.Fit.effects`."""
+        """True effects by name, ``at`` values of moderators as in :meth:`jaxmed.Fit.effects`.
+
+        Raises
+        ------
+        FitError
+            The model is not a :class:`Mediation`.
+        SpecError
+            Moderators or values that the model does not have.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> jm.Population().effects()[["indirect", "total"]].round(3).to_dict()
+        {'indirect': 0.473, 'total': 0.673}
+        """
         targets = make_targets(self, at)
         found = effects.combined_at(targets.plan, self.values[None], targets.weights, targets.combination)[0]
         return pd.Series(found, index=targets.rows, name="value")
