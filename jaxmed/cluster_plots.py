@@ -51,6 +51,11 @@ def cluster_effects(fit: Fit, effect: str | None = None, *, ax: Axes | None = No
         A specific indirect effect, such as ``"indirect_m1"``; by default the first that varies between clusters.
     ax : Axes, optional
 
+    Returns
+    -------
+    Axes
+        ``ax``, or those of a new figure.
+
     Raises
     ------
     SpecError
@@ -93,12 +98,24 @@ def caterpillar(fit: Fit, term: str | None = None, level: float = 0.95, *, ax: A
     level : float
     ax : Axes, optional
 
+    Returns
+    -------
+    Axes
+        ``ax``, or those of a new figure.
+
     Raises
     ------
     SpecError
         No such column; no confidence level.
     FitError
         The model has no random effects.
+
+    Examples
+    --------
+    >>> import jaxmed as jm
+    >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+    >>> jm.plots.caterpillar(fit).get_ylabel()
+    'predicted indirect effect'
     """
     table = fit.ranef()
     term = find_route(fit, None).column if term is None else term
@@ -141,12 +158,24 @@ def slopes(fit: Fit, effect: str | None = None, level: float = 0.95, *, ax: Axes
         Share of clusters that an ellipse holds, were the slopes normal.
     ax : Axes, optional
 
+    Returns
+    -------
+    Axes
+        ``ax``, or those of a new figure.
+
     Raises
     ------
     SpecError
         No such effect.
     FitError
         One of the slopes does not vary between clusters.
+
+    Examples
+    --------
+    >>> import jaxmed as jm
+    >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+    >>> jm.plots.slopes(fit).get_xlabel()
+    'a: x → m'
     """
     route = find_route(fit, effect)
     if len(route.paths) != 2:
@@ -188,6 +217,11 @@ def cluster_lines(fit: Fit, outcome: str, predictor: str, *, ax: Axes | None = N
     outcome, predictor : str
         Columns: an outcome, and a predictor in its equation. Of more than 300 clusters 300 are drawn.
     ax : Axes, optional
+
+    Returns
+    -------
+    Axes
+        ``ax``, or those of a new figure.
 
     Raises
     ------
@@ -245,12 +279,24 @@ def quantiles(fit: Fit, term: str | None = None, level: float = 0.95, *, ax: Axe
     level : float
     ax : Axes, optional
 
+    Returns
+    -------
+    Axes
+        ``ax``, or those of a new figure.
+
     Raises
     ------
     SpecError
         No such random effect.
     FitError
         The model has no random effects, or the variance of this one is zero.
+
+    Examples
+    --------
+    >>> import jaxmed as jm
+    >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+    >>> jm.plots.quantiles(fit, "m~x").get_ylabel()
+    'standardized m~x'
     """
     table, labels = fit.ranef(), list(fit.system.random_labels)
     term = labels[0] if term is None else term
@@ -290,10 +336,22 @@ def influence(table: pd.DataFrame, term: str = "indirect", labels: int = 5, *, a
         Clusters with the largest distances that are named.
     ax : Axes, optional
 
+    Returns
+    -------
+    Axes
+        ``ax``, or those of a new figure.
+
     Raises
     ------
     SpecError
         The table has no such columns.
+
+    Examples
+    --------
+    >>> import jaxmed as jm
+    >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+    >>> jm.plots.influence(fit.influence()).get_xlabel()
+    'what the cluster adds to indirect'
     """
     absent = [name for name in (term, "cook") if name not in table.columns]
     if absent:

@@ -29,6 +29,10 @@ def load_example() -> pd.DataFrame:
     and .4 (y), Var(a_j) = Var(b_j) = .16, Var(c'_j) = .04, cov(a_j, b_j) = .113, residual variances .65 (m) and .45
     (y); so the average indirect effect is .473 and the total .673. Made by ``jaxmed.simulate`` with a fixed seed.
 
+    Returns
+    -------
+    DataFrame, shape (800, 4)
+
     Examples
     --------
     >>> import jaxmed as jm
@@ -47,6 +51,10 @@ def load_schools() -> pd.DataFrame:
     support move effort (.3, .4), and motivation (.5, sd .35; correlation with the former slope .5), effort (.3),
     support (.2) and morale (.4) move achievement; training moves morale (.8) and motivation (.3). The population is
     written out in ``tests/reference/make_schools.py``.
+
+    Returns
+    -------
+    DataFrame, shape (1025, 10)
 
     Examples
     --------
@@ -68,6 +76,15 @@ def load_bpg2006(download: bool = True) -> pd.DataFrame:
     Looked for as ``bpg2006.csv`` in the folder named by the environment variable JAXMED_DATA, then in the download
     cache, then fetched once from the UCLA statistics site (needs ``pip install 'jaxmed[data]'``). The values are
     checked: 800 rows, 100 clusters of 8, and the means, standard deviations and correlations that the example prints.
+
+    Parameters
+    ----------
+    download : bool
+        Whether to fetch the data where they are not at hand.
+
+    Returns
+    -------
+    DataFrame, shape (800, 4)
 
     Raises
     ------

@@ -65,6 +65,10 @@ def describe(data: Any, spec: Spec) -> Description:
         As for :func:`jaxmed.fit`.
     spec : Mediation or System
 
+    Returns
+    -------
+    Description
+
     Raises
     ------
     DataError
@@ -175,6 +179,18 @@ def stack(data: Any, spec: Spec) -> pd.DataFrame:
     data : frame or path
         As for :func:`jaxmed.fit`.
     spec : Mediation or System
+
+    Returns
+    -------
+    DataFrame
+        ``n_rows`` times the number of equations rows, less those left out.
+
+    Raises
+    ------
+    SpecError
+        The cluster column has the name of a column of the table.
+    DataError
+        The data cannot be read, see :func:`jaxmed.fit`.
 
     Examples
     --------

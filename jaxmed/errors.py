@@ -41,7 +41,13 @@ def _cut(message: str) -> str:
 
 
 class Status(IntEnum):
-    """How the optimiser ended. Integers survive ``vmap``; messages say what happened and what helps."""
+    """How the optimiser ended. Integers survive ``vmap``; messages say what happened and what helps.
+
+    Examples
+    --------
+    >>> Status(0).message
+    'converged: Newton decrement below tolerance and Hessian positive definite'
+    """
 
     CONVERGED = 0
     MAX_ITERATIONS = 1

@@ -399,6 +399,13 @@ class Fit(Estimates):
             The model is not a :class:`Mediation`.
         SpecError
             Moderators or values that the model does not have.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> fit.effects().loc["indirect", ["estimate", "se", "ci_lower", "ci_upper"]].round(3).tolist()
+        [0.557, 0.068, 0.424, 0.69]
         """
         return effect_table(self, se, level, at, difference)
 
@@ -424,6 +431,20 @@ class Fit(Estimates):
         -------
         DataFrame
             Columns ``estimate, se, ci_lower, ci_upper``; for several mediators a row per specific effect too.
+
+        Raises
+        ------
+        FitError
+            The model is not a :class:`Mediation`.
+        SpecError
+            Another level or kind; moderators or values that the model does not have.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> fit.heterogeneity()["estimate"].round(2).to_dict()
+        {'sd_indirect': 0.58, 'sd_total': 0.64, 'share_indirect_positive': 0.94}
         """
         return heterogeneity_table(self, level, at, se)
 
@@ -501,6 +522,20 @@ class Fit(Estimates):
         -------
         DataFrame
             Columns ``value``, ``zeta`` (signed root of twice the drop of the log likelihood) and ``loglik``.
+
+        Raises
+        ------
+        SpecError
+            An unknown or fixed term, or values that it cannot have.
+        FitError
+            The fit holds only some of its clusters.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> fit.profile("indirect", [0.4, 0.5]).round(2).to_numpy().tolist()
+        [[0.4, -2.67, -2133.58], [0.5, -0.89, -2130.4]]
         """
         return profile.profile_curve(self, self.theta, self.moments, term, values, at)
 
@@ -550,6 +585,11 @@ class Fit(Estimates):
         ----------
         correction : {"CR0", "CR1"}
             None, or the factor J / (J - 1), J the number of clusters.
+
+        Returns
+        -------
+        DataFrame
+            Labels of all parameters, in rows and columns, as in :meth:`cov_params` with ``full``.
 
         Raises
         ------
@@ -676,6 +716,13 @@ class Fit(Estimates):
         ------
         FitError
             The model has no random effects.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> fit.ranef()[["a", "b", "ab"]].mean().round(2).to_dict()
+        {'a': 0.65, 'b': 0.61, 'ab': 0.56}
         """
         return predict_clusters(self, self.theta, self.moments)
 
@@ -747,10 +794,32 @@ class Fit(Estimates):
     ) -> str:
         """Tables for a terminal.
 
-        ``se="bauer"`` prints the numbers of the worked Stata example: block standard errors, its effect formulas, and
-        the variance of its extra random effect; ``se="robust"`` cluster-robust standard errors throughout. ``at`` are
-        values of moderators; with ``difference`` and ``heterogeneity`` the tables of :meth:`effects` of differences and
-        of :meth:`heterogeneity` are added.
+        Parameters
+        ----------
+        se : {"joint", "bauer", "robust"}
+            ``"bauer"`` prints the numbers of the worked Stata example: block standard errors, its effect formulas, and
+            the variance of its extra random effect; ``"robust"`` cluster-robust standard errors throughout.
+        level : float
+        at : dict, optional
+            Values of moderators, as in :meth:`effects`.
+        difference, heterogeneity : bool
+            Add the table of :meth:`effects` of differences, and that of :meth:`heterogeneity`.
+
+        Returns
+        -------
+        str
+
+        Raises
+        ------
+        SpecError, FitError
+            As :meth:`effects`; ``se="bauer"`` for another model than Bauer's.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> print(fit.summary().splitlines()[0])
+        Multilevel mediation: x -> m -> y within id
         """
         tables = self._effect_tables(se, level, at)
         check_flag("heterogeneity", heterogeneity)
@@ -779,6 +848,11 @@ class Fit(Estimates):
         se, level, at
             As for :meth:`effects`; ``se="bauer"`` takes block standard errors for coefficients.
 
+        Returns
+        -------
+        str
+            A ``table`` environment with caption.
+
         Raises
         ------
         SpecError
@@ -798,13 +872,29 @@ class Fit(Estimates):
     def to_markdown(
         self, table: str = "effects", se: str = "joint", level: float = 0.95, at: Mapping[str, Any] | None = None
     ) -> str:
-        """One table in Markdown; parameters and errors as for :meth:`to_latex`."""
+        r"""One table in Markdown; parameters and errors as for :meth:`to_latex`.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> print(fit.to_markdown().splitlines()[2])
+        | a | 0.6517 | 0.0544 | 11.99 | \<0.001 | 0.5452 | 0.7582 |
+        """
         return export(numbers(self, table, se, level, at), "markdown")
 
     def to_csv(
         self, table: str = "effects", se: str = "joint", level: float = 0.95, at: Mapping[str, Any] | None = None
     ) -> str:
-        """One table as comma-separated text with all digits; parameters and errors as for :meth:`to_latex`."""
+        """One table as comma-separated text with all digits; parameters and errors as for :meth:`to_latex`.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> print(fit.to_csv().splitlines()[0])
+        effect,estimate,se,z,p,ci_lower,ci_upper
+        """
         return export(numbers(self, table, se, level, at), "csv")
 
     def __str__(self) -> str:
@@ -822,10 +912,32 @@ class Fit(Estimates):
     ) -> dict[str, Any]:
         """Plain data under the public names; see also :meth:`to_json` and :meth:`save`.
 
-        Of a model with moderators, ``effects`` holds a list of rows, with the moderators as further columns; ``at`` are
-        their values as in :meth:`effects`. ``difference`` and ``heterogeneity`` add ``effect_differences`` and
-        ``heterogeneity``, the tables of :meth:`effects` and :meth:`heterogeneity`, in the same form; ``robust`` adds
-        ``bse_robust``, ``cov_robust`` and the effects with cluster-robust standard errors.
+        Parameters
+        ----------
+        at : dict, optional
+            Values of moderators, as in :meth:`effects`.
+        difference, heterogeneity : bool
+            Add ``effect_differences`` and ``heterogeneity``, the tables of :meth:`effects` and :meth:`heterogeneity`.
+        robust : bool
+            Add ``bse_robust``, ``cov_robust`` and the effects with cluster-robust standard errors.
+
+        Returns
+        -------
+        dict
+            ``effects`` holds a table by kind of standard error: rows by effect or, of a model with moderators, a list
+            of rows with the moderators as further columns. NaN is None.
+
+        Raises
+        ------
+        SpecError, FitError
+            As :meth:`effects` and, with ``robust``, :meth:`robust_cov`.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> round(fit.to_dict()["effects"]["joint"]["indirect"]["estimate"], 3)
+        0.557
         """
         for name, value in (("difference", difference), ("heterogeneity", heterogeneity), ("robust", robust)):
             check_flag(name, value)
@@ -844,7 +956,16 @@ class Fit(Estimates):
         return plain
 
     def to_json(self, indent: int | None = 1, **tables: Any) -> str:
-        """JSON text of :meth:`to_dict`, which takes ``tables``; numbers keep all their digits, NaN is null."""
+        """JSON text of :meth:`to_dict`, which takes ``tables``; numbers keep all their digits, NaN is null.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> import json
+        >>> json.loads(fit.to_json()) == fit.to_dict()
+        True
+        """
         indent = None if indent is None else check_count("indent", indent, 0, 100)
         return json.dumps(self.to_dict(**tables), indent=indent, allow_nan=False, ensure_ascii=False)
 
@@ -867,9 +988,13 @@ def load(path: str | Path, verify: bool = False) -> Fit:
 
     Parameters
     ----------
-    path : path
+    path : str or Path
     verify : bool
         Evaluate the likelihood again at the stored estimates, from the stored moments, and compare.
+
+    Returns
+    -------
+    Fit
 
     Raises
     ------
@@ -877,6 +1002,17 @@ def load(path: str | Path, verify: bool = False) -> Fit:
         No such file, or not a saved fit.
     FitError
         ``verify`` found another log likelihood than the stored one.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> import jaxmed as jm
+    >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+    >>> with TemporaryDirectory() as folder:
+    ...     fit.save(f"{folder}/fit.jaxmed")
+    ...     again = jm.load(f"{folder}/fit.jaxmed", verify=True)
+    >>> again.params.equals(fit.params)
+    True
     """
     check_flag("verify", verify)
     plain, moments = store.read(path)

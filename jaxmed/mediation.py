@@ -283,12 +283,27 @@ class Mediation:
     def system(self, facts: Facts | None = None) -> System:
         """The equations of this model; ``facts`` of the data adapt them (2-1-1 and 2-2-1 designs, categories).
 
+        Parameters
+        ----------
+        facts : Facts, optional
+            What data said of the model: the categories of columns, and the columns that do not vary within clusters.
+
+        Returns
+        -------
+        System
+
         Raises
         ------
         SpecError
             A categorical column, and no facts to name its categories.
         DataError
             A design that this model cannot answer, such as a mediator of the cluster between x and y of the row.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> jm.Mediation(x="x", m="m", y="y", cluster="id").system().labels
+        ('m~1', 'm~x', 'y~1', 'y~m', 'y~x')
         """
         if facts is None:
             if self.reference:

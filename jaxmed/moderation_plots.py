@@ -40,6 +40,11 @@ def conditional(
         One value of each other moderator; by default the mean, or the first value.
     ax : Axes, optional
 
+    Returns
+    -------
+    Axes
+        ``ax``, or those of a new figure.
+
     Raises
     ------
     SpecError

@@ -38,6 +38,11 @@ def path_diagram(fit: Fit, level: float = 0.95, at: Mapping[str, Any] | None = N
         One value of each moderator; by default the mean, or the first value.
     ax : Axes, optional
 
+    Returns
+    -------
+    Axes
+        ``ax``, or those of a new figure.
+
     Raises
     ------
     FitError

@@ -17,7 +17,7 @@ from jaxmed.components import two_valued, variance_components
 from jaxmed.counts import check_choice, check_count, is_number
 from jaxmed.effect_tables import make_targets
 from jaxmed.errors import SpecError
-from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled, from_dict
+from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
 from jaxmed.moments import Floats, Moments
 from jaxmed.result import Estimates
 from jaxmed.sizes import Size, check_size
@@ -155,10 +155,27 @@ class Population:
         Columns that no equation draws are normal with the means, and the covariances between and within clusters
         (analysis of variance), that the data have; columns of two values keep these and their shares.
 
+        Parameters
+        ----------
+        fit : Fit
+            Not of estimates alone: its moments are used.
+
+        Returns
+        -------
+        Population
+            Numbers to ten digits.
+
         Raises
         ------
         SpecError
-            The model has a categorical column.
+            Something else than a fit; the model has a categorical column.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> jm.Population.from_fit(fit).effects().round(3).to_dict()
+        {'a': 0.652, 'b': 0.613, 'c_prime': 0.24, 'cov_ab': 0.158, 'indirect': 0.557, 'total': 0.797}
         """
         if not hasattr(fit, "moments"):
             raise SpecError(f"Population.from_fit needs a fit, as jaxmed.fit returns it; got {fit!r}")
@@ -224,6 +241,10 @@ class Population:
         options
             As for :class:`Population`.
 
+        Returns
+        -------
+        Population
+
         Raises
         ------
         SpecError
@@ -282,7 +303,19 @@ class Population:
         return cls(spec, numbers, **options)
 
     def replace(self, numbers: Mapping[str, float] | None = None, **named: Any) -> Population:
-        """The same population with some other numbers, names as in :class:`Population`, or other distributions."""
+        """The same population with some other numbers, names as in :class:`Population`, or other distributions.
+
+        Raises
+        ------
+        SpecError
+            Unknown names, and numbers that no population has.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> jm.Population().replace(a=0.3).effects()[["a", "indirect"]].round(3).to_dict()
+        {'a': 0.3, 'indirect': 0.293}
+        """
         found = type(self).__new__(type(self))
         own = {name: named.pop(name) for name in ("random_effects", "residuals", "clusters", "size") if name in named}
         if "size" in own:
@@ -460,7 +493,21 @@ class Population:
         return _labelled(self.residual_matrix, self.system.outcomes)
 
     def effects(self, at: Mapping[str, Any] | None = None) -> pd.Series:
-        """True effects by name, ``at`` values of moderators as in :meth:`jaxmed.Fit.effects`."""
+        """True effects by name, ``at`` values of moderators as in :meth:`jaxmed.Fit.effects`.
+
+        Raises
+        ------
+        FitError
+            The model is not a :class:`Mediation`.
+        SpecError
+            Moderators or values that the model does not have.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> jm.Population().effects()[["indirect", "total"]].round(3).to_dict()
+        {'indirect': 0.473, 'total': 0.673}
+        """
         targets = make_targets(self, at)
         found = effects.combined_at(targets.plan, self.values[None], targets.weights, targets.combination)[0]
         return pd.Series(found, index=targets.rows, name="value")
@@ -476,7 +523,7 @@ class Population:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data, from which :func:`population_from_dict` makes an equal population."""
+        """Plain data: two populations with the same are the same."""
         return {
             "model": self.spec.to_dict(),
             "cluster_level": sorted(self.facts.cluster_level),
@@ -500,27 +547,6 @@ def _named(numbers: Any) -> dict[str, Any]:
     if not isinstance(numbers, Mapping) or not all(isinstance(name, str) for name in numbers):
         raise SpecError(f"numbers={numbers!r} must be a dict from names to numbers, such as {{'y~m': 0.3}}")
     return dict(numbers)
-
-
-def population_from_dict(plain: Mapping[str, Any]) -> Population:
-    """Inverse of :meth:`Population.to_dict`."""
-    spec = from_dict(plain["model"])
-    found = Population.__new__(Population)
-    found._put(
-        spec=spec,
-        facts=Facts({}, frozenset(plain["cluster_level"])),
-        means=np.array(plain["means"], dtype=float),
-        between=np.array(plain["between"], dtype=float).reshape(len(plain["columns"]), -1),
-        within=np.array(plain["within"], dtype=float).reshape(len(plain["columns"]), -1),
-        two_valued={name: tuple(values) for name, values in plain["two_valued"].items()},
-        random_effects=plain["random_effects"],
-        residuals=plain["residuals"],
-        clusters=plain["clusters"],
-        size=check_size(plain["size"]),
-    )
-    found._put(values=np.array([plain["numbers"][label] for label in found.labels], dtype=float))
-    found._check()
-    return found
 
 
 def as_population(value: Any) -> Population:

@@ -164,8 +164,8 @@ def about(design: Design, analysis: Analysis, truth: Truth, requested: int) -> d
 
 def no_cell(analysis: Analysis) -> Cell:
     """What a folder says of itself: a study, and no design of it."""
-    said = {"format": FORMAT, "kind": WHAT, "key": "", "design": {}, "analysis": analysis.to_dict()}
-    about = said | {"population": {}, "labels": [], "truth": [], "requested": 0}
+    about = {"format": FORMAT, "kind": WHAT, "key": "0" * 16, "design": {}, "population": {}, "requested": 0}
+    about |= {"analysis": analysis.to_dict(), "labels": [], "truth": []}
     return Cell({}, about, Truth((), np.zeros(0)), pd.DataFrame({name: np.zeros(0, dtype=np.int64) for name in OWN}))
 
 
@@ -282,7 +282,7 @@ def read_cell(path: Path) -> Cell:
         if said.get("kind") != WHAT or said.get("format") != FORMAT:
             raise ValueError(f"kind {said.get('kind')!r}, format {said.get('format')!r}")
         check_form(said, FORM)
-        if not re.fullmatch("([0-9a-f]{16})?", said["key"]):  # it becomes the name of a file
+        if not re.fullmatch("[0-9a-f]{16}", said["key"]):  # it becomes the name of a file
             raise ValueError(f"key {shown(said['key'])}")
         values = np.array([np.nan if value is None else value for value in said["truth"]], dtype=float)
         cell = Cell(dict(said["design"]), said, Truth(tuple(said["labels"]), values), table)
@@ -310,10 +310,24 @@ def load_power(paths: str | Path | Iterable[str | Path]) -> Power:
     paths : path or list of paths
         Folders that ``jaxmed.power(..., out=folder)`` filled, or files in them.
 
+    Returns
+    -------
+    Power
+        Data sets that several files hold are counted once.
+
     Raises
     ------
     DataError
         A file that cannot be read; results of different studies.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> import jaxmed as jm
+    >>> with TemporaryDirectory() as folder:
+    ...     study = jm.power({"a": 0.3, "b": 0.3, "cov_ab": 0}, {"clusters": [20, 40]}, 64, seed=1, out=folder)
+    ...     jm.load_power(folder).table.equals(study.table)
+    True
     """
     by_design: dict[str, list[Cell]] = {}
     first: Cell | None = None

@@ -37,6 +37,11 @@ def replicates(
         Of the interval, as in :meth:`jaxmed.Replicates.intervals`.
     ax : Axes, optional
 
+    Returns
+    -------
+    Axes
+        ``ax``, or those of a new figure.
+
     Raises
     ------
     SpecError
@@ -85,10 +90,22 @@ def convergence(
     term, kind, level, fit, ax
         As for :func:`replicates`.
 
+    Returns
+    -------
+    Axes
+        ``ax``, or those of a new figure.
+
     Raises
     ------
     SpecError
         An unknown term or kind; fewer than 20 replicates.
+
+    Examples
+    --------
+    >>> import jaxmed as jm
+    >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+    >>> jm.plots.convergence(jm.bootstrap(fit, 200, seed=1)).get_xlabel()
+    'replicates'
     """
     if len(found) < 20:
         raise SpecError(f"{len(found)} replicates are too few to show how limits settle; draw at least 20")

@@ -190,12 +190,28 @@ class Estimates:
         return self.standard_errors("joint")
 
     def standard_errors(self, kind: str = "joint") -> pd.Series:
-        """Standard errors of the fixed effects, ``kind`` "joint", "block" or "robust"."""
+        """Standard errors of the fixed effects, ``kind`` "joint", "block" or "robust".
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> (fit.standard_errors("joint") / fit.standard_errors("block")).round(3).to_dict()
+        {'m~1': 1.002, 'm~x': 1.004, 'y~1': 1.027, 'y~m': 1.057, 'y~x': 1.094}
+        """
         diagonal = np.diag(self.covariance(kind))[: self._n_fixed]
         return pd.Series(_root(diagonal), index=self.system.labels, name="se")
 
     def covariance(self, kind: str = "joint") -> Floats:
-        """Covariance of ``values``, shape (p + n, p + n); ``"robust"`` of a fit that holds its moments."""
+        """Covariance of ``values``, shape (p + n, p + n); ``"robust"`` of a fit that holds its moments.
+
+        Raises
+        ------
+        SpecError
+            Another kind.
+        FitError
+            ``"robust"`` of estimates alone, or of a fit that holds only some of its clusters.
+        """
         check_choice("kind", kind, KINDS)
         if kind == "robust":
             return self._robust
@@ -212,6 +228,18 @@ class Estimates:
         ``"joint"`` takes account of the variance parameters being estimated; ``"block"`` does not, as in nlme, lme4
         and Stata, and its standard errors of b and c' are too small in a stacked model (docs/method.md). ``"robust"``
         is the cluster-robust sandwich, which does not rest on normality (:meth:`jaxmed.Fit.robust_cov`).
+
+        Raises
+        ------
+        SpecError, FitError
+            As :meth:`covariance`.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> fit.cov_params().shape, fit.cov_params(full=True).shape
+        ((5, 5), (22, 22))
         """
         labels = self.labels if check_flag("full", full) else self.system.labels
         return pd.DataFrame(self.covariance(kind)[: len(labels), : len(labels)], index=labels, columns=labels)
@@ -348,10 +376,28 @@ class Estimates:
             The null model has one residual variance per outcome, or one for all outcomes together. The latter is what
             Stata's ``mixed`` prints for a stacked model as "LR test vs. linear regression".
 
+        Returns
+        -------
+        TestResult
+            df: free entries of G, and how many residual (co)variances the model has more than the null model.
+
+        Raises
+        ------
+        SpecError
+            Another null model.
+
         Notes
         -----
         The variances are tested on their boundary, so the chi-squared p is conservative. Under REML both models have
         the same fixed effects, so the restricted likelihoods compare.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> test = fit.lr_test()
+        >>> round(test.statistic, 1), test.df
+        (987.0, 15)
         """
         check_choice("null", null, ("separate", "pooled"))
         loglik, n_variances = self.null if null == "separate" else self.null_pooled
@@ -370,6 +416,26 @@ class Estimates:
             Labels to test. By default all; with a single equation all but its intercept, the usual overall test.
         kind : {"joint", "block", "robust"}
             Covariance; Stata's ``mixed`` prints the block one.
+
+        Returns
+        -------
+        TestResult
+            b' V^-1 b of the k terms, df k; NaN where their covariance is not available.
+
+        Raises
+        ------
+        SpecError
+            Unknown or repeated terms, another kind.
+        FitError
+            As :meth:`covariance`.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> test = fit.wald(["m~x", "y~m"])
+        >>> round(test.statistic, 1), test.df
+        (175.6, 2)
         """
         labels = list(self.system.labels)
         if isinstance(terms, str):

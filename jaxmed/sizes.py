@@ -79,16 +79,6 @@ def draw_sizes(size: Size, uniform: Floats) -> NDArray[np.int64]:
     return 1 + np.searchsorted(below, np.minimum(uniform, 1 - TAIL))
 
 
-def expected_size(size: Size) -> float:
-    """Mean rows of a cluster."""
-    if isinstance(size, int):
-        return float(size)
-    if isinstance(size, list):
-        return float(np.mean(size))
-    (kind, numbers), *_ = size.items()
-    return float(np.mean(numbers)) if kind == "uniform" else float(numbers if kind == "poisson" else numbers[0])
-
-
 def size_text(size: Size) -> int | str:
     """Sizes for a table: the number, or the distribution in short."""
     if isinstance(size, int):

@@ -193,6 +193,10 @@ class System:
         covariance, residuals
             As for :class:`System`.
 
+        Returns
+        -------
+        System
+
         Raises
         ------
         SpecError

@@ -91,6 +91,14 @@ def save_moments(moments: Moments, path: str | Path) -> None:
 def load_moments(path: str | Path) -> Moments:
     """Read moments that :func:`save_moments` wrote, or those of a saved fit.
 
+    Parameters
+    ----------
+    path : str or Path
+
+    Returns
+    -------
+    Moments
+
     Raises
     ------
     DataError

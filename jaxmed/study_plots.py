@@ -26,6 +26,11 @@ def power(study: Power, effect: str = "indirect", interval: str | None = None, *
         By default the first of the study.
     ax : Axes, optional
 
+    Returns
+    -------
+    Axes
+        ``ax``, or those of a new figure.
+
     Raises
     ------
     SpecError
@@ -70,6 +75,25 @@ def coverage(study: Power, effect: str = "indirect", interval: str | None = None
     ----------
     study, effect, interval, ax
         As for :func:`power`.
+
+    Returns
+    -------
+    Axes
+        ``ax``, or those of a new figure.
+
+    Raises
+    ------
+    SpecError
+        An effect or interval that the study has not.
+    FitError
+        matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import jaxmed as jm
+    >>> study = jm.power({"a": 0.3, "b": 0.3, "cov_ab": 0}, {"clusters": [20, 40]}, 64, seed=1)
+    >>> jm.plots.coverage(study).get_xlabel()
+    'clusters'
     """
     rows = _rows(study, effect, interval)
     groups = _groups(rows, ("clusters",))

@@ -6,8 +6,6 @@ the test computes); closed forms; NumPy's own estimators of variance components.
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,9 +13,9 @@ from scipy import stats
 
 import jaxmed as jm
 from jaxmed.params import lower_root
-from jaxmed.population import as_population, population_from_dict
+from jaxmed.population import as_population
 from jaxmed.simulate import draw, shaped
-from jaxmed.sizes import check_size, draw_sizes, expected_size, size_text
+from jaxmed.sizes import check_size, draw_sizes, size_text
 
 MODEL = jm.Mediation(x="x", m="m", y="y", cluster="id")
 SYSTEM = jm.System(
@@ -114,22 +112,6 @@ def test_whether_a_column_is_of_the_cluster_belongs_to_the_model():
     assert design.system.random_labels == ("m~1", "y~1", "y~m")
     with pytest.raises(jm.SpecError, match=r"a population is a jaxmed\.Population, a fit or a dict"):
         as_population(3)
-
-
-@pytest.mark.parametrize(
-    "population",
-    [
-        jm.Population(a=0.1, icc_x=0.3, random_effects="skewed", residuals="heavy_tailed", size={"poisson": 5}),
-        jm.Population(SYSTEM, {"y~w": 0.3}, share_w=0.4, icc_w=1),
-        jm.Population(icc_x=1, cluster_level="m"),
-        jm.Population.standardized(a=0.3, b=0.2, sd_b=0),
-    ],
-)
-def test_plain_data_and_back(population):
-    plain = json.loads(json.dumps(population.to_dict()))
-    assert population_from_dict(plain).to_dict() == plain
-    one, other = draw(population, 4, 3, 9), draw(population_from_dict(plain), 4, 3, 9)
-    assert all(np.array_equal(one[0][name], other[0][name]) for name in one[0])
 
 
 # Draws ---------------------------------------------------------------------------------------------------------------
@@ -312,7 +294,6 @@ def test_sizes_follow_their_distribution(size, distribution):
     size = check_size(size)
     uniform = (np.arange(200_000) + 0.5) / 200_000
     drawn = draw_sizes(size, uniform)
-    assert drawn.mean() == pytest.approx(expected_size(size), rel=1e-3)
     if distribution is None:
         assert np.bincount(drawn)[[2, 9]].tolist() == pytest.approx([200_000 * 2 / 3, 200_000 / 3], abs=2)
         return
