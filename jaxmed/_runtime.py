@@ -50,9 +50,9 @@ def _own_settings() -> Iterator[None]:
 def float64(function: Callable[Params, Result]) -> Callable[Params, Result]:
     """Run a function with 64-bit JAX types and hand its result back as NumPy arrays.
 
-    The caller's own settings are untouched and without effect: the scope is local to the thread and to the call.
-    Results must leave it as NumPy, because the next operation on a float64 JAX array outside the scope would silently
-    round it to float32.
+    The caller's own settings of types and of debugging are untouched and without effect: the scope is local to the
+    thread and to the call. Results must leave it as NumPy, because the next operation on a float64 JAX array outside
+    the scope would silently round it to float32.
     """
 
     @functools.wraps(function)
@@ -102,7 +102,9 @@ _pools: dict[int, ThreadPoolExecutor] = {}
 
 def pool(workers: int) -> ThreadPoolExecutor:
     """Threads that run compiled programs side by side; XLA's own run one after the other."""
-    return _pools.setdefault(workers, ThreadPoolExecutor(workers, thread_name_prefix="jaxmed"))
+    if workers not in _pools:
+        _pools[workers] = ThreadPoolExecutor(workers, thread_name_prefix="jaxmed")
+    return _pools[workers]
 
 
 def finish_threads() -> None:

@@ -494,7 +494,8 @@ def _signals() -> Iterator[None]:
         yield
     finally:
         for number, handler in earlier.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: it was not set from Python, and cannot be
+                signal.signal(number, handler)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Iterable
@@ -92,12 +93,15 @@ def check_path(name: str, value: Any) -> Path:
     """
     why = ""
     try:
-        if isinstance(value, (str, Path)) and b"\0" not in os.fsencode(value):
-            Path(value).exists()
-            return Path(value)
-    except UnicodeEncodeError:
+        if isinstance(value, (str, os.PathLike)) and b"\0" not in os.fsencode(value):
+            path = Path(value)
+            path.exists()
+            return path
+    except (UnicodeEncodeError, TypeError):
         pass
     except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:  # whoever opens it says what is wrong
+            return path
         why = f" ({error.strerror})"
     raise SpecError(f"{name}={value!r} must be a path: text that can name a file, or a pathlib.Path{why}")
 

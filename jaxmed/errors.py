@@ -36,7 +36,7 @@ class ConvergenceWarning(UserWarning):
 
 def _cut(message: str) -> str:
     """The message, of which one quoted value may take most: begin and end say what it is and what helps."""
-    half = LONGEST // 2
+    half = (LONGEST - 7) // 2
     return message if len(message) <= LONGEST else f"{message[:half]} [...] {message[-half:]}"
 
 

@@ -180,7 +180,8 @@ def read_table(path: Path, what: str) -> tuple[pd.DataFrame, dict[str, Any]]:
             if 8 * numbers > ROOM * (path.stat().st_size + ROOM):
                 raise ValueError(f"it claims {numbers} numbers, more than such a file holds")
             table = opened.read().to_pandas(ignore_metadata=True)
-        if metadata.get(b"checksum", b"").decode() != _checksum(table, metadata[b"jaxmed"]):
+        # Files of earlier versions have none.
+        if b"checksum" in metadata and metadata[b"checksum"].decode() != _checksum(table, metadata[b"jaxmed"]):
             raise ValueError("its checksum is another")
         return table, parse(metadata[b"jaxmed"])
     except FileNotFoundError as error:
@@ -203,7 +204,9 @@ def damaged(path: Path, what: str, error: Exception) -> DataError:
 
 def all_files(paths: str | Path | Iterable[str | Path], what: str) -> list[Path]:
     """Files, and those in folders; :class:`DataError` where there are none."""
-    given = [paths] if isinstance(paths, (str, Path)) else check_list("paths", paths, "such as ['part0', 'part1']")
+    given = (
+        [paths] if isinstance(paths, (str, os.PathLike)) else check_list("paths", paths, "such as ['part0', 'part1']")
+    )
     folders = [check_path("paths", path) for path in given]
     files = [file for path in folders for file in (files_of(path) if path.is_dir() else [path])]
     if not files:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from jaxmed.counts import check_count
 from jaxmed.design import make_design
-from jaxmed.errors import ConvergenceWarning, Status
+from jaxmed.errors import ConvergenceWarning, FitError, SpecError, Status
 from jaxmed.fit import Fit, solve_from
 from jaxmed.inference import are_singular, mean_squares
 from jaxmed.likelihood import make_data
@@ -42,6 +42,13 @@ def optima(found: Fit, starts: int = 50, *, seed: int) -> pd.DataFrame:
         A row an optimum, the best first: ``loglik``, ``starts`` that ended there, ``singular``, and every parameter by
         label. Starts that ended without the certificate are in no row.
 
+    Raises
+    ------
+    SpecError
+        ``found`` is no fit, or a count is none.
+    FitError
+        The fit did not converge.
+
     Warns
     -----
     ConvergenceWarning
@@ -54,6 +61,10 @@ def optima(found: Fit, starts: int = 50, *, seed: int) -> pd.DataFrame:
     >>> jm.optima(fit, 10, seed=1)["starts"].tolist()
     [11]
     """
+    if not isinstance(found, Fit):
+        raise SpecError(f"optima looks for those of a fit of jaxmed.fit; got {type(found).__name__}")
+    if not found.converged:
+        raise FitError(f"this fit ended in no optimum that others could be compared with: {found.message}")
     starts, seed = check_count("starts", starts), check_count("seed", seed, 0)
     design = make_design(found.system, found.moments)
     layout, totals = make_layout(design, found.reml), add_up(design)

@@ -119,6 +119,8 @@ def starting_values_by_cluster(layout: Layout, design: Design, totals: Totals) -
         slopes = (inverse @ own[:, :q, q:])[:, :, 0]
         left = own[:, q, q] - np.sum(slopes * own[:, :q, q], axis=1)
         residual = left.sum() / (rows[usable] - q).sum()
+        if not residual > 0:
+            continue
         spread, sampling = slopes.var(axis=0, ddof=1), residual * np.diagonal(inverse, axis1=1, axis2=2).mean(axis=0)
         variances = np.maximum(spread - sampling, 0.1 * np.minimum(spread, residual))
         theta[len(layout.free) + e] = np.log(residual) / 2

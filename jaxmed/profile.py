@@ -243,11 +243,12 @@ def profile_curve(
         chosen = problem.estimate + np.linspace(-3.5, 3.5, 21) * problem.unit
         chosen = chosen[chosen > 0] if problem.is_variance else chosen
     else:
-        listed = check_list("values", values, "of numbers such as [0.1, 0.2]")
+        flat = np.ravel(values).tolist() if isinstance(values, (float, int, np.ndarray)) else values
+        listed = check_list("values", flat, "of numbers such as [0.1, 0.2]")
         if not all(map(is_number, listed)):
             raise SpecError(f"values={listed!r}: give finite numbers, of a variance positive ones")
         chosen = np.array(listed, dtype=float)
-        if not np.all(np.isfinite(chosen)) or (problem.is_variance and np.any(chosen <= 0)):
+        if problem.is_variance and np.any(chosen <= 0):
             raise SpecError(f"values={chosen.tolist()}: give finite numbers, of a variance positive ones")
     # From the estimate outwards, so that every refit starts beside the last.
     table = np.full((len(chosen), 3), np.nan)

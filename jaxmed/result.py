@@ -509,6 +509,7 @@ def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments of :class:`Estimates` from ``to_dict``; ValueError where it has another form."""
     if plain.get("format") != FORMAT:
         raise ValueError(f"format {plain.get('format')!r}; this version of jaxmed reads {FORMAT}")
+    plain = {"largest_share": None, **plain}  # not in fits of earlier versions
     check_form(plain, FORM)
     return {
         "spec": from_dict(plain["model"]),

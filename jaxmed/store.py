@@ -8,7 +8,7 @@ import os
 import secrets
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -162,7 +162,8 @@ def write_once(target: Path, fill: Callable[[BinaryIO], object]) -> None:
             except FileExistsError:
                 pass
             except OSError:  # a file system without hard links
-                os.replace(written, target)
+                with suppress(FileExistsError), open(target, "xb") as stream:
+                    stream.write(written.read_bytes())
 
 
 @contextmanager
@@ -238,7 +239,7 @@ def _moments(stored: Any) -> Moments:
     if header["format"] != FORMAT:
         raise ValueError(f"format {header['format']}, and this version of jaxmed reads {FORMAT}; read the data again")
     clusters = stored["clusters"]
-    if clusters.ndim != 1 or clusters.dtype.kind not in "biufUM" or not np.all(clusters[1:] > clusters[:-1]):
+    if clusters.ndim != 1 or clusters.dtype.kind not in "biufUmM" or not np.all(clusters[1:] > clusters[:-1]):
         raise ValueError("clusters must be sorted and each be there once")
     n, names = len(clusters), header["columns"]
     shift, scale = (_floats(stored, name, (len(names),)) for name in ("shift", "scale"))

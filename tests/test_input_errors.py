@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from pathlib import Path
 
 import duckdb
 import numpy as np
@@ -12,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 import jaxmed as jm
+from jaxmed.counts import check_path
 
 ROLES = {"x": "x", "m": "m", "y": "y", "cluster": "id"}
 MODEL = jm.Mediation(**ROLES)
@@ -581,6 +584,27 @@ def test_paths_that_no_file_can_have(plain_fit, path):
         refused_call(call)
 
 
+def test_anything_that_is_a_path_will_do(plain_fit, tmp_path):
+    class Place:
+        def __fspath__(self):
+            return str(tmp_path / "a.fit")
+
+    plain_fit.save(Place())
+    assert jm.load(Place()).loglik == plain_fit.loglik
+
+
+def test_what_opening_a_file_says_is_said(monkeypatch, tmp_path):
+    """That a path cannot be looked at is no mistake in the argument."""
+    monkeypatch.setattr(Path, "exists", lambda path: os.stat("/dev/null/x"))
+    assert check_path("path", "a.fit") == Path("a.fit")
+
+
+def test_ids_that_are_durations_are_loaded_again(tmp_path):
+    data = rows().assign(id=lambda table: pd.to_timedelta(table["id"], unit="D"))
+    jm.fit(data, jm.Mediation(**ROLES, random="none")).save(tmp_path / "a.fit")
+    assert jm.load(tmp_path / "a.fit").moments.clusters.dtype.kind == "m"
+
+
 @pytest.mark.parametrize("read", [jm.stack, lambda data, model: jm.fit(rows(), model).residuals(data)])
 def test_rows_of_a_frame_without_rows(read):
     with pytest.raises(jm.DataError, match=r"the data has no rows"):
@@ -608,6 +632,6 @@ def test_errors_of_variances_in_extreme_units_neither_overflow_nor_vanish(scale)
     assert np.all(variances > 0)
 
 
-@pytest.mark.parametrize("values", ["x", ["x"], [np.nan], [[0.1, 0.2]], 0.5, object()])
+@pytest.mark.parametrize("values", ["x", ["x"], [np.nan], [[0.1, 0.2]], object()])
 def test_values_of_a_profile_that_are_no_numbers(plain_fit, values):
     refused_call(lambda: plain_fit.profile("y~m", values))

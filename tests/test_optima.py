@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -40,12 +42,10 @@ def test_several_optima_are_said():
 
 
 def test_a_better_optimum_is_a_warning():
-    """Any point below the best optimum is told; here one at which the fit was stopped."""
-    data = drawn(4, 6)
-    with pytest.warns(jm.ConvergenceWarning, match="iteration limit"):
-        fit = jm.fit(data, MODEL, max_iter=1)
+    """Whatever is more than rounding above the fit is told; here the fit is set half a unit below its optimum."""
+    fit = jm.fit(drawn(4, 6), MODEL)
     with pytest.warns(jm.ConvergenceWarning, match="several and the model is too rich"):
-        jm.optima(fit, 5, seed=1)
+        jm.optima(replace(fit, loglik=fit.loglik - 0.5), 5, seed=1)
 
 
 def test_counts_are_checked(unbalanced):
@@ -54,3 +54,10 @@ def test_counts_are_checked(unbalanced):
         jm.optima(fit, 0, seed=1)
     with pytest.raises(jm.SpecError, match="seed"):
         jm.optima(fit, 5, seed=-1)
+
+
+def test_what_has_no_optimum_is_refused(unbalanced):
+    with pytest.raises(jm.SpecError, match="optima looks for those of a fit"):
+        jm.optima("fit", seed=1)
+    with pytest.raises(jm.FitError, match="ended in no optimum that others could be compared with"):
+        jm.optima(replace(jm.fit(unbalanced, MODEL), status=1), seed=1)
