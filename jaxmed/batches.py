@@ -16,7 +16,7 @@ from jaxmed._runtime import float64, n_workers, pool
 from jaxmed.design import Design, make_design
 from jaxmed.effect_tables import Targets
 from jaxmed.errors import Status
-from jaxmed.moments import Floats, Moments
+from jaxmed.moments import Floats, Moments, symmetric
 from jaxmed.params import Layout, count_rows, make_layout, make_scale, rows_by_cluster, spread_to_variances
 from jaxmed.progress import counted
 from jaxmed.refit import Program, Refit, Setting, refit, refit_alone, seed_key
@@ -284,9 +284,8 @@ def _population(base: Fitted, linear: Floats, offset: Floats) -> generate.Popula
         row, col = np.array(layout.free, dtype=int).T
         root[row, col] = base.theta[:n_free]
     variances = _variances(layout, base.theta[n_free:])
-    covariance = np.diag(variances[: layout.n_equations])
-    for value, (row, col) in zip(variances[layout.n_equations :], layout.pairs, strict=True):
-        covariance[row, col] = covariance[col, row] = value
+    n = layout.n_equations
+    covariance = np.diag(variances[:n]) + symmetric(n, layout.pairs, variances[n:])
     numbers: Any = (beta, root, np.linalg.cholesky(covariance))
     return generate.Population(*numbers)
 

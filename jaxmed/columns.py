@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -232,7 +232,7 @@ def _is_number(value: Any) -> bool:
 def cluster_labels(ids: NDArray[np.generic] | list[Any], name: str) -> NDArray[np.generic]:
     """Cluster ids as a sortable NumPy array: integers, text or dates as they are, whole floats as integers."""
     if isinstance(ids, list):
-        kinds = check_one_kind(ids, name)
+        kinds = check_one_kind((type(value).__name__ for value in ids), name)
         labels = np.array(ids, dtype="datetime64[D]" if kinds == ["date"] else None)
         if kinds == ["str"] and any(value.endswith("\0") for value in ids):
             raise DataError(f"the cluster column {name!r} has ids that end in a NUL character; remove it")
@@ -253,9 +253,9 @@ def no_ids(example: Any, name: str) -> DataError:
     )
 
 
-def check_one_kind(ids: list[Any], name: str) -> list[str]:
-    """The Python type of ids in a list, of which there may be one only."""
-    kinds = sorted({type(value).__name__ for value in ids})
+def check_one_kind(types: Iterable[str], name: str) -> list[str]:
+    """The distinct types of ids, of which there may be one only."""
+    kinds = sorted(set(types))
     if len(kinds) > 1:
         raise DataError(
             f"the cluster column {name!r} mixes types ({', '.join(kinds)}); make them one type first, e.g. "

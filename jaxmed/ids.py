@@ -11,7 +11,6 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from jaxmed.columns import check_one_kind, cluster_labels, no_ids
-from jaxmed.errors import DataError
 from jaxmed.files import numbers_if_they_fit, written_numbers
 from jaxmed.moments import Floats
 
@@ -87,7 +86,7 @@ def encode(series: nw.Series[Any], name: str) -> tuple[Codes, Any]:
 def _encode_objects(series: nw.Series[Any], name: str) -> tuple[Codes, Any]:
     values = pd.Series(series.to_list(), dtype=object).to_numpy()
     codes, found = pd.factorize(values)
-    check_one_kind(list(found), name)
+    check_one_kind((type(value).__name__ for value in found), name)
     try:
         return codes, _text_or_numpy(pa.array(list(found)))
     except (TypeError, OverflowError, pa.ArrowException) as error:
@@ -127,12 +126,7 @@ def _factorize(values: NDArray[Any]) -> tuple[Codes, NDArray[Any]]:
 def _unify(parts: list[Any], name: str) -> tuple[list[Codes], Any]:
     """Codes of ids in parts among all of them; those of the first part come first and keep their order."""
     there = [part for part in parts if len(part)] or parts[:1]  # a part without any id has no type
-    kinds = sorted({"str" if isinstance(part, pa.Array) else str(part.dtype) for part in there})
-    if len(kinds) > 1:
-        raise DataError(
-            f"the cluster column {name!r} mixes types ({', '.join(kinds)}); make them one type first, e.g. "
-            f"data[{name!r}] = data[{name!r}].astype(str)"
-        )
+    check_one_kind(("str" if isinstance(part, pa.Array) else str(part.dtype) for part in there), name)
     if isinstance(there[0], pa.Array):
         coded = pa.chunked_array(there).combine_chunks().dictionary_encode()
         codes, ids = coded.indices.to_numpy().astype(np.intp), coded.dictionary

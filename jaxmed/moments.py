@@ -427,6 +427,14 @@ def packed_index(size: int) -> NDArray[np.int64]:
     return index
 
 
+def symmetric(size: int, pairs: Sequence[tuple[int, int]], entries: Floats | float, elsewhere: float = 0.0) -> Floats:
+    """A symmetric matrix, shape (size, size), with ``entries`` at the (row, column) ``pairs``."""
+    matrix = np.full((size, size), elsewhere)
+    row, col = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    matrix[row, col] = matrix[col, row] = entries
+    return matrix
+
+
 def packed_rows(size: int, keep: list[int]) -> NDArray[np.int64]:
     """Rows of the packed triangle of ``size`` that hold the packed triangle of the kept indices, in their order."""
     index = packed_index(size)

@@ -13,7 +13,7 @@ from jax import Array, lax
 
 from jaxmed import linalg
 from jaxmed.design import Design
-from jaxmed.moments import Floats
+from jaxmed.moments import Floats, symmetric
 from jaxmed.spec import System
 from jaxmed.terms import INTERCEPT
 from jaxmed.totals import Totals
@@ -374,10 +374,8 @@ def make_scale(design: Design, layout: Layout, used: Sequence[int]) -> Scale:
     block = linear[np.ix_(layout.random, layout.random)]
     matrix = np.zeros((p + layout.n_theta, p + layout.n_theta))
     matrix[:p, :p] = linear
-    for k, (row, col) in enumerate(layout.free):
-        basis = np.zeros((layout.n_random, layout.n_random))
-        basis[row, col] = basis[col, row] = 1.0
-        moved = block @ basis @ block.T
+    for k, pair in enumerate(layout.free):
+        moved = block @ symmetric(layout.n_random, [pair], 1.0) @ block.T
         matrix[p : p + n_free, p + k] = [moved[i, j] for i, j in layout.free]
     units = [scale[outcome] for outcome in system.outcomes]
     products = [*(unit**2 for unit in units), *(units[e] * units[f] for e, f in layout.pairs)]
@@ -391,10 +389,7 @@ def theta_of(layout: Layout, values: Floats) -> Floats:
     Inverse of :func:`lower` and :func:`spread_to_variances`; G may be singular, and all are on the working scale.
     """
     n_free, n = len(layout.free), layout.n_equations
-    root = np.zeros((layout.n_random, layout.n_random))
-    for value, (row, col) in zip(values, layout.free, strict=False):
-        root[row, col] = root[col, row] = value
-    root = lower_root(root)
+    root = lower_root(symmetric(layout.n_random, layout.free, values[:n_free]))
     variances = values[n_free : n_free + n]
     correlations = np.eye(n)
     for value, (row, col) in zip(values[n_free + n :], layout.pairs, strict=True):

@@ -18,7 +18,7 @@ from jaxmed.counts import check_choice, check_count, is_number
 from jaxmed.effect_tables import make_targets
 from jaxmed.errors import SpecError
 from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
-from jaxmed.moments import Floats, Moments
+from jaxmed.moments import Floats, Moments, symmetric
 from jaxmed.result import Estimates
 from jaxmed.sizes import Size, check_size
 from jaxmed.spec import System
@@ -467,15 +467,15 @@ class Population:
     @cached_property
     def random_matrix(self) -> Floats:
         """G, the covariance of the random effects, shape (q, q)."""
-        first = len(self.system.labels)
-        return _symmetric(len(self.system.random_labels), self.system.random_pairs, self.values[first:])
+        first, pairs = len(self.system.labels), self.system.random_pairs
+        return symmetric(len(self.system.random_labels), pairs, self.values[first : first + len(pairs)])
 
     @cached_property
     def residual_matrix(self) -> Floats:
         """Covariance of the residuals of a row, shape (E, E)."""
         n = len(self.system.outcomes)
         first = len(self.system.labels) + len(self.system.random_pairs)
-        return _symmetric(n, [*((e, e) for e in range(n)), *self.system.residual_pairs], self.values[first:])
+        return symmetric(n, [*((e, e) for e in range(n)), *self.system.residual_pairs], self.values[first:])
 
     @property
     def params(self) -> pd.Series:
@@ -576,13 +576,6 @@ def _ten_digits(values: Any) -> Any:
 
 def _exogenous(system: System) -> tuple[str, ...]:
     return tuple(name for name in system.columns if name not in system.outcomes)
-
-
-def _symmetric(size: int, pairs: Iterable[tuple[int, int]], entries: Floats) -> Floats:
-    matrix = np.zeros((size, size))
-    for value, (row, col) in zip(entries, pairs, strict=False):
-        matrix[row, col] = matrix[col, row] = value
-    return matrix
 
 
 def _labelled(matrix: Floats, labels: Sequence[str]) -> pd.DataFrame:

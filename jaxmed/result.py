@@ -14,7 +14,7 @@ from scipy.special import chdtrc
 from jaxmed.counts import check_choice, check_flag
 from jaxmed.errors import FitError, SpecError, Status
 from jaxmed.mediation import Facts, Mediation, Spec, compiled, from_dict
-from jaxmed.moments import INTAKE_FORM, Floats, Intake, intake_from_dict
+from jaxmed.moments import INTAKE_FORM, Floats, Intake, intake_from_dict, symmetric
 from jaxmed.plain import check_form
 from jaxmed.spec import System
 from jaxmed.terms import INTERCEPT
@@ -244,13 +244,6 @@ class Estimates:
         labels = self.labels if check_flag("full", full) else self.system.labels
         return pd.DataFrame(self.covariance(kind)[: len(labels), : len(labels)], index=labels, columns=labels)
 
-    def _symmetric(self, entries: Floats) -> pd.DataFrame:
-        labels = self.system.random_labels
-        matrix = np.zeros((len(labels), len(labels)))
-        for value, (row, col) in zip(entries, self.free, strict=True):
-            matrix[row, col] = matrix[col, row] = value
-        return pd.DataFrame(matrix, index=labels, columns=labels)
-
     @property
     def _in_g(self) -> slice:
         return slice(self._n_fixed, self._n_fixed + len(self.free))
@@ -258,7 +251,7 @@ class Estimates:
     @property
     def random_cov(self) -> pd.DataFrame:
         """G, the covariance of the random effects."""
-        return self._symmetric(self.values[self._in_g])
+        return self._random_table(self.values, 0.0)
 
     @property
     def random_cov_se(self) -> pd.DataFrame:
@@ -267,11 +260,12 @@ class Estimates:
 
     def random_cov_errors(self, kind: str = "joint") -> pd.DataFrame:
         """Standard errors of the entries of G by any covariance; NaN for entries held at zero."""
-        table = self._symmetric(_root(np.diag(self.covariance(kind)))[self._in_g])
-        held = np.ones(table.shape, dtype=bool)
-        for row, col in self.free:
-            held[row, col] = held[col, row] = False
-        return table.mask(held)
+        return self._random_table(_root(np.diag(self.covariance(kind))), np.nan)
+
+    def _random_table(self, of: Floats, elsewhere: float) -> pd.DataFrame:
+        labels = self.system.random_labels
+        matrix = symmetric(len(labels), self.free, of[self._in_g], elsewhere)
+        return pd.DataFrame(matrix, index=labels, columns=labels)
 
     @property
     def _in_residual(self) -> slice:
@@ -303,10 +297,8 @@ class Estimates:
 
     def _residual_table(self, of: Floats, elsewhere: float) -> pd.DataFrame:
         outcomes = self.system.outcomes
-        matrix = np.full((len(outcomes), len(outcomes)), elsewhere)
-        np.fill_diagonal(matrix, of[self._in_residual])
-        for value, (row, col) in zip(of[self._in_residual.stop :], self.system.residual_pairs, strict=True):
-            matrix[row, col] = matrix[col, row] = value
+        pairs = [*((e, e) for e in range(len(outcomes))), *self.system.residual_pairs]
+        matrix = symmetric(len(outcomes), pairs, of[self._in_g.stop :], elsewhere)
         return pd.DataFrame(matrix, index=outcomes, columns=outcomes)
 
     # Fit statistics --------------------------------------------------------------------------------------------------
