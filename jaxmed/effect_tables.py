@@ -214,7 +214,7 @@ def positions(terms: str | Sequence[str], labels: Sequence[str], n_params: int) 
         first = n_params if terms == "effects" and n_params < len(labels) else 0  # a system has no effects
         return list(range(first, n_params if terms == "parameters" else len(labels)))
     chosen = [terms] if isinstance(terms, str) or not isinstance(terms, Iterable) else list(terms)
-    unknown = [name for name in chosen if name not in labels]
+    unknown = [name for name in chosen if not isinstance(name, str) or name not in labels]
     if unknown or not chosen or len(set(chosen)) < len(chosen):
         raise SpecError(f"terms={chosen!r}: choose 'effects', 'parameters', 'all' or some of {labels}, each once")
     return [labels.index(name) for name in chosen]

@@ -79,17 +79,20 @@ def encode(series: nw.Series[Any], name: str) -> tuple[Codes, Any]:
         if isinstance(values, pa.ChunkedArray):
             values = values.combine_chunks()
         return _encode_arrow(values)
-    except (TypeError, pa.ArrowException):  # text at first and something else later, or a type that Arrow has not
+    except (TypeError, UnicodeError, pa.ArrowException):  # of several types, or of one that Arrow has not
         return _encode_objects(series, name)
 
 
 def _encode_objects(series: nw.Series[Any], name: str) -> tuple[Codes, Any]:
     values = pd.Series(series.to_list(), dtype=object).to_numpy()
-    codes, found = pd.factorize(values)
+    try:
+        codes, found = pd.factorize(values)
+    except TypeError as error:  # a value that cannot be hashed
+        raise no_ids(values[0], name) from error
     check_one_kind((type(value).__name__ for value in found), name)
     try:
         return codes, _text_or_numpy(pa.array(list(found)))
-    except (TypeError, OverflowError, pa.ArrowException) as error:
+    except (TypeError, OverflowError, UnicodeError, pa.ArrowException) as error:
         raise no_ids(found[0], name) from error
 
 

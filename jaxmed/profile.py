@@ -268,7 +268,7 @@ def _problems(
     found: Estimates, theta: Floats, moments: Moments, labels: Sequence[str], known: Quantities
 ) -> list[Problem | None]:
     """Problems of some quantities; None for what no parameter moves."""
-    unknown = [label for label in labels if label not in known.labels]
+    unknown = [label for label in labels if not isinstance(label, str) or label not in known.labels]
     if unknown:
         raise SpecError(f"{unknown[0]!r} is no parameter or effect of this fit; choose from {list(known.labels)}")
     design = make_design(found.system, moments)

@@ -635,3 +635,20 @@ def test_errors_of_variances_in_extreme_units_neither_overflow_nor_vanish(scale)
 @pytest.mark.parametrize("values", ["x", ["x"], [np.nan], [[0.1, 0.2]], object()])
 def test_values_of_a_profile_that_are_no_numbers(plain_fit, values):
     refused_call(lambda: plain_fit.profile("y~m", values))
+
+
+@pytest.mark.parametrize("term", [pd.NA, np.array([1, 2]), {"x"}], ids=["NA", "array", "set"])
+def test_terms_that_cannot_be_compared(plain_fit, term):
+    refused_call(lambda: plain_fit.profile(term))
+    refused_call(lambda: plain_fit.intervals(terms=[term]))
+
+
+def test_ids_that_no_text_can_hold_or_nobody_can_hash():
+    data = rows()
+    ids = pd.Series([f"\ud800{k}" for k in data["id"]], dtype=object)
+    refused("the cluster column 'id' has ids such as", data.assign(id=ids))
+    tables = pd.Series([{"k": k} for k in data["id"]], dtype=object)
+    refused(
+        "the cluster column 'id' has ids such as",
+        pl.DataFrame(data).with_columns(id=pl.Series(tables.tolist(), dtype=pl.Object)),
+    )
