@@ -444,7 +444,10 @@ class Estimates:
         covariance = self.covariance(kind)[np.ix_(at, at)]
         if not np.all(np.isfinite(covariance)):
             return TestResult(float("nan"), len(at), float("nan"), f"{', '.join(terms)} = 0")
-        statistic = float(self.values[at] @ np.linalg.solve(covariance, self.values[at]))
+        try:
+            statistic = float(self.values[at] @ np.linalg.solve(covariance, self.values[at]))
+        except np.linalg.LinAlgError:  # x so far from zero that intercept and slope are one number
+            statistic = float("nan")
         return chi_squared(statistic, len(at), f"{', '.join(terms)} = 0")
 
     # Plain data ------------------------------------------------------------------------------------------------------

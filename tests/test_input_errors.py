@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import duckdb
@@ -652,3 +653,10 @@ def test_ids_that_no_text_can_hold_or_nobody_can_hash():
         "the cluster column 'id' has ids such as",
         pl.DataFrame(data).with_columns(id=pl.Series(tables.tolist(), dtype=pl.Object)),
     )
+
+
+def test_a_test_of_terms_that_are_one_number_is_nan(plain_fit):
+    """As when x is 1e11 standard deviations from zero."""
+    one = replace(plain_fit, joint=np.ones_like(plain_fit.joint))
+    assert np.isnan(one.wald().statistic)
+    assert one.summary()
