@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -135,7 +136,7 @@ def fit(
 
 def _facts_and_moments(data: Any, spec: Spec, missing: str) -> tuple[Facts, Moments]:
     """Read the data of a model, and what they say about it."""
-    if isinstance(data, (str, Path)) and store.is_moments(data):
+    if isinstance(data, (str, os.PathLike)) and store.is_moments(data):
         data = store.load_moments(data)
     if isinstance(data, Moments):
         facts = Facts(_known_categories(spec, data))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import narwhals as nw
@@ -83,11 +83,12 @@ def open_data(data: Any, columns: Sequence[str]) -> Source:
     if isinstance(data, (Chunks, Query)):
         return data
     columns = list(dict.fromkeys(columns))
-    if isinstance(data, (str, Path)) and is_moments(data):
+    named = isinstance(data, (str, os.PathLike))
+    if named and is_moments(data):
         raise DataError(
             f"{str(data)!r} holds moments, no rows; give it to jaxmed.fit or jaxmed.load_moments, and the data here"
         )
-    native = open_file(check_path("data", data), columns) if isinstance(data, (str, Path)) else data
+    native = open_file(check_path("data", data), columns) if named else data
     if isinstance(native, (CsvFile, ParquetFile)):
         return Chunks(native)
     if isinstance(native, pd.DataFrame):

@@ -37,7 +37,7 @@ HEADER_FORM = {
 }
 
 
-def is_moments(path: str | Path) -> bool:
+def is_moments(path: str | os.PathLike[Any]) -> bool:
     """Whether a file is one of moments, by its name."""
     return Path(path).suffix.lower() == MOMENTS
 
@@ -88,7 +88,7 @@ def save_moments(moments: Moments, path: str | Path) -> None:
     _write(path, _arrays(moments))
 
 
-def load_moments(path: str | Path) -> Moments:
+def load_moments(path: str | os.PathLike[Any]) -> Moments:
     """Read moments that :func:`save_moments` wrote, or those of a saved fit.
 
     Parameters
@@ -195,7 +195,7 @@ def read(path: str | Path) -> tuple[dict[str, Any], Moments]:
 
 
 @contextmanager
-def _opened(path: str | Path, refusal: str) -> Iterator[Any]:
+def _opened(path: str | os.PathLike[Any], refusal: str) -> Iterator[Any]:
     """The arrays of a file, by name."""
     path = check_path("path", path)
     try:

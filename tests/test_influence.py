@@ -136,3 +136,14 @@ def test_cook_within_the_range_of_a_singular_covariance():
     """Cov of rank one: the distance along it."""
     covariance = np.outer([1.0, 2.0], [1.0, 2.0])
     np.testing.assert_allclose(cook(np.array([[1.0, 2.0], [0.5, 1.0]]), covariance), [1.0, 0.25])
+
+
+def test_a_cluster_without_finite_information_is_nan(fit):
+    """And no warning of NumPy, as on 14 rows of Arrow types."""
+    information = np.array(fit._scores.information)
+    information[:, :, 3] = np.nan
+    moved = one_step(fit, fit._scores._replace(information=information))
+    expected = one_step(fit, fit._scores)
+    assert np.all(np.isnan(moved[3]))
+    others = np.arange(len(moved)) != 3
+    np.testing.assert_array_equal(moved[others], expected[others])

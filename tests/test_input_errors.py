@@ -587,11 +587,18 @@ def test_paths_that_no_file_can_have(plain_fit, path):
 
 def test_anything_that_is_a_path_will_do(plain_fit, tmp_path):
     class Place:
-        def __fspath__(self):
-            return str(tmp_path / "a.fit")
+        def __init__(self, name):
+            self.name = name
 
-    plain_fit.save(Place())
-    assert jm.load(Place()).loglik == plain_fit.loglik
+        def __fspath__(self):
+            return str(tmp_path / self.name)
+
+    plain_fit.save(Place("a.fit"))
+    assert jm.load(Place("a.fit")).loglik == plain_fit.loglik
+    rows().to_csv(Place("a.csv"), index=False)
+    jm.save_moments(plain_fit.moments, Place("a.moments"))
+    for name in ("a.csv", "a.moments"):
+        assert jm.fit(Place(name), plain_fit.spec).loglik == pytest.approx(plain_fit.loglik, rel=1e-12)
 
 
 def test_what_opening_a_file_says_is_said(monkeypatch, tmp_path):

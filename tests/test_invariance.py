@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import dense
@@ -388,3 +389,16 @@ def test_effects_of_very_different_size_converge_and_are_said_to_be_imprecise():
     assert fit.imprecise
     assert fit.random_cov.loc["y~m", "y~m"] == pytest.approx(u[:, 3].var(ddof=1), rel=1e-4)
     assert np.all(np.delete(np.diag(fit.random_cov), 3) < 1)
+
+
+def test_outcomes_without_residual_start_again_without_a_warning():
+    """Slopes of sd 1e3 and residuals of 1e-8: least squares by cluster may leave less than nothing to the residual."""
+    rng = np.random.default_rng(1)
+    at = np.repeat(np.arange(30), 4)
+    x, e_m = rng.normal(size=(2, 120))
+    m = (1e3 * rng.normal(size=30))[at] * x + 1e-8 * e_m
+    system = jm.System([jm.Equation("m", ["1", "x"], ["1", "x"])], "id")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        warnings.simplefilter("ignore", jm.ConvergenceWarning)
+        jm.fit(pd.DataFrame({"id": at, "x": x, "m": m}), system)
