@@ -10,7 +10,7 @@ import pandas as pd
 
 from jaxmed.design import term_values
 from jaxmed.errors import SpecError
-from jaxmed.frame import read, summarise, survey
+from jaxmed.frame import check_some_ids, read, summarise, survey
 from jaxmed.mediation import Spec, compiled
 from jaxmed.moments import Intake, Moments
 from jaxmed.spec import Equation, System
@@ -190,7 +190,7 @@ def stack(data: Any, spec: Spec) -> pd.DataFrame:
     SpecError
         The cluster column has the name of a column of the table.
     DataError
-        The data cannot be read, see :func:`jaxmed.fit`.
+        The data cannot be read, see :func:`jaxmed.fit`, or no row has a cluster id.
 
     Examples
     --------
@@ -207,6 +207,7 @@ def stack(data: Any, spec: Spec) -> pd.DataFrame:
     wide = source.to_pandas(system)
     wide.columns = pd.Index([system.cluster, *system.columns])
     codes = pd.factorize(wide[system.cluster])[0].astype(np.int64)
+    check_some_ids(system.cluster, len(wide), int(np.sum(codes < 0)))
     values = {name: wide[name].to_numpy(dtype=float) for name in system.columns}
     parts = []
     for equation in reversed(system.equations):
@@ -214,7 +215,7 @@ def stack(data: Any, spec: Spec) -> pd.DataFrame:
         used = wide[complete]
         part = {
             "row": np.flatnonzero(complete) + 1,
-            system.cluster: used[system.cluster].to_numpy(),
+            system.cluster: used[system.cluster].reset_index(drop=True),  # of its own type: not every text is UTF-8
             "outcome": np.full(len(used), equation.outcome, dtype=object),
             "z": used[equation.outcome].to_numpy(dtype=float),
         }

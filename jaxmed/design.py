@@ -177,8 +177,10 @@ def _working(name: str, moments: Moments, shift: dict[str, float], scale: dict[s
     """A working term as a polynomial in working columns, its coefficients possibly one per cluster."""
     parts: list[Polynomial] = []
     found = terms.factors(name)
+    alone = shift[name] if len(found) == 1 else 0.0  # subtracted first: a column may lie 1e15 sds from zero
     for factor in found:
         at, unit = moments.unit(factor.column)
+        at -= alone
         if factor.part == "within":
             parts.append({(factor.column,): unit, (): -unit * moments.cluster_means(factor.column)})
         elif factor.part == "between" or (len(found) > 1 and factor.column in moments.cluster_level):
@@ -188,7 +190,7 @@ def _working(name: str, moments: Moments, shift: dict[str, float], scale: dict[s
     if not found:
         return {(): 1.0}
     whole = multiply(parts)
-    whole[()] = whole.get((), 0.0) - shift[name]
+    whole[()] = whole.get((), 0.0) - (shift[name] - alone)
     return {monomial: value / scale[name] for monomial, value in whole.items() if np.any(value != 0.0)}
 
 
@@ -234,10 +236,12 @@ def _cluster_value(name: str, moments: Moments, shift: dict[str, float], scale: 
     if name == INTERCEPT:
         return np.ones(moments.n_clusters)
     value = np.ones(moments.n_clusters)
-    for factor in terms.factors(name):
+    found = terms.factors(name)
+    alone = shift[name] if len(found) == 1 else 0.0
+    for factor in found:
         at, unit = moments.unit(factor.column)
-        value = value * (0.0 if factor.part == "within" else at + unit * moments.cluster_means(factor.column))
-    return (value - shift[name]) / scale[name]
+        value = value * (0.0 if factor.part == "within" else at - alone + unit * moments.cluster_means(factor.column))
+    return (value - (shift[name] - alone)) / scale[name]
 
 
 def term_values(name: str, columns: Mapping[str, Floats], cluster: NDArray[np.int64]) -> Floats:
@@ -251,10 +255,12 @@ def term_values(name: str, columns: Mapping[str, Floats], cluster: NDArray[np.in
         if factor.part:
             used = ~np.isnan(column) & (cluster >= 0)
             size = int(cluster.max(initial=-1)) + 1
+            near = column[used][0] if used.any() else 0.0  # a column may lie 1e15 sds from zero
+            column = column - near
             with np.errstate(invalid="ignore", divide="ignore"):
                 means = np.bincount(cluster[used], column[used], size) / np.bincount(cluster[used], minlength=size)
             mean = np.where(cluster >= 0, means[cluster], np.nan)
-            column = mean if factor.part == "between" else column - mean
+            column = near + mean if factor.part == "between" else column - mean
         value = value * column
     return value
 

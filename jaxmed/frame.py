@@ -197,9 +197,14 @@ def summarise(source: Source, system: System) -> tuple[dict[str, Column], int, i
         raise DataError("the data has no rows")
     for column in summaries:
         _check_values(column, rows)
-    if no_cluster == rows:
-        raise DataError(f"the cluster column {system.cluster!r} is missing in all {rows} rows")
+    check_some_ids(system.cluster, rows, no_cluster)
     return {column.name: column for column in summaries}, rows, no_cluster
+
+
+def check_some_ids(cluster: str, rows: int, missing: int) -> None:
+    """Some row has a cluster id."""
+    if missing == rows:
+        raise DataError(f"the cluster column {cluster!r} is missing in all {rows} rows")
 
 
 def _check_values(column: Column, rows: int) -> None:

@@ -267,8 +267,8 @@ class Population:
         shares = {"icc_x": icc_x, "icc_m": icc_m, "icc_y": icc_y}
         slopes = {"a": a, "b": b, "c_prime": c_prime, "corr_ab": corr_ab}
         for name, number in (slopes | spreads | shares).items():
-            if not is_number(number):
-                raise SpecError(f"{name}={number!r} must be a finite number")
+            if not is_number(number) or abs(number) > 1e6:
+                raise SpecError(f"{name}={number!r} must be a number from -1e6 to 1e6")
         for name, share in shares.items():
             if not 0 <= share < 1:
                 raise SpecError(f"{name}={share!r} must be a share from 0 to below 1")

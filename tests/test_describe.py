@@ -204,6 +204,16 @@ def test_stack_leaves_incomplete_rows_out(unbalanced):
     assert list(long["row"]) == sorted(long["row"])
 
 
+def test_stack_without_a_cluster_id(example):
+    with pytest.raises(jm.DataError, match=f"'id' is missing in all {len(example)} rows"):
+        jm.stack(example.assign(id=np.nan), MODEL)
+
+
+def test_stack_keeps_ids_that_no_text_can_hold(example):
+    ids = pd.Series([f"\ud800{k}" for k in example["id"]], dtype=object)
+    assert set(jm.stack(example.assign(id=ids), MODEL)["id"]) == set(ids)
+
+
 def test_stack_counts_what_the_fit_counts(unbalanced):
     found = jm.describe(unbalanced, MODEL).intake
     counts = jm.stack(unbalanced, MODEL)["outcome"].value_counts()

@@ -553,6 +553,20 @@ def test_far_from_zero_costs_no_digits():
     close(back.table, near.table, 1e-10)
 
 
+def test_parts_within_and_between_far_from_zero_cost_no_digits():
+    """m is 2e15 standard deviations from zero: its cluster means, as numbers, hold no deviation."""
+    rows = jm.simulate(clusters=20, size=6, seed=2)
+    rows["m"] = (rows["m"] * 3).round() * 2048
+    model = jm.Mediation(x="x", m="m", y="y", cluster="id", random={"m": ["1"]}, center="cluster")
+    near = jm.fit(rows, model)
+    far = jm.fit(rows.assign(m=rows["m"] + 2.0**63), model)
+    assert far.loglik == pytest.approx(near.loglik, rel=1e-11)
+    labels = ["m~within(x)", "m~between(x)", "y~within(m)", "y~between(m)"]
+    np.testing.assert_allclose(far.params[labels], near.params[labels], rtol=1e-7)
+    stacked = [jm.stack(data, model)["s_y:within(m)"] for data in (rows, rows.assign(m=rows["m"] + 2.0**63))]
+    np.testing.assert_allclose(*stacked, rtol=1e-12)
+
+
 def by_hand_table(rows, moments):
     expected = by_hand(rows, moments)
     return np.concatenate([expected[pattern.observed] for pattern in moments.patterns])

@@ -191,7 +191,8 @@ def test_a_standardised_slope_that_does_not_vary_is_fixed_in_the_model():
         ({"a": 0.1, "b": 0.1, "icc_m": 1.0}, "icc_m=1.0 must be a share from 0 to below 1"),
         ({"a": 0.1, "b": 0.1, "sd_a": -0.1}, "sd_a=-0.1 must not be negative"),
         ({"a": 0.1, "b": 0.1, "corr_ab": 2}, "corr_ab=2 must lie between -1 and 1"),
-        ({"a": "x", "b": 0.1}, "a='x' must be a finite number"),
+        ({"a": "x", "b": 0.1}, "a='x' must be a number from -1e6 to 1e6"),
+        ({"a": 0.1, "b": 0.1, "sd_a": 1e308}, r"sd_a=1e\+308 must be a number from -1e6 to 1e6"),
     ],
 )
 def test_standardised_numbers_refused(given, message):
