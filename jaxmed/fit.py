@@ -742,7 +742,7 @@ class Fit(Estimates):
         Raises
         ------
         FitError
-            The model has no random effects.
+            The model has no random effects, or the covariance of its fixed effects is not available.
 
         Examples
         --------

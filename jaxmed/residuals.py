@@ -10,6 +10,7 @@ from scipy.special import chdtrc, ndtri
 from scipy.stats import rankdata
 
 from jaxmed.design import outcome_values
+from jaxmed.errors import FitError
 from jaxmed.moments import Floats, Moments
 from jaxmed.predict import predict_on_user_scale
 from jaxmed.resample import read_rows
@@ -27,6 +28,11 @@ def cluster_residual_table(found: Estimates, theta: Floats, moments: Moments) ->
     error = predicted.covariance + np.einsum("apj,pr,brj->abj", moved, found.block[:p, :p], moved, optimize=True)
     g = found.random_cov.to_numpy()
     variance = (g[:, :, None] - error).transpose(2, 0, 1)
+    if not np.all(np.isfinite(variance)):
+        raise FitError(
+            "predictions of random effects have no standard deviations, because the covariance of the fixed effects is "
+            f"not available ({found.message})"
+        )
     unit = np.sqrt(np.where(np.diag(g) > 0, np.diag(g), 1.0))
     value, vector = np.linalg.eigh(variance / np.outer(unit, unit))
     kept = value > RANK * np.maximum(value[:, -1:], RANK)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dense
 import numpy as np
 import pandas as pd
@@ -136,3 +138,10 @@ def test_errors(fit, data):
         plain.cluster_residuals()
     rows = plain.residuals(data)
     np.testing.assert_array_equal(rows["marginal"], rows["conditional"])
+
+
+def test_residuals_of_clusters_without_a_covariance_of_the_fixed_effects(fit):
+    """As of a fit whose likelihood has no maximum."""
+    without = replace(fit, block=np.full_like(fit.block, np.nan))
+    with pytest.raises(jm.FitError, match="covariance of the fixed effects is not available"):
+        without.cluster_residuals()
