@@ -89,11 +89,11 @@ def check_path(name: str, value: Any) -> Path:
     Raises
     ------
     SpecError
-        It is something else, or too long a name.
+        It is something else, no text, or too long a name.
     """
     why = ""
     try:
-        if isinstance(value, (str, os.PathLike)) and b"\0" not in os.fsencode(value):
+        if isinstance(value, (str, os.PathLike)) and os.fspath(value) and b"\0" not in os.fsencode(value):
             path = Path(value)
             path.exists()
             return path

@@ -29,9 +29,11 @@ def check_size(size: Any) -> Size:
         They are something else.
     """
     wrong = SpecError(f"size={size!r} is not understood; give {ALLOWED}")
+    if isinstance(size, np.ndarray):
+        size = size.tolist()
     if _is_count(size):
         return int(size)
-    if isinstance(size, (list, tuple, np.ndarray)):
+    if isinstance(size, (list, tuple)):
         if not len(size) or not all(map(_is_count, size)):
             raise wrong
         return [int(one) for one in size]

@@ -601,6 +601,12 @@ def test_anything_that_is_a_path_will_do(plain_fit, tmp_path):
         assert jm.fit(Place(name), plain_fit.spec).loglik == pytest.approx(plain_fit.loglik, rel=1e-12)
 
 
+@pytest.mark.parametrize("read", [jm.load, jm.load_moments, lambda path: jm.describe(path, MODEL)])
+def test_a_path_without_text_is_not_the_current_folder(read):
+    with pytest.raises(jm.SpecError, match="='' must be a path"):
+        read("")
+
+
 def test_what_opening_a_file_says_is_said(monkeypatch, tmp_path):
     """That a path cannot be looked at is no mistake in the argument."""
     monkeypatch.setattr(Path, "exists", lambda path: os.stat("/dev/null/x"))

@@ -306,6 +306,7 @@ def test_sizes_follow_their_distribution(size, distribution):
 @pytest.mark.parametrize(
     "size",
     [0, -1, 2.5, True, "8", [], [3, 0], {"poisson": 1}, {"poisson": [3, 4]}, {"uniform": [5, 4]}, {"odd": 3}, {},
+     np.array("x"), np.array([[2]]),
      {"negative_binomial": 8}, {"uniform": [2.5, 4]}, {"poisson": float("nan")}, {"poisson": 2, "uniform": [1, 2]}],
 )  # fmt: skip
 def test_sizes_refused(size):
