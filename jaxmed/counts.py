@@ -83,6 +83,14 @@ def check_list(name: str, value: Any, example: str) -> list[Any]:
     raise SpecError(f"{name} must be a list {example}; got {value!r}")
 
 
+def one_or_more(value: Any) -> list[Any]:
+    """The entries of what can be gone through; text, and what cannot, is one entry."""
+    try:
+        return [value] if isinstance(value, (str, bytes)) else list(value)
+    except TypeError:
+        return [value]
+
+
 def check_path(name: str, value: Any) -> Path:
     """A path that a file system can have.
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from jaxmed.columns import no_ids
 from jaxmed.design import term_values
 from jaxmed.errors import SpecError
 from jaxmed.frame import check_some_ids, read, summarise, survey
@@ -206,7 +207,10 @@ def stack(data: Any, spec: Spec) -> pd.DataFrame:
         raise SpecError(f"the stacked table has a column {system.cluster!r} of its own; rename the cluster column")
     wide = source.to_pandas(system)
     wide.columns = pd.Index([system.cluster, *system.columns])
-    codes = pd.factorize(wide[system.cluster])[0].astype(np.int64)
+    try:
+        codes = pd.factorize(wide[system.cluster])[0].astype(np.int64)
+    except TypeError:  # nobody can hash them
+        raise no_ids(wide[system.cluster].iloc[0], system.cluster) from None
     check_some_ids(system.cluster, len(wide), int(np.sum(codes < 0)))
     values = {name: wide[name].to_numpy(dtype=float) for name in system.columns}
     parts = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any, NamedTuple, Protocol
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmed import effects
-from jaxmed.counts import check_choice, check_flag, is_number
+from jaxmed.counts import check_choice, check_flag, is_number, one_or_more
 from jaxmed.errors import FitError, SpecError
 from jaxmed.estimands import Estimands, Row
 from jaxmed.intervals import critical_value, limits_on_scale, normal_table
@@ -213,7 +213,7 @@ def positions(terms: str | Sequence[str], labels: Sequence[str], n_params: int) 
     if isinstance(terms, str) and terms in ("effects", "parameters", "all"):
         first = n_params if terms == "effects" and n_params < len(labels) else 0  # a system has no effects
         return list(range(first, n_params if terms == "parameters" else len(labels)))
-    chosen = [terms] if isinstance(terms, str) or not isinstance(terms, Iterable) else list(terms)
+    chosen = one_or_more(terms)
     unknown = [name for name in chosen if not isinstance(name, str) or name not in labels]
     if unknown or not chosen or len(set(chosen)) < len(chosen):
         raise SpecError(f"terms={chosen!r}: choose 'effects', 'parameters', 'all' or some of {labels}, each once")
@@ -289,7 +289,7 @@ def _points(found: Model, at: Mapping[str, Any] | None) -> list[Point]:
     chosen = []
     for name in moderators:
         given = at.get(name, found.moderator_values[name])
-        values = [given] if isinstance(given, str) or np.ndim(given) == 0 else list(given)
+        values = one_or_more(given)
         if not values:
             raise SpecError(f"at[{name!r}] is empty; give at least one value")
         chosen.append([_value(found, name, value) for value in values])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+from jaxmed.counts import one_or_more
 from jaxmed.errors import SpecError
 from jaxmed.terms import INTERCEPT, Factor, canonical, category_text, check_name, check_terms, columns, factors
 
@@ -65,8 +66,8 @@ def check_moderators(moderators: Any, kinds: Mapping[str, str], roles: tuple[str
                 f"{name!r} is x, m, y or cluster of this model and cannot moderate its paths; write such a model "
                 "as a jaxmed.System with products such as 'm:x'"
             )
-        wanted = (paths,) if isinstance(paths, str) else tuple(paths) if isinstance(paths, Iterable) else ()
-        unknown = [path for path in wanted if path not in kinds and path not in kinds.values()]
+        wanted = one_or_more(paths)
+        unknown = [path for path in wanted if not isinstance(path, str) or path not in {*kinds, *kinds.values()}]
         if unknown or not wanted:
             choices = list(dict.fromkeys((*kinds.values(), *kinds)))
             raise SpecError(f"moderators[{name!r}]={paths!r}: choose paths from {choices}")

@@ -13,7 +13,7 @@ from scipy.special import ndtr, ndtri
 
 from jaxmed.batches import batch_size
 from jaxmed.bootstrap import check_method
-from jaxmed.counts import check_choice, check_count, check_shard
+from jaxmed.counts import check_choice, check_count, check_shard, one_or_more
 from jaxmed.errors import DataError, FitError, SpecError
 from jaxmed.intervals import check_level
 from jaxmed.ledger import Ledger, as_folder, claim, interrupted, open_folder
@@ -128,7 +128,7 @@ def power(
         seed=check_count("seed", seed, 0),
         intervals=check_intervals(intervals, base.spec if model is None else model),
         level=check_level(level),
-        terms=terms if isinstance(terms, str) else tuple(terms),
+        terms=terms if isinstance(terms, str) else tuple(one_or_more(terms)),
         model=model,
         reml=_flag("reml", reml),
         replicates=check_count("replicates", replicates, 2, MOST),

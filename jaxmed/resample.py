@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxmed.columns import no_ids
 from jaxmed.design import Design, make_design, outcome_values
 from jaxmed.errors import DataError
 from jaxmed.frame import survey
@@ -68,7 +69,10 @@ def read_rows(data: Any, found: Estimates, moments: Moments) -> Rows:
     if moments.clusters.dtype.kind == "U":
         labels = labels.astype(str)
     order = np.argsort(moments.clusters)
-    at = np.searchsorted(moments.clusters, labels, sorter=order)
+    try:
+        at = np.searchsorted(moments.clusters, labels, sorter=order)
+    except TypeError:  # nothing orders them
+        raise no_ids(labels[0], system.cluster) from None
     known = moments.clusters[order[np.minimum(at, len(order) - 1)]] == labels
     columns = {name: wide[name].to_numpy(dtype=float, na_value=np.nan) for name in system.columns}
     counting = np.any(list(_known(columns, moments).values()), axis=0)

@@ -17,6 +17,7 @@ import pandas as pd
 from jaxmed import effects
 from jaxmed.batches import Fitted, Refits, Refitter, fitted, given_rows, make_refitter, with_size
 from jaxmed.bootstrap import bootstrap
+from jaxmed.counts import one_or_more
 from jaxmed.effect_tables import Quantities, bauer_critical, make_targets, positions, quantities
 from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, SpecError, Status
 from jaxmed.fit import Fit, fit
@@ -339,10 +340,8 @@ def check_intervals(intervals: Any, model: Spec) -> tuple[str, ...]:
     simple = isinstance(model, Mediation) and model.simple
     if intervals is None:
         return ("delta", "bauer" if simple else "block")
-    if not isinstance(intervals, Iterable):
-        raise SpecError(f"intervals={intervals!r} must be a name or a list of names; choose some of {list(INTERVALS)}")
-    kinds = (intervals,) if isinstance(intervals, str) else tuple(intervals)
-    unknown = [kind for kind in kinds if kind not in INTERVALS]
+    kinds = tuple(one_or_more(intervals))
+    unknown = [kind for kind in kinds if not isinstance(kind, str) or kind not in INTERVALS]
     if unknown or not kinds or len(set(kinds)) < len(kinds):
         raise SpecError(f"intervals={list(kinds)!r}: choose some of {list(INTERVALS)}, each once")
     if "bauer" in kinds and not simple:

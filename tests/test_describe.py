@@ -209,6 +209,11 @@ def test_stack_without_a_cluster_id(example):
         jm.stack(example.assign(id=np.nan), MODEL)
 
 
+def test_stack_of_ids_that_nobody_can_hash(example):
+    with pytest.raises(jm.DataError, match=r"'id' has ids such as .* of type list; use numbers, text or dates"):
+        jm.stack(example.assign(id=[[k] for k in example["id"]]), MODEL)
+
+
 def test_stack_keeps_ids_that_no_text_can_hold(example):
     ids = pd.Series([f"\ud800{k}" for k in example["id"]], dtype=object)
     assert set(jm.stack(example.assign(id=ids), MODEL)["id"]) == set(ids)

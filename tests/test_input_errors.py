@@ -625,6 +625,21 @@ def test_rows_of_a_frame_without_rows(read):
         read(rows().head(0), jm.Mediation(**ROLES, random="none"))
 
 
+@pytest.mark.parametrize("one", [[1], {"k": 1}, (1,), object()])
+def test_residuals_of_rows_with_ids_that_nothing_orders(one):
+    fit = jm.fit(rows(), jm.Mediation(**ROLES, random="none"))
+    with pytest.raises(jm.DataError, match=r"'id' has ids such as .* use numbers, text or dates"):
+        fit.residuals(rows().assign(id=lambda table: [one] * len(table)))
+
+
+def test_lists_that_are_arrays_without_dimensions(plain_fit):
+    none = np.array("x")
+    refused_call(lambda: plain_fit.intervals(terms=none))
+    refused_call(lambda: jm.Mediation(**ROLES, moderators={"w": none}))
+    refused_call(lambda: jm.Mediation(**ROLES, moderators={"w": [none]}))
+    refused_call(lambda: jm.power(replications=2, seed=1, intervals=[np.array([1, 2])]))
+
+
 def test_clusters_of_formulas_that_are_no_text():
     refused_call(lambda: jm.System.from_formulas(["y ~ x + (1 | id)"], cluster=["id"]))
 
