@@ -219,6 +219,7 @@ def disk(jobs: Jobs, rng: random.Random, options: argparse.Namespace) -> None:
             try:
                 code, text = jobs.run(*jobs.arguments(name, place))
                 told = code == 1 and "No space left" in text and "Traceback" not in text
+                told |= code == 0 and jobs.result(name, place) == jobs.alone[name]  # there was space enough
                 jobs.judge("disk", f"{name} {size}", "" if told else f"exit code {code}, {text[-300:]!r}")
                 subprocess.run(["mount", "-o", "remount,size=100m", str(place)], check=True)
                 jobs.check_final("disk", f"{name} {size} again", name, place)
@@ -228,6 +229,24 @@ def disk(jobs: Jobs, rng: random.Random, options: argparse.Namespace) -> None:
                 jobs.judge("disk", f"{name} read-only", "" if told else f"exit code {code}, {text[-300:]!r}")
             finally:
                 subprocess.run(["umount", str(place)], check=True)
+    draws = jobs.folder / "draws"
+    jobs.run(*jobs.arguments("bootstrap", draws))
+    writers = {
+        "report": ["report", str(jobs.fit), "--out", str(place / "a.html")],
+        "merge": ["merge", str(draws / "parts"), "--out", str(place / "a.parquet")],
+        "simulate": ["simulate", "--clusters", "400", "--size", "10", "--seed", "1", "--out", str(place / "a.csv")],
+        "stack": ["stack", str(EXAMPLE), *ROLES, "--out", str(place / "a.csv")],
+    }
+    for name, arguments in writers.items():
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(place)], check=True)
+        try:
+            code, text = jobs.run(*arguments)
+            told = (
+                code in (1, 2) and "No space left" in text and "Traceback" not in text and not list(place.glob("a.*"))
+            )
+            jobs.judge("disk", name, "" if told else f"exit code {code}, {text[-300:]!r}, {list(place.iterdir())}")
+        finally:
+            subprocess.run(["umount", str(place)], check=True)
 
 
 def together(jobs: Jobs, rng: random.Random, options: argparse.Namespace) -> None:
