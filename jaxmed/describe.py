@@ -11,7 +11,7 @@ import pandas as pd
 from jaxmed.columns import no_ids
 from jaxmed.design import term_values
 from jaxmed.errors import SpecError
-from jaxmed.frame import check_some_ids, read, summarise, survey
+from jaxmed.frame import check_finite, check_some_ids, read, summarise, survey
 from jaxmed.mediation import Spec, compiled
 from jaxmed.moments import Intake, Moments
 from jaxmed.spec import Equation, System
@@ -191,7 +191,7 @@ def stack(data: Any, spec: Spec) -> pd.DataFrame:
     SpecError
         The cluster column has the name of a column of the table.
     DataError
-        The data cannot be read, see :func:`jaxmed.fit`, or no row has a cluster id.
+        The data cannot be read, see :func:`jaxmed.fit`, has infinite values, or no row has a cluster id.
 
     Examples
     --------
@@ -213,6 +213,8 @@ def stack(data: Any, spec: Spec) -> pd.DataFrame:
         raise no_ids(wide[system.cluster].iloc[0], system.cluster) from None
     check_some_ids(system.cluster, len(wide), int(np.sum(codes < 0)))
     values = {name: wide[name].to_numpy(dtype=float) for name in system.columns}
+    for name, column in values.items():
+        check_finite(name, int(np.isinf(column).sum()), len(wide))
     parts = []
     for equation in reversed(system.equations):
         complete = wide[[system.cluster, *equation.columns]].notna().all(axis=1)

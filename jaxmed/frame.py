@@ -207,15 +207,19 @@ def check_some_ids(cluster: str, rows: int, missing: int) -> None:
         raise DataError(f"the cluster column {cluster!r} is missing in all {rows} rows")
 
 
+def check_finite(column: str, infinite: int, rows: int) -> None:
+    """No value is infinite."""
+    if infinite:
+        raise DataError(
+            f"column {column!r} has {infinite} infinite {'value' if infinite == 1 else 'values'} among {rows} rows; "
+            "only finite numbers are allowed: set them to missing or remove these rows"
+        )
+
+
 def _check_values(column: Column, rows: int) -> None:
     if column.missing == rows:
         raise DataError(f"column {column.name!r} has no values: it is missing in every row")
-    if column.infinite:
-        values = "value" if column.infinite == 1 else "values"
-        raise DataError(
-            f"column {column.name!r} has {column.infinite} infinite {values} among {rows} rows; only finite numbers "
-            "are allowed: set them to missing or remove these rows"
-        )
+    check_finite(column.name, column.infinite, rows)
     if column.minimum == column.maximum:
         raise DataError(
             f"column {column.name!r} is constant (every value is {column.minimum:g}), so it cannot be told from the "

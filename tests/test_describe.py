@@ -214,6 +214,11 @@ def test_stack_of_ids_that_nobody_can_hash(example):
         jm.stack(example.assign(id=[[k] for k in example["id"]]), MODEL)
 
 
+def test_stack_of_infinite_values(example):
+    with pytest.raises(jm.DataError, match="column 'm' has 1 infinite value among"):
+        jm.stack(example.assign(m=example["m"].where(example.index > 0, np.inf)), MODEL)
+
+
 def test_stack_keeps_ids_that_no_text_can_hold(example):
     ids = pd.Series([f"\ud800{k}" for k in example["id"]], dtype=object)
     assert set(jm.stack(example.assign(id=ids), MODEL)["id"]) == set(ids)

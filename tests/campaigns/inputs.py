@@ -546,7 +546,7 @@ def check_fit(rng, fit, rows, number, names, missing):
         )
         if higher > found + 1e-6 + tolerance:
             raise Defect(f"converged (singular={fit.singular}), but a step of {size:.1g} gains {higher - found:.3g}")
-    if fit.singular:
+    if fit.singular or not np.all(np.isfinite(fit.joint)):  # a flat maximum: the fit says that it has no joint errors
         return
     free = fit.free
 
@@ -637,7 +637,8 @@ def data_case(rng, note):
     if fit is None:
         return "described"
     rounded = kind == "csv" and any("float" in word for word in done)  # written in as few digits as their type has
-    if rounded or "damaged" in kind or any(word.startswith("frame") for word in done):
+    coded = kind == "dta" and any(word in " ".join(done) for word in ("categor", "levels", "dictionary"))
+    if rounded or coded or "damaged" in kind or any(word.startswith("frame") for word in done):
         truth = None
     try:
         check_fit(rng, fit, truth, number, names, note["missing"])
