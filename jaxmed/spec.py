@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jaxmed import terms
-from jaxmed.counts import check_choice, check_list
+from jaxmed.counts import check_choice, check_list, one_or_more
 from jaxmed.errors import SpecError
 from jaxmed.formulas import common_cluster, parse
 from jaxmed.terms import INTERCEPT, check_name, check_terms
@@ -209,9 +209,7 @@ class System:
         >>> system == jm.Mediation(x="x", m="m", y="y", cluster="id").system()
         True
         """
-        if isinstance(formulas, str) or not isinstance(formulas, Iterable):
-            formulas = [formulas]
-        formulas = list(formulas)
+        formulas = one_or_more(formulas)
         parsed = [parse(formula) for formula in formulas]
         named = [found[3] for found in parsed] + [cluster]
         equations = [Equation(outcome, predictors, random) for outcome, predictors, random, _ in parsed]
@@ -370,12 +368,11 @@ def _check_triangular(equations: tuple[Equation, ...]) -> None:
 
 def _residual_groups(groups: Iterable[Iterable[str]], equations: tuple[Equation, ...]) -> tuple[tuple[str, ...], ...]:
     """Check groups of outcomes with correlated residuals, and put their outcomes in the order of the equations."""
-    if isinstance(groups, str) or not isinstance(groups, Iterable):
-        raise SpecError(f"residuals must be a list of groups of outcomes such as [['m1', 'm2']]; got {groups!r}")
+    chosen = check_list("residuals", groups, "of groups of outcomes such as [['m1', 'm2']]")
     of = {equation.outcome: equation for equation in equations}
     result: list[tuple[str, ...]] = []
     seen: set[str] = set()
-    for group in groups:
+    for group in chosen:
         names = check_terms(group, "a group of residuals")
         unknown = [name for name in names if name not in of]
         if unknown:

@@ -637,6 +637,9 @@ def test_lists_that_are_arrays_without_dimensions(plain_fit):
     refused_call(lambda: plain_fit.intervals(terms=none))
     refused_call(lambda: jm.Mediation(**ROLES, moderators={"w": none}))
     refused_call(lambda: jm.Mediation(**ROLES, moderators={"w": [none]}))
+    refused_call(lambda: jm.System(EQUATIONS, "id", residuals=none))
+    refused_call(lambda: jm.System.from_formulas(none))
+    refused_call(lambda: jm.System(EQUATIONS, "id", covariance=none))
     refused_call(lambda: jm.power(replications=2, seed=1, intervals=[np.array([1, 2])]))
 
 
