@@ -45,6 +45,7 @@ from jaxmed.result import Estimates
 from jaxmed.shards import full_evaluation, make_shards
 from jaxmed.totals import add_up
 
+LARGEST = 1e37  # of a value asked for: its fourth power is a number
 REFITS = 40  # of a limit
 APPROACHES = 12  # of a value that a refit does not reach at once
 CLOSE = 1e-4  # of zeta; one more step of Newton's method follows, without a refit
@@ -248,8 +249,10 @@ def profile_curve(
         if not all(map(is_number, listed)):
             raise SpecError(f"values={listed!r}: give finite numbers, of a variance positive ones")
         chosen = np.array(listed, dtype=float)
-        if problem.is_variance and np.any(chosen <= 0):
-            raise SpecError(f"values={chosen.tolist()}: give finite numbers, of a variance positive ones")
+        if np.any(np.abs(chosen) > LARGEST) or (problem.is_variance and np.any(chosen <= 0)):
+            raise SpecError(
+                f"values={chosen.tolist()}: give finite numbers, of a variance positive ones, up to {LARGEST:g} in size"
+            )
     # From the estimate outwards, so that every refit starts beside the last.
     table = np.full((len(chosen), 3), np.nan)
     table[:, 0] = chosen

@@ -664,7 +664,7 @@ def test_errors_of_variances_in_extreme_units_neither_overflow_nor_vanish(scale)
     assert np.all(variances > 0)
 
 
-@pytest.mark.parametrize("values", ["x", ["x"], [np.nan], [[0.1, 0.2]], object()])
+@pytest.mark.parametrize("values", ["x", ["x"], [np.nan], [[0.1, 0.2]], object(), 1e308])
 def test_values_of_a_profile_that_are_no_numbers(plain_fit, values):
     refused_call(lambda: plain_fit.profile("y~m", values))
 

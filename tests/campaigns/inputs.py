@@ -483,6 +483,8 @@ def check_fit(rng, fit, rows, number, names, missing):
             raise Defect(f"{name} is not finite ({fit.message})")
     if fit.converged and not np.all(np.isfinite(fit.bse)) and "not available" not in fit.message:
         raise Defect(f"standard errors are not finite: {fit.bse.to_dict()}, singular={fit.singular}")
+    if fit.imprecise and not fit.converged:  # both said: a likelihood without a maximum
+        return
     if rows is None or len(rows) > 2000 or rows.groupby("id").size().max() > 150:
         return
     with np.errstate(all="ignore"):
