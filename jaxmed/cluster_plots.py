@@ -71,7 +71,7 @@ def cluster_effects(fit: Fit, effect: str | None = None, *, ax: Axes | None = No
     'indirect effect of a cluster'
     """
     route = find_route(fit, effect)
-    found = fit.ranef()[route.column].dropna().to_numpy()
+    found = _predicted(fit, [route.column])[:, 0]
     population = cluster_slopes(fit, route)
     mean, sd = average_product(population)
     ax = make_axes(ax)
@@ -185,7 +185,7 @@ def slopes(fit: Fit, effect: str | None = None, level: float = 0.95, *, ax: Axes
         fixed = [path for path, var in zip(route.paths, np.diag(population.spread), strict=True) if var <= 0]
         raise FitError(f"{fixed[0]!r} does not vary between clusters in this model; there is no scatter to show")
     level = check_level(level)
-    found = fit.ranef()[list(route.paths)].dropna().to_numpy()
+    found = _predicted(fit, list(route.paths))
     ax = make_axes(ax)
     shown = found[thin(len(found))]
     ax.scatter(
@@ -375,6 +375,14 @@ def influence(table: pd.DataFrame, term: str = "indirect", labels: int = 5, *, a
 
 
 # Numbers of a fit, by cluster ----------------------------------------------------------------------------------------
+
+
+def _predicted(fit: Fit, columns: list[str]) -> Floats:
+    """Predictions of the clusters that have them, shape (clusters, columns)."""
+    found = fit.ranef()[columns].dropna().to_numpy()
+    if not len(found):
+        raise FitError(f"this fit has no predictions of {columns[0]!r} to show ({fit.message})")
+    return found
 
 
 def _routes(fit: Fit) -> list[Route]:

@@ -173,24 +173,34 @@ def _unit(name: str, moments: Moments, centred: bool) -> tuple[float, float]:
     return centre, 2.0 ** round(math.log2(left if left > 0 else size) / 2)
 
 
+def _units(
+    name: str, moments: Moments, shift: dict[str, float]
+) -> tuple[list[tuple[terms.Factor, float, float]], float]:
+    """Factors of a term, with shift and scale of their columns, and what is left to subtract of the shift of the term.
+
+    The shift of a single factor is subtracted from its column's, which costs no digits wherever the column lies.
+    """
+    found = terms.factors(name)
+    first = shift[name] if len(found) == 1 else 0.0
+    units = [(factor, *moments.unit(factor.column)) for factor in found]
+    return [(factor, at - first, unit) for factor, at, unit in units], shift[name] - first
+
+
 def _working(name: str, moments: Moments, shift: dict[str, float], scale: dict[str, float]) -> Polynomial:
     """A working term as a polynomial in working columns, its coefficients possibly one per cluster."""
     parts: list[Polynomial] = []
-    found = terms.factors(name)
-    alone = shift[name] if len(found) == 1 else 0.0  # subtracted first: a column may lie 1e15 sds from zero
-    for factor in found:
-        at, unit = moments.unit(factor.column)
-        at -= alone
+    if name == INTERCEPT:
+        return {(): 1.0}
+    found, left = _units(name, moments, shift)
+    for factor, at, unit in found:
         if factor.part == "within":
             parts.append({(factor.column,): unit, (): -unit * moments.cluster_means(factor.column)})
         elif factor.part == "between" or (len(found) > 1 and factor.column in moments.cluster_level):
             parts.append({(): at + unit * moments.cluster_means(factor.column)})
         else:
             parts.append({(factor.column,): unit, (): at})
-    if not found:
-        return {(): 1.0}
     whole = multiply(parts)
-    whole[()] = whole.get((), 0.0) - (shift[name] - alone)
+    whole[()] = whole.get((), 0.0) - left
     return {monomial: value / scale[name] for monomial, value in whole.items() if np.any(value != 0.0)}
 
 
@@ -236,12 +246,10 @@ def _cluster_value(name: str, moments: Moments, shift: dict[str, float], scale: 
     if name == INTERCEPT:
         return np.ones(moments.n_clusters)
     value = np.ones(moments.n_clusters)
-    found = terms.factors(name)
-    alone = shift[name] if len(found) == 1 else 0.0
-    for factor in found:
-        at, unit = moments.unit(factor.column)
-        value = value * (0.0 if factor.part == "within" else at - alone + unit * moments.cluster_means(factor.column))
-    return (value - (shift[name] - alone)) / scale[name]
+    found, left = _units(name, moments, shift)
+    for factor, at, unit in found:
+        value = value * (0.0 if factor.part == "within" else at + unit * moments.cluster_means(factor.column))
+    return (value - left) / scale[name]
 
 
 def term_values(name: str, columns: Mapping[str, Floats], cluster: NDArray[np.int64]) -> Floats:

@@ -18,15 +18,12 @@ from jaxmed.counts import check_choice, check_path
 from jaxmed.errors import DataError
 from jaxmed.files import CsvFile, ParquetFile, open_file, resolve_names
 from jaxmed.mediation import Facts, Spec, check_spec, compiled
-from jaxmed.moments import SAME, Floats, Intake, Moments, Pattern
+from jaxmed.moments import LARGEST, SAME, Floats, Intake, Moments, Pattern
 from jaxmed.queries import Query
 from jaxmed.spec import System
 from jaxmed.store import is_moments
 from jaxmed.terms import category_text
 
-# Values beyond it, or spreads below its inverse, are refused: the variance of an estimated slope variance is of the
-# order of (y / x)^4, and must be neither infinite nor zero in float64.
-LARGEST = 1e37
 CATEGORIES = 100  # of one column, at the most
 MISSING = ("available", "listwise", "raise")
 

@@ -17,6 +17,9 @@ Floats = NDArray[np.float64]
 Monomial: TypeAlias = tuple[str, ...]  # sorted columns of a product; () is the constant 1
 Polynomial: TypeAlias = Mapping[Monomial, "float | Floats"]  # coefficients, possibly one per cluster
 
+# Values beyond it, or spreads below its inverse, are refused: the variance of an estimated slope variance is of the
+# order of (y / x)^4, and must be neither infinite nor zero in float64.
+LARGEST = 1e37
 CONSTANT = 1e-12  # share of a column's sum of squares within clusters that counts as none
 NEARLY = 1e-6  # the share below which it is worth to look at the values themselves
 SAME = 1e-10  # of a column's range: values this close within a cluster are one value

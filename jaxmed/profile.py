@@ -33,7 +33,7 @@ from jaxmed.design import make_design
 from jaxmed.effect_tables import Quantities, quantities
 from jaxmed.errors import ConvergenceWarning, FitError, SpecError
 from jaxmed.intervals import critical_value
-from jaxmed.moments import Floats, Moments
+from jaxmed.moments import LARGEST, Floats, Moments
 from jaxmed.params import (
     Layout,
     count_rows,
@@ -45,7 +45,6 @@ from jaxmed.result import Estimates
 from jaxmed.shards import full_evaluation, make_shards
 from jaxmed.totals import add_up
 
-LARGEST = 1e37  # of a value asked for: its fourth power is a number
 REFITS = 40  # of a limit
 APPROACHES = 12  # of a value that a refit does not reach at once
 CLOSE = 1e-4  # of zeta; one more step of Newton's method follows, without a refit
@@ -246,13 +245,12 @@ def profile_curve(
     else:
         flat = np.ravel(values).tolist() if isinstance(values, (float, int, np.ndarray)) else values
         listed = check_list("values", flat, "of numbers such as [0.1, 0.2]")
-        if not all(map(is_number, listed)):
-            raise SpecError(f"values={listed!r}: give finite numbers, of a variance positive ones")
-        chosen = np.array(listed, dtype=float)
-        if np.any(np.abs(chosen) > LARGEST) or (problem.is_variance and np.any(chosen <= 0)):
+        least = 0.0 if problem.is_variance else -np.inf
+        if not all(is_number(value) and least < value and abs(value) <= LARGEST for value in listed):
             raise SpecError(
-                f"values={chosen.tolist()}: give finite numbers, of a variance positive ones, up to {LARGEST:g} in size"
+                f"values={listed!r}: give finite numbers, of a variance positive ones, up to {LARGEST:g} in size"
             )
+        chosen = np.array(listed, dtype=float)
     # From the estimate outwards, so that every refit starts beside the last.
     table = np.full((len(chosen), 3), np.nan)
     table[:, 0] = chosen

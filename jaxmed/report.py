@@ -15,7 +15,7 @@ from jaxmed import report_plots, report_text, tables
 from jaxmed._version import __version__
 from jaxmed.counts import check_choice, check_path
 from jaxmed.describe import describe_moments
-from jaxmed.errors import ConvergenceWarning, SpecError
+from jaxmed.errors import ConvergenceWarning, FitError, SpecError
 from jaxmed.fit import Fit
 from jaxmed.intervals import check_level
 from jaxmed.markup import Html, element, join, page, table
@@ -62,7 +62,8 @@ def report(
     SpecError
         An unknown kind, level or moderator.
     FitError
-        The replicates are of another fit; the file cannot be written; matplotlib is not installed.
+        The fit has no standard errors; the replicates are of another fit; the file cannot be written; matplotlib is not
+        installed.
 
     Examples
     --------
@@ -79,6 +80,8 @@ def report(
     if not isinstance(fit, Fit):
         raise SpecError(f"report needs a fit; got {type(fit).__name__}")
     check_choice("kind", kind, KINDS)
+    if not np.all(np.isfinite(fit.block)):
+        raise FitError(f"this fit has no standard errors to report ({fit.message})")
     path = check_path("path", path)
     level = check_level(level)
     if replicates is not None:

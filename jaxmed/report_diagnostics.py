@@ -83,11 +83,7 @@ def _outlying(of: Content) -> Html:
     """Clusters whose random effects are far from what the model expects."""
     if not of.fit.system.random_labels:
         return Html("")
-    title = element("h3", "Outlying clusters")
-    try:
-        found = of.fit.cluster_residuals()
-    except FitError as error:
-        return join([title, element("p", f"Not looked for: {error}.")])
+    found = of.fit.cluster_residuals()
     far = found[found["p"] < EXPECTED].nsmallest(SHOWN, "p")
     expected = EXPECTED * len(found)
     count = int((found["p"] < EXPECTED).sum())
@@ -95,7 +91,7 @@ def _outlying(of: Content) -> Html:
         f"{count} of {len(found)} clusters have predicted random effects as far from zero as would have a probability "
         f"below {EXPECTED:g} if they were normal; about {expected:.1f} are expected."
     ]
-    parts = [title, paragraphs(words)]
+    parts = [element("h3", "Outlying clusters"), paragraphs(words)]
     if len(far):
         rows = [
             [str(c), f"{row['distance']:.2f}", f"{row['df']:g}", tables.p_value(row["p"])] for c, row in far.iterrows()

@@ -7,6 +7,8 @@ import re
 from html.parser import HTMLParser
 from itertools import pairwise
 
+import numpy as np
+import pandas as pd
 import pytest
 from browser import Browser, find_browser
 
@@ -426,3 +428,16 @@ def test_in_a_browser(browser, files, name, width):
     assert found["inner"] == width
     assert found["scroll"] <= width
     assert found["height"] > 3000
+
+
+def test_a_fit_without_standard_errors(tmp_path):
+    """Two rows a cluster, each many times: three random effects of y leave nothing to its residual."""
+    rows = pd.concat([jm.simulate(clusters=12, size=2, seed=1)] * 50, ignore_index=True)
+    with pytest.warns(jm.ConvergenceWarning):
+        fit = jm.fit(rows, x="x", m="m", y="y", cluster="id")
+    assert not np.all(np.isfinite(fit.block))
+    with pytest.raises(jm.FitError, match="this fit has no standard errors to report"):
+        jm.report(fit, tmp_path / "a.html")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(jm.FitError, match="has no predictions of 'ab' to show"):
+        jm.plots.cluster_effects(fit)

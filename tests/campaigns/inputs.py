@@ -967,7 +967,7 @@ def call_case(rng, note):
     for value in changed.values():
         if (isinstance(value, Iterable) and np.ndim(value) == 1) or isinstance(value, (dict, set)):
             words |= set(map(str, value))
-    words |= {"column", "model", "cluster", "fit", "formula", "path", "file", "slopes", "quation", "predictor"}
+    words |= {"column", "model", "cluster", "fit", "formula", "path", "file", "slopes", "Equation", "equation"}
     try:
         found = function(**(good | changed))
     except Exception as error:
