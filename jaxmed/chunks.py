@@ -116,7 +116,9 @@ class Chunks:
     def values(self, name: str) -> Iterator[list[Any]]:
         """Values of a column that are not null, part by part."""
         for part in self._parts([name]):
-            yield part[name].drop_nulls().to_list()
+            with own_words():
+                found = part[name].drop_nulls().to_list()
+            yield found
 
     def distinct(self, name: str, most: int) -> set[Any]:
         """Distinct values of a column that are not null, or some more than ``most`` of them."""
@@ -124,8 +126,10 @@ class Chunks:
         def action() -> set[Any]:
             found: set[Any] = set()
             for part in self._parts([name]):
+                with own_words():
+                    values = part[name].drop_nulls().unique().to_list()
                 # Every part has a NaN of its own, and a set would count them all.
-                found.update(value for value in part[name].drop_nulls().unique().to_list() if value == value)
+                found.update(value for value in values if value == value)
                 if len(found) > most:
                     break
             return found

@@ -643,6 +643,21 @@ def test_lists_that_are_arrays_without_dimensions(plain_fit):
     refused_call(lambda: jm.power(replications=2, seed=1, intervals=[np.array([1, 2])]))
 
 
+@pytest.mark.parametrize("column", ["m", "site"])
+def test_text_that_is_no_utf8(column):
+    """As a damaged feather file may hold: Arrow does not look at it before it is asked for."""
+    data = rows().assign(site=lambda table: np.where(table["id"] % 2, "A", "B"))
+    broken = pa.Array.from_buffers(
+        pa.string(),
+        len(data),
+        [None, pa.py_buffer(np.arange(len(data) + 1, dtype="int32").tobytes()), pa.py_buffer(b"\xcf" * len(data))],
+    )
+    table = pa.Table.from_pandas(data)
+    table = table.set_column(table.schema.get_field_index(column), column, broken)
+    with pytest.raises(jm.DataError, match=r"could not be read by its own library \(UnicodeDecodeError\)"):
+        jm.fit(table, jm.Mediation(**ROLES, covariates=["site"], reference={"site": "A"}))
+
+
 def test_clusters_of_formulas_that_are_no_text():
     refused_call(lambda: jm.System.from_formulas(["y ~ x + (1 | id)"], cluster=["id"]))
 

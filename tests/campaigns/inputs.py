@@ -489,7 +489,7 @@ def check_fit(rng, fit, rows, number, names, missing):
         return
     with np.errstate(all="ignore"):
         middle = rows[["x", "m", "y", "w"]].median()
-        far = middle.where(np.abs(middle) > 1e5 * rows[middle.index].std(), 0.0).fillna(0.0)
+        far = middle.where(np.abs(middle) > 1e2 * rows[middle.index].std(), 0.0).fillna(0.0)
     if far.any():  # dense matrices have no digits left there: the same fit, moved to where they have
         rows = rows.assign(**{name: rows[name] - shift for name, shift in far.items()})
         model, _ = make_model(number, PLAIN_NAMES)
