@@ -244,8 +244,15 @@ def combined_at(plan: Plan, values: Floats, weights: tuple[Floats, ...], combina
 
 
 def delta(jacobian: Floats, covariance: Floats) -> Floats:
-    """First-order (delta-method) standard errors, (..., sums), from a covariance of all parameters, or from several."""
-    variance = np.sum((jacobian @ covariance) * jacobian, axis=-1)
+    """First-order (delta-method) standard errors, (..., sums), from a covariance of all parameters, or from several.
+
+    NaN only where an effect depends on an entry that is NaN.
+    """
+    unknown = np.isnan(covariance)
+    variance = np.sum((jacobian @ np.where(unknown, 0.0, covariance)) * jacobian, axis=-1)
+    if np.any(unknown):
+        moves = (jacobian != 0).astype(float)
+        variance = np.where(np.sum((moves @ unknown) * moves, axis=-1) > 0, np.nan, variance)
     return np.sqrt(np.where(variance >= 0, variance, np.nan))
 
 

@@ -31,7 +31,7 @@ class DesignWarning(UserWarning):
 
 
 class ConvergenceWarning(UserWarning):
-    """The optimiser stopped without its certificate; the numbers are the best point found."""
+    """The optimiser stopped without its certificate, or what it found has few correct digits or no standard errors."""
 
 
 def _cut(message: str) -> str:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from jax import Array
+from scipy.linalg import block_diag
 
 from jaxmed import inference, likelihood, optimise, profile, robust, store, summary
 from jaxmed._runtime import float64, jit_by_key
@@ -100,8 +101,8 @@ def fit(
     Warns
     -----
     ConvergenceWarning
-        The optimiser ended without its certificate, or double precision leaves few correct digits; ``fit.status`` and
-        ``fit.message`` say why.
+        The optimiser ended without its certificate, the log likelihood is flat at its maximum (no joint standard
+        errors), or double precision leaves few correct digits; ``fit.status`` and ``fit.message`` say why.
     DesignWarning
         Coefficients were fixed because the data cannot show that they vary; see ``fit.notes``.
 
@@ -265,6 +266,8 @@ def _assemble(
         found = _rank_constrained(layout, theta, solution.evaluation)
     used = tuple(sums.rows for sums in totals.equations)
     scale = make_scale(design, layout, used)
+    # Part by part: that of the fixed effects stands where that of the variances is NaN.
+    parts = [(scale.matrix[at, at], found.block[at, at]) for at in (slice(layout.n_fixed), slice(layout.n_fixed, None))]
     offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])
     null, null_pooled = inference.null_models(design.system, design.scale, totals, layout.reml)
     made = int(np.sum(np.isfinite(solution.trace[:, 1])))
@@ -275,7 +278,7 @@ def _assemble(
         reml=layout.reml,
         values=scale.matrix @ found.values + offset,
         joint=scale.matrix @ found.joint @ scale.matrix.T,
-        block=scale.matrix @ found.block @ scale.matrix.T,
+        block=block_diag(*(part @ covariance @ part.T for part, covariance in parts)),
         free=layout.free,
         loglik=float(scale.loglik - solution.evaluation.value),
         null=null,
@@ -294,7 +297,7 @@ def _assemble(
         theta=theta,
         moments=moments,
     )
-    if not fit.converged or fit.imprecise:
+    if not fit.converged or fit.imprecise or fit.flat:
         warnings.warn(fit.message, ConvergenceWarning, stacklevel=3)
     for note in fit.notes:
         warnings.warn(note, DesignWarning, stacklevel=3)

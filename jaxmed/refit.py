@@ -18,7 +18,7 @@ from jaxmed._runtime import float64, jit_by_key
 from jaxmed.generate import Known, Population
 from jaxmed.likelihood import BLOCK, Data
 from jaxmed.moments import Floats
-from jaxmed.params import Layout, precisions
+from jaxmed.params import Layout, block_diagonal, precisions
 from jaxmed.shards import GPU_BLOCK
 
 TARGET = 1e-12  # Newton decrement at which a refit stops: estimates are within 1.5e-6 standard errors of the optimum
@@ -212,7 +212,7 @@ def _described(program: Program, setting: Setting, solution: optimise.Solution) 
     singular = inference.rank_constrained(layout, solution.theta, solution.evaluation)
     definite = jnp.all(jnp.isfinite(regular.joint))
     joint = matrix @ jnp.where(definite, regular.joint, singular.joint) @ matrix.T
-    block = matrix @ jnp.where(definite, regular.block, singular.block) @ matrix.T
+    block = _moved_block(matrix, jnp.where(definite, regular.block, singular.block), layout.n_fixed)
     values = matrix @ regular.values + setting.offset
     nothing = jnp.zeros(0)
     found, found_errors = nothing, nothing
@@ -240,6 +240,12 @@ def _described(program: Program, setting: Setting, solution: optimise.Solution) 
         joint if program.matrices else jnp.zeros((0, 0)),
         block if program.matrices else jnp.zeros((0, 0)),
     )
+
+
+def _moved_block(matrix: Array, block: Array, p: int) -> Array:
+    """Block covariance on the user's scale; that of the p fixed effects stands where that of the variances is NaN."""
+    fixed, rest = matrix[:p, :p], matrix[p:, p:]
+    return block_diagonal(fixed @ block[:p, :p] @ fixed.T, rest @ block[p:, p:] @ rest.T)
 
 
 def _root(variance: Array) -> Array:

@@ -334,6 +334,11 @@ class Estimates:
         return self.largest_share > IMPRECISE
 
     @property
+    def flat(self) -> bool:
+        """Whether joint standard errors are NaN: at its maximum the log likelihood is flat in some direction."""
+        return not np.all(np.isfinite(self.joint))
+
+    @property
     def message(self) -> str:
         """How the optimiser ended, what it means and what helps."""
         text = Status(self.status).message
@@ -342,13 +347,13 @@ class Estimates:
                 "; singular: a random-effect variance is zero or a correlation is one, so standard errors of "
                 "(co)variances and intervals that rest on normality are rough; consider fewer random effects"
             )
-        if self.reduced_rank:
-            text += "; standard errors take the rank of the random-effects covariance as known"
-        elif not np.all(np.isfinite(self.joint)):
+        if self.flat:
             text += (
                 "; the Hessian in (G, residual variances) is not positive definite, so joint standard errors are not "
-                "available: block standard errors of the fixed effects are"
+                "available: block standard errors of the fixed effects are; consider fewer random effects"
             )
+        elif self.reduced_rank:
+            text += "; standard errors take the rank of the random-effects covariance as known"
         if self.imprecise:
             text += (
                 f"; imprecise: a random effect varies {self.largest_share:.0e} times as much as the residual of its "

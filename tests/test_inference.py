@@ -89,7 +89,7 @@ def test_block_covariance_is_that_of_gls(method, clusters, request):
     np.testing.assert_allclose(covariance @ information, np.eye(5), atol=1e-8)
     np.testing.assert_allclose((fit.params - beta) / np.sqrt(np.diag(covariance)), 0, atol=1e-8)
     assert not fit.block[:5, 5:].any()
-    np.testing.assert_array_equal(fit.block[5:, 5:], fit.joint[5:, 5:])
+    np.testing.assert_allclose(fit.block[5:, 5:], fit.joint[5:, 5:], rtol=1e-12)  # carried to the scale apart
 
 
 def test_joint_standard_errors_are_the_larger(reml):
@@ -475,3 +475,34 @@ def test_predictions_reproduce_the_estimates(predicted, reml):
     np.testing.assert_allclose((second - reml.random_cov) / np.outer(sd, sd), 0, atol=1e-6)
     indirect = reml.effects().loc["indirect"]
     assert predicted.table["ab"].mean() == pytest.approx(indirect["estimate"], abs=0.1 * indirect["se"])
+
+
+@pytest.mark.filterwarnings("ignore::jaxmed.DesignWarning")
+def test_a_flat_maximum_is_said_and_leaves_block_errors():
+    """REML of an x that tells two clusters apart: their intercepts then say nothing of a variance between clusters.
+
+    Covariance of the fixed effects given G against generalised least squares with dense matrices.
+    """
+    rng = np.random.default_rng(6)
+    ids = np.repeat([0, 1], 20)
+    x = ids * 1.0
+    m = x + rng.normal(size=(2, 40)).sum(axis=0)
+    data = pd.DataFrame({"id": ids, "x": x, "m": m, "y": m + rng.normal(size=40)})
+    with pytest.warns(jm.ConvergenceWarning, match="block standard errors of the fixed effects are"):
+        fit = jm.fit(data, FULL)
+    assert fit.converged
+    assert fit.flat
+    assert np.all(np.isnan(fit.bse))
+    sigma = np.array([fit.residual_var["m"], fit.residual_var["y"]])
+    _, information = dense.gls(dense.stack(data, fit.system), fit.random_cov.to_numpy(), sigma)
+    np.testing.assert_allclose(fit.cov_params("block"), np.linalg.inv(information), rtol=1e-6, atol=1e-9)
+    table = fit.effects(se="bauer")
+    assert np.all(np.isfinite(table.loc[["a", "b", "c_prime"], "se"]))
+    assert table.loc["a", "se"] == pytest.approx(np.sqrt(np.linalg.inv(information)[1, 1]), rel=1e-6)
+
+
+def test_delta_errors_are_nan_only_where_an_effect_depends_on_one():
+    """Two of three sums touch the NaN; the third is sqrt(g'Cg) by hand."""
+    covariance = np.array([[4.0, 1.0, np.nan], [1.0, 9.0, np.nan], [np.nan, np.nan, np.nan]])
+    slopes = np.array([[2.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
+    np.testing.assert_array_equal(effects.delta(slopes, covariance), [np.sqrt(16 + 4 + 9), np.nan, np.nan])

@@ -481,8 +481,8 @@ def check_fit(rng, fit, rows, number, names, missing):
     for name, found in parts.items():
         if not np.all(np.isfinite(found)):
             raise Defect(f"{name} is not finite ({fit.message})")
-    if fit.converged and not np.all(np.isfinite(fit.bse)) and "not available" not in fit.message:
-        raise Defect(f"standard errors are not finite: {fit.bse.to_dict()}, singular={fit.singular}")
+    if fit.converged and not np.all(np.isfinite(fit.standard_errors("block"))):
+        raise Defect(f"standard errors are not finite: {fit.standard_errors('block').to_dict()} ({fit.message})")
     if fit.imprecise and not fit.converged:  # both said: a likelihood without a maximum
         return
     if rows is None or len(rows) > 2000 or rows.groupby("id").size().max() > 150:
@@ -626,7 +626,9 @@ def data_case(rng, note):
     before = copy.deepcopy(table)
     try:
         model, reml = make_model(number, names)
-        fit = _fitted(rng, held, model, reml, note)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always", jm.ConvergenceWarning)
+            fit = _fitted(rng, held, model, reml, note)
     except Exception as error:
         check_refusal(error, words)
         note["message"] = str(error)
@@ -638,6 +640,9 @@ def data_case(rng, note):
             raise Defect("the input changed")
     if fit is None:
         return "described"
+    uncertain = not fit.converged or fit.imprecise or not np.all(np.isfinite(fit.bse))
+    if uncertain and not said:
+        raise Defect(f"no warning of a fit that needs one: {fit.message}")
     rounded = kind == "csv" and any("float" in word for word in done)  # written in as few digits as their type has
     coded = kind == "dta" and any(word in " ".join(done) for word in ("categor", "levels", "dictionary"))
     if rounded or coded or "damaged" in kind or any(word.startswith("frame") for word in done):
