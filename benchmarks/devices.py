@@ -52,7 +52,7 @@ def main() -> None:
     layout = make_layout(design, True)
     counts = count_rows(layout, design.system, add_up(design))
     with jax.enable_x64(True):
-        point = [np.asarray(part) for part in root_and_precision(layout, jax.numpy.asarray(fit.theta))]
+        point = [np.asarray(part) for part in root_and_precision(layout, jax.numpy.asarray(fit.working.theta))]
         reference = None
         for count in sorted({1, 2, 4, len(devices)}):
             if count > len(devices):

@@ -53,7 +53,7 @@ def main() -> None:
     layout = make_layout(design, False)
     once = np.array(count_rows(layout, design.system, totals))
     with jax.enable_x64(True):
-        point = [np.asarray(part) for part in root_and_precision(layout, jax.numpy.asarray(fit.theta))]
+        point = [np.asarray(part) for part in root_and_precision(layout, jax.numpy.asarray(fit.working.theta))]
         evaluate = jax.jit(functools.partial(derivatives.evaluate, layout))
         expected = np.asarray(evaluate(*point, likelihood.make_data(design.table, tuple(once))).hessian)
         print(f"1-1-1, q = 5, ML; {len(os.sched_getaffinity(0))} cores; us a cluster (median of 9)")

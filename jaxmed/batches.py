@@ -195,7 +195,6 @@ class Fitted:
     Attributes
     ----------
     found : Estimates
-    theta : ndarray, shape (n,)
     moments : Moments
     design : Design
     layout : Layout
@@ -205,7 +204,6 @@ class Fitted:
     """
 
     found: Estimates
-    theta: Floats
     moments: Moments
     design: Design
     layout: Layout
@@ -213,10 +211,10 @@ class Fitted:
     targets: Targets | None
 
 
-def fitted(found: Estimates, theta: Floats, moments: Moments, targets: Targets | None) -> Fitted:
+def fitted(found: Estimates, moments: Moments, targets: Targets | None) -> Fitted:
     """Prepare a fit for refits."""
     design = make_design(found.system, moments)
-    return Fitted(found, theta, moments, design, make_layout(design, found.reml), add_up(design), targets)
+    return Fitted(found, moments, design, make_layout(design, found.reml), add_up(design), targets)
 
 
 def make_refitter(
@@ -241,13 +239,13 @@ def make_refitter(
     plan, known, population = None, None, None
     if source == "drawn":
         plan, known = generate.make_plan(design, base.moments)
-        population = _population(base, scale.linear, scale.offset)
+        population = _population(base)
     devices = tuple(jax.local_devices())
     size = batch_size(design.n_clusters) if size is None else size
     together = 1 if devices[0].platform == "cpu" else size
     program = Program(layout, None if targets is None else targets.plan, source, plan, together, design.n_clusters)
     numbers: dict[str, Any] = {  # NumPy until a compiled program takes them in
-        "start": base.theta,
+        "start": base.found.working.theta,
         "matrix": scale.matrix,
         "offset": np.concatenate([scale.offset, np.zeros(layout.n_theta)]),
         "weights": () if targets is None else targets.weights,
@@ -275,18 +273,18 @@ def with_size(refitter: Refitter, size: int) -> Refitter:
     return replace(refitter, size=size, program=program._replace(together=size if program.together > 1 else 1))
 
 
-def _population(base: Fitted, linear: Floats, offset: Floats) -> generate.Population:
+def _population(base: Fitted) -> generate.Population:
     """The fitted model on the working scale."""
     layout, n_free = base.layout, len(base.layout.free)
-    beta = np.linalg.solve(linear, base.found.values[: layout.n_fixed] - offset)
+    working = base.found.working
     root = np.zeros((layout.n_random, layout.n_random))
     if n_free:
         row, col = np.array(layout.free, dtype=int).T
-        root[row, col] = base.theta[:n_free]
-    variances = _variances(layout, base.theta[n_free:])
+        root[row, col] = working.theta[:n_free]
+    variances = _variances(layout, working.theta[n_free:])
     n = layout.n_equations
     covariance = np.diag(variances[:n]) + symmetric(n, layout.pairs, variances[n:])
-    numbers: Any = (beta, root, np.linalg.cholesky(covariance))
+    numbers: Any = (working.values[: layout.n_fixed], root, np.linalg.cholesky(covariance))
     return generate.Population(*numbers)
 
 

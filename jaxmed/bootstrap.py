@@ -114,7 +114,7 @@ def bootstrap(
     if fit.n_clusters > np.count_nonzero(_sizes(fit)):
         raise FitError("this fit holds only some of its clusters (it was made over several processes); fit them in one")
     origin, targets = make_origin(fit, method, seed, n, at)
-    base = fitted(fit, fit.theta, fit.moments, targets)
+    base = fitted(fit, fit.moments, targets)
     refitter = _refitter(fit, base, method, seed, data)
     if batch is not None:
         refitter = with_size(refitter, check_count("batch", batch, 1, 1 << 20))

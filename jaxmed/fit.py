@@ -36,11 +36,10 @@ from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
 from jaxmed.moments import Floats, Intake, Moments
 from jaxmed.optimise import Solution
 from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_precision
-from jaxmed.plain import check_form
 from jaxmed.predict import moderators_of, predict_clusters
 from jaxmed.progress import progress
 from jaxmed.residuals import cluster_residual_table, residual_table
-from jaxmed.result import Estimates, fields_from_dict, plain_data
+from jaxmed.result import Estimates, Working, fields_from_dict, plain_data
 from jaxmed.satterthwaite import satterthwaite_table
 from jaxmed.scores import Scores, cluster_scores
 from jaxmed.shards import Shards, make_shards, value_shards
@@ -279,6 +278,7 @@ def _assemble(
         values=scale.matrix @ found.values + offset,
         joint=scale.matrix @ found.joint @ scale.matrix.T,
         block=block_diag(*(part @ covariance @ part.T for part, covariance in parts)),
+        working=Working(theta, *map(np.asarray, found)),
         free=layout.free,
         loglik=float(scale.loglik - solution.evaluation.value),
         null=null,
@@ -294,7 +294,6 @@ def _assemble(
         reduced_rank=reduced_rank,
         largest_share=float(inference.shares(layout, theta[None], mean_square).max(initial=0.0)),
         trace=tuple((int(stage), float(f), float(left)) for stage, f, left in solution.trace[:made]),
-        theta=theta,
         moments=moments,
     )
     if not fit.converged or fit.imprecise or fit.flat:
@@ -352,13 +351,10 @@ class Fit(Estimates):
 
     Attributes beyond those of :class:`jaxmed.result.Estimates`:
 
-    theta : ndarray
-        Optimiser's parameters at the optimum, on the working scale.
     moments : Moments
         The data, as cross-products per cluster.
     """
 
-    theta: Floats = field(repr=False)
     moments: Moments = field(repr=False)
 
     def effects(
@@ -506,7 +502,7 @@ class Fit(Estimates):
         >>> fit.intervals("monte_carlo", seed=1).loc["indirect", ["ci_lower", "ci_upper"]].round(2).tolist()
         [0.43, 0.7]
         """
-        return interval_table(self, self.theta, self.moments, method, level, seed, se, terms, at, draws)
+        return interval_table(self, self.moments, method, level, seed, se, terms, at, draws)
 
     def profile(
         self, term: str, values: Sequence[float] | None = None, at: Mapping[str, Any] | None = None
@@ -541,11 +537,11 @@ class Fit(Estimates):
         >>> fit.profile("indirect", [0.4, 0.5]).round(2).to_numpy().tolist()
         [[0.4, -2.67, -2133.58], [0.5, -0.89, -2130.4]]
         """
-        return profile.profile_curve(self, self.theta, self.moments, term, values, at)
+        return profile.profile_curve(self, self.moments, term, values, at)
 
     @cached_property
     def _scores(self) -> Scores:
-        return cluster_scores(self, self.theta, self.moments)
+        return cluster_scores(self, self.moments)
 
     @cached_property
     def _robust(self) -> Floats:
@@ -654,7 +650,7 @@ class Fit(Estimates):
         >>> fit.influence()["cook"].nlargest(3).round(2).to_dict()
         {71: 0.04, 65: 0.04, 46: 0.03}
         """
-        return influence_table(self, self.theta, self.moments, self._scores, exact, standardized, at)
+        return influence_table(self, self.moments, self._scores, exact, standardized, at)
 
     def satterthwaite(
         self,
@@ -700,7 +696,7 @@ class Fit(Estimates):
         >>> fit.satterthwaite()["df"].loc[["m~x", "y~m", "indirect", "total"]].round(1).to_dict()
         {'m~x': 95.1, 'y~m': 112.9, 'indirect': 30.8, 'total': 43.4}
         """
-        return satterthwaite_table(self, self.theta, self.moments, kind, level, terms, at)
+        return satterthwaite_table(self, self.moments, kind, level, terms, at)
 
     def ranef(self) -> pd.DataFrame:
         """Predictions for every cluster (empirical Bayes), on the user's scale.
@@ -728,7 +724,7 @@ class Fit(Estimates):
         >>> fit.ranef()[["a", "b", "ab"]].mean().round(2).to_dict()
         {'a': 0.65, 'b': 0.61, 'ab': 0.56}
         """
-        return predict_clusters(self, self.theta, self.moments)
+        return predict_clusters(self, self.moments)
 
     def cluster_residuals(self) -> pd.DataFrame:
         """Standardized predictions of the clusters' random effects, for normal plots and outlying clusters.
@@ -754,7 +750,7 @@ class Fit(Estimates):
         >>> fit.cluster_residuals().nsmallest(2, "p")[["distance", "df", "p"]].round(3).to_numpy().tolist()
         [[14.779, 5.0, 0.011], [13.445, 5.0, 0.02]]
         """
-        return cluster_residual_table(self, self.theta, self.moments)
+        return cluster_residual_table(self, self.moments)
 
     def residuals(self, data: Any) -> pd.DataFrame:
         """Residuals row by row, equation under equation.
@@ -786,7 +782,7 @@ class Fit(Estimates):
         >>> fit.residuals(data).groupby("outcome")["standardized"].std().round(2).to_dict()
         {'m': 0.92, 'y': 0.89}
         """
-        return residual_table(self, self.theta, self.moments, data)
+        return residual_table(self, self.moments, data)
 
     def summary(
         self,
@@ -945,7 +941,7 @@ class Fit(Estimates):
         """
         for name, value in (("difference", difference), ("heterogeneity", heterogeneity), ("robust", robust)):
             check_flag(name, value)
-        plain = super().to_dict() | {"theta": self.theta.tolist()}
+        plain = super().to_dict()
         if robust:
             plain["bse_robust"] = plain_data(self.standard_errors("robust").to_dict())
             plain["cov_robust"] = plain_data(self.covariance("robust").tolist())
@@ -1021,8 +1017,7 @@ def load(path: str | Path, verify: bool = False) -> Fit:
     check_flag("verify", verify)
     plain, moments = store.read(path)
     try:
-        check_form(plain, {"theta": [float]})
-        fit = Fit(**fields_from_dict(plain), theta=np.array(plain["theta"], dtype=float), moments=moments)
+        fit = Fit(**fields_from_dict(plain), moments=moments)
         _check_whole(fit)
     except (JaxmedError, ValueError) as error:
         raise DataError(f"{str(path)!r} is not a fit that jaxmed saved, or is damaged ({error})") from error
@@ -1043,8 +1038,10 @@ def _check_whole(fit: Fit) -> None:
     """Refuse a model, estimates and moments that do not belong together."""
     system, moments, n = fit.system, fit.moments, len(fit.labels)
     n_theta = n - len(system.labels)
-    shapes = {"values": (n,), "joint": (n, n), "block": (n, n), "theta": (n_theta,)}
+    shapes = {"values": (n,), "joint": (n, n), "block": (n, n)}
     wrong = [name for name, shape in shapes.items() if getattr(fit, name).shape != shape]
+    shapes["theta"] = (n_theta,)
+    wrong += [name for name, part in fit.working._asdict().items() if part.shape != shapes[name]]
     if wrong:
         raise ValueError(f"{wrong[0]} are not those of its model")
     if fit.free != system.random_pairs or len(fit.intake.used) != len(system.equations):
@@ -1069,5 +1066,5 @@ def _loglik(fit: Fit) -> float:
     totals = add_up(design)
     scale = make_scale(design, layout, [sums.rows for sums in totals.equations])
     shards = make_shards(design.table, count_rows(layout, design.system, totals))
-    root, tau = _root_and_precision(layout, jnp.asarray(fit.theta))
+    root, tau = _root_and_precision(layout, jnp.asarray(fit.working.theta))
     return scale.loglik - value_shards(layout, root, tau, shards)

@@ -16,7 +16,6 @@ from jaxmed.effect_tables import Quantities, quantities
 from jaxmed.errors import ConvergenceWarning
 from jaxmed.moments import Floats, Moments
 from jaxmed.result import Estimates
-from jaxmed.robust import first_order
 from jaxmed.scores import Scores
 
 LEAST = 1e-10  # of |I - C X_j'V_j^-1X_j|: below it the other clusters do not identify the fixed effects
@@ -24,7 +23,6 @@ LEAST = 1e-10  # of |I - C X_j'V_j^-1X_j|: below it the other clusters do not id
 
 def influence_table(
     found: Estimates,
-    theta: Floats,
     moments: Moments,
     scores: Scores,
     exact: bool,
@@ -36,10 +34,13 @@ def influence_table(
         check_flag(name, value)
     known = quantities(found, at)
     p = len(found.system.labels)
+    matrix = scores.scale.matrix
     if exact:
-        moved, of_effects = _refitted(found, theta, moments, known)
+        moved, of_effects = _refitted(found, moments, known)
+        inside = np.asarray(np.linalg.solve(matrix, moved.T).T, dtype=float)
     else:
-        moved = one_step(found, scores)
+        inside = one_step(found, scores)
+        moved = inside @ matrix.T
         of_effects = np.zeros((0, len(moved)))
         if known.targets is not None:
             of = known.targets
@@ -53,13 +54,13 @@ def influence_table(
     table = pd.DataFrame(
         changes, index=pd.Index(scores.clusters, name=found.system.cluster), columns=list(known.labels[shown])
     )
-    table["cook"] = cook(moved[:, :p], found.joint[:p, :p])
-    table["cook_all"] = cook(moved, found.joint)
+    table["cook"] = cook(inside[:, :p], found.working.joint[:p, :p])
+    table["cook_all"] = cook(inside, found.working.joint)
     return table
 
 
 def one_step(found: Estimates, scores: Scores) -> Floats:
-    """Estimates less, about, those without each cluster, on the user's scale, shape (J, p + n).
+    """Estimates less, about, those without each cluster, on the working scale, shape (J, p + n).
 
     B s_j with the joint covariance B and the derivative s_j of the gradient in the weight of cluster j: its score,
     under REML plus tr(C X_j'V_j^-1X_j C dX'V^-1X) / 2, since C = (X'V^-1X)^-1 loses the cluster too. For beta at given
@@ -70,14 +71,14 @@ def one_step(found: Estimates, scores: Scores) -> Floats:
     inside = np.einsum("ab,bcj,cd->jad", c, scores.information, c, optimize=True)
     if found.reml:
         values[p:] += np.einsum("jab,kab->kj", inside, scores.moved, optimize=True) / 2
-    moved = first_order(found, scores, values).T
+    moved = (found.working.joint @ values).T
     left = np.eye(p) - np.einsum("ab,bcj->jac", c, scores.information)
     finite = np.all(np.isfinite(left), axis=(1, 2))
     left[~finite] = 0.0
     lost = np.linalg.det(left) < LEAST
     left[lost] = np.eye(p)
     without = np.linalg.solve(left, np.broadcast_to(c, left.shape)) - c
-    moved[:, :p] += np.einsum("jab,bj->ja", without, values[:p]) @ scores.scale.linear.T
+    moved[:, :p] += np.einsum("jab,bj->ja", without, values[:p])
     moved[lost] = np.nan
     return moved
 
@@ -95,9 +96,9 @@ def cook(moved: Floats, covariance: Floats) -> Floats:
     return np.asarray(np.sum(along**2 / value[kept], axis=1) / np.count_nonzero(kept), dtype=float)
 
 
-def _refitted(found: Estimates, theta: Floats, moments: Moments, known: Quantities) -> tuple[Floats, Floats]:
+def _refitted(found: Estimates, moments: Moments, known: Quantities) -> tuple[Floats, Floats]:
     """Estimates and effects less those of exact refits without each cluster, (J, p + n) and (J, effects)."""
-    values, converged = leave_one_out(fitted(found, theta, moments, known.targets))
+    values, converged = leave_one_out(fitted(found, moments, known.targets))
     failed = ~converged
     if failed.any():
         warnings.warn(

@@ -26,7 +26,6 @@ KINDS = {
 
 def interval_table(
     found: Estimates,
-    theta: Floats,
     moments: Moments,
     method: str,
     level: float,
@@ -43,7 +42,7 @@ def interval_table(
     known = quantities(found, at)
     chosen = known.positions(terms)
     if method == "profile":
-        table = profile.profile_intervals(found, theta, moments, [known.labels[k] for k in chosen], level, at)
+        table = profile.profile_intervals(found, moments, [known.labels[k] for k in chosen], level, at)
     elif method == "monte_carlo":
         table = _monte_carlo(found, known, chosen, level, _seed(seed), se, check_count("draws", draws, 100, 10_000_000))
     else:

@@ -71,7 +71,7 @@ def optima(found: Fit, starts: int = 50, *, seed: int) -> pd.DataFrame:
     data = make_data(design.table, count_rows(layout, design.system, totals))
     scale = make_scale(design, layout, found.intake.used)
     rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
-    logliks, thetas, values = [found.loglik], [found.theta], [found.values]
+    logliks, thetas, values = [found.loglik], [found.working.theta], [found.values]
     for _ in range(starts):
         solution, estimates = solve_from(layout, data, random_start(layout, rng), 100, WARM_UP)
         if solution.status == Status.CONVERGED:

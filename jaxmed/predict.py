@@ -21,8 +21,8 @@ from jaxmed.estimands import Estimands
 from jaxmed.likelihood import Data
 from jaxmed.mediation import Mediation
 from jaxmed.moments import Floats, Moments
-from jaxmed.params import Layout, Scale, make_layout, make_scale, root_and_precision
-from jaxmed.result import Estimates
+from jaxmed.params import Layout, make_layout, make_scale, root_and_precision
+from jaxmed.result import Estimates, Working
 from jaxmed.shards import SHARD
 
 
@@ -60,11 +60,18 @@ def posterior(layout: Layout, root: Array, tau: Array, beta: Array, data: Data) 
 
 
 class ClusterPredictions(NamedTuple):
-    """:class:`Predictions` on the user's scale, padding cut off."""
+    """:class:`Predictions` on the working scale, in NumPy.
+
+    Attributes
+    ----------
+    error : ndarray, shape (q, q, clusters)
+        Var(u_j | data) with the uncertainty of the fixed effects.
+    """
 
     effects: Floats
     covariance: Floats
     sensitivity: Floats
+    error: Floats
 
 
 @float64
@@ -74,81 +81,80 @@ def _predict(layout: Layout, theta: Array, beta: Array, data: Data) -> Predictio
     return posterior(layout, root, tau, beta, data)
 
 
-def predict_clusters(found: Estimates, theta: Floats, moments: Moments) -> pd.DataFrame:
-    """Table of :meth:`jaxmed.Fit.ranef`; ``theta`` is the optimiser's optimum on the working scale of ``moments``."""
-    labels, random = found.system.labels, found.system.random_labels
-    if not random:
-        raise FitError("this model has no random effects, so there is nothing to predict by cluster")
-    design = make_design(found.system, moments)
-    layout = make_layout(design, found.reml)
-    scale = make_scale(design, layout, found.intake.used)
-    beta_cov = found.block[: len(labels), : len(labels)]
+def predict_clusters(found: Estimates, moments: Moments) -> pd.DataFrame:
+    """Table of :meth:`jaxmed.Fit.ranef`."""
+    prepared = _prepare(found, moments)
+    design, linear = prepared.design, prepared.linear
+    unit = linear[np.ix_(prepared.layout.random, prepared.layout.random)]
     estimands = found.spec.estimands(found.facts) if isinstance(found.spec, Mediation) else None
     names = set() if estimands is None else moderators_of(estimands)
     moderators = {name: moderator_by_cluster(found, moments, name) for name in names}
     parts: list[dict[str, Floats]] = []
     for first in range(0, design.n_clusters, SHARD):  # some at a time: what is in between is larger than the table
         some = slice(first, first + SHARD)
-        predicted = _on_user_scale(found, theta, design.part(some), layout, scale)
+        predicted = _predict_some(prepared, design.part(some))
         columns: dict[str, Floats] = {}
-        for k, label in enumerate(random):
-            moved = predicted.sensitivity[k]
-            variance = predicted.covariance[k, k] + np.einsum("pj,pr,rj->j", moved, beta_cov, moved)
-            columns[label] = predicted.effects[k]
-            columns[f"{label}_se"] = np.sqrt(variance)
+        for label, row in zip(found.system.random_labels, unit, strict=True):
+            columns[label], variance = row @ predicted.effects, np.einsum("b,bcj,c->j", row, predicted.error, row)
+            columns[f"{label}_se"] = _root(variance)
         if estimands is not None:
             own = {name: value[some] for name, value in moderators.items()}
-            columns |= _paths(found, estimands, predicted, beta_cov, own)
+            columns |= _paths(found, estimands, predicted, linear, own)
         parts.append(columns)
     whole = {name: np.concatenate([columns[name] for columns in parts]) for name in parts[0]}
     table = pd.DataFrame(whole, index=pd.Index(moments.clusters, name=found.system.cluster))
     return table[design.sizes > 0]  # a cluster may have no row that counts
 
 
-def predict_on_user_scale(
-    found: Estimates, theta: Floats, moments: Moments
-) -> tuple[NDArray[np.int64], ClusterPredictions]:
-    """Positions of the clusters that have rows, and the conditional distributions of their random effects.
+def predict_working(found: Estimates, moments: Moments) -> tuple[NDArray[np.int64], ClusterPredictions, Floats]:
+    """Positions of the clusters that have rows, their predictions, and the map from these to the user's scale, (q, q).
 
     Raises
     ------
     FitError
         The model has no random effects.
     """
+    prepared = _prepare(found, moments)
+    present = np.flatnonzero(prepared.design.sizes > 0)
+    parts = [
+        _predict_some(prepared, prepared.design.part(present[first : first + SHARD]))
+        for first in range(0, len(present), SHARD)
+    ]
+    whole = ClusterPredictions(*(np.concatenate(several, axis=-1) for several in zip(*parts, strict=True)))
+    return present, whole, prepared.linear[np.ix_(prepared.layout.random, prepared.layout.random)]
+
+
+class _Prepared(NamedTuple):
+    design: Design
+    layout: Layout
+    linear: Floats
+    working: Working
+
+
+def _prepare(found: Estimates, moments: Moments) -> _Prepared:
     if not found.system.random_labels:
         raise FitError("this model has no random effects, so there is nothing to predict by cluster")
     design = make_design(found.system, moments)
     layout = make_layout(design, found.reml)
-    scale = make_scale(design, layout, found.intake.used)
-    present = np.flatnonzero(design.sizes > 0)
-    parts = [
-        _on_user_scale(found, theta, design.part(present[first : first + SHARD]), layout, scale)
-        for first in range(0, len(present), SHARD)
-    ]
-    whole = (np.concatenate(several, axis=-1) for several in zip(*parts, strict=True))
-    return present, ClusterPredictions(*whole)
+    return _Prepared(design, layout, make_scale(design, layout, found.intake.used).linear, found.working)
 
 
-def _on_user_scale(found: Estimates, theta: Floats, design: Design, layout: Layout, scale: Scale) -> ClusterPredictions:
-    """Conditional means, covariances and sensitivities to the user's fixed effects, of the clusters of a design."""
-    beta = np.linalg.solve(scale.linear, found.values[: layout.n_fixed] - scale.offset)
-    data = likelihood.make_data(design.table, (0,) * len(layout.seen))
-    effects, covariance, sensitivity = (
-        np.asarray(part)[..., : design.n_clusters] for part in _predict(layout, theta, beta, data)
-    )
-    unit = scale.linear[np.ix_(layout.random, layout.random)]
-    return ClusterPredictions(
-        unit @ effects,
-        np.einsum("ab,bcj,dc->adj", unit, covariance, unit, optimize=True),
-        np.einsum("ab,bpj,pr->arj", unit, sensitivity, np.linalg.inv(scale.linear), optimize=True),
-    )
+def _predict_some(prepared: _Prepared, some: Design) -> ClusterPredictions:
+    """Predictions of the clusters of a design, padding cut off."""
+    layout, working = prepared.layout, prepared.working
+    p = layout.n_fixed
+    data = likelihood.make_data(some.table, (0,) * len(layout.seen))
+    found = _predict(layout, working.theta, working.values[:p], data)
+    effects, covariance, moved = (np.asarray(part)[..., : some.n_clusters] for part in found)
+    moved_error = np.einsum("apj,pr,brj->abj", moved, working.block[:p, :p], moved, optimize=True)
+    return ClusterPredictions(effects, covariance, moved, covariance + moved_error)
 
 
 def _paths(
     found: Estimates,
     estimands: Estimands,
     predicted: ClusterPredictions,
-    beta_cov: Floats,
+    linear: Floats,
     moderators: Mapping[str, Floats],
 ) -> dict[str, Floats]:
     """Slopes of every cluster along the routes from x to y, and the expected products along each.
@@ -157,43 +163,50 @@ def _paths(
     normal, from which follow mean and variance of their products.
     """
     labels, random = list(found.system.labels), list(found.system.random_labels)
+    p = len(labels)
     # Slopes between clusters do not vary, and c' is no part of a route through a mediator.
     edges = found.spec.edges if isinstance(found.spec, Mediation) else ()
     names = [e.name + part for e in edges for part in ("", "_within") if e.kind != "c_prime"]
     names = [name for name in names if name in estimands.paths]
     means, slopes, loads = [], [], []
     n_clusters = predicted.effects.shape[1]
+    unit = linear[np.ix_([labels.index(label) for label in random], [labels.index(label) for label in random])]
     for name in names:
         value, load = np.zeros(n_clusters), np.zeros((len(random), n_clusters))
-        direction = np.zeros((len(labels), n_clusters))
+        direction = np.zeros((p, n_clusters))
         for label, by in estimands.paths[name].pieces:
             weight = np.prod([moderators[column] for column in by], axis=0) * np.ones(n_clusters)
             value += weight * found.params[label]
-            direction[labels.index(label)] += weight
+            direction += linear[labels.index(label)][:, None] * weight
             if label in random:
-                k = random.index(label)
-                value += weight * predicted.effects[k]
-                direction -= weight * predicted.sensitivity[k]
-                load[k] += weight
+                row = unit[random.index(label)]
+                value += weight * (row @ predicted.effects)
+                direction -= weight * np.einsum("b,bpj->pj", row, predicted.sensitivity)
+                load += row[:, None] * weight
         means.append(value)
         slopes.append(direction)
         loads.append(load)
     if not names:
         return {}
     mean, slope, load = np.stack(means), np.stack(slopes), np.stack(loads)
-    covariance = np.einsum("apj,pr,brj->abj", slope, beta_cov, slope, optimize=True)
+    covariance = np.einsum("apj,pr,brj->abj", slope, found.working.block[:p, :p], slope, optimize=True)
     covariance += np.einsum("akj,klj,blj->abj", load, predicted.covariance, load, optimize=True)
     columns: dict[str, Floats] = {}
     for k, name in enumerate(names):
-        columns[name], columns[f"{name}_se"] = mean[k], np.sqrt(covariance[k, k])
+        columns[name], columns[f"{name}_se"] = mean[k], _root(covariance[k, k])
     for row in estimands.rows:
         along = row.terms[0][1]
         if row.kind == "indirect" and len(row.terms) == 1 and set(along) <= set(names):
             route = tuple(names.index(path) for path in along)
             product, variance = product_moments(route, mean, covariance)
             name = "ab" + row.name.removeprefix("indirect")
-            columns[name], columns[f"{name}_se"] = product, np.sqrt(variance)
+            columns[name], columns[f"{name}_se"] = product, _root(variance)
     return columns
+
+
+def _root(variance: Floats) -> Floats:
+    """Standard deviations; a variance of zero may have been rounded to less."""
+    return np.asarray(np.sqrt(np.maximum(variance, 0.0)))
 
 
 def moderators_of(estimands: Estimands) -> set[str]:

@@ -151,7 +151,6 @@ def _beside(layout: Layout, point: Point) -> Point:
 
 def profile_intervals(
     found: Estimates,
-    theta: Floats,
     moments: Moments,
     labels: Sequence[str],
     level: float,
@@ -192,7 +191,7 @@ def profile_intervals(
     """
     critical = critical_value(level)
     known = quantities(found, at)
-    problems = _problems(found, theta, moments, labels, known)
+    problems = _problems(found, moments, labels, known)
     rows = []
     with progress("profile intervals") as say:
         for k, (label, problem) in enumerate(zip(labels, problems, strict=True)):
@@ -218,7 +217,6 @@ def profile_intervals(
 
 def profile_curve(
     found: Estimates,
-    theta: Floats,
     moments: Moments,
     label: str,
     values: Sequence[float] | Floats | None = None,
@@ -235,7 +233,7 @@ def profile_curve(
         Columns ``value``, ``zeta`` and ``loglik``, with the other parameters at their best; NaN where a refit fails.
         For REML ``loglik`` is minus the criterion F of the module's head.
     """
-    (problem,) = _problems(found, theta, moments, [label], quantities(found, at))
+    (problem,) = _problems(found, moments, [label], quantities(found, at))
     if problem is None:
         raise SpecError(f"{label!r} is fixed in this model: there is no likelihood along it")
     path = _Path(problem)
@@ -265,9 +263,7 @@ def profile_curve(
     return pd.DataFrame(table, columns=["value", "zeta", "loglik"])
 
 
-def _problems(
-    found: Estimates, theta: Floats, moments: Moments, labels: Sequence[str], known: Quantities
-) -> list[Problem | None]:
+def _problems(found: Estimates, moments: Moments, labels: Sequence[str], known: Quantities) -> list[Problem | None]:
     """Problems of some quantities; None for what no parameter moves."""
     unknown = [label for label in labels if not isinstance(label, str) or label not in known.labels]
     if unknown:
@@ -283,9 +279,9 @@ def _problems(
     p, n_free = layout.n_fixed, len(layout.free)
     scale = make_scale(design, layout, [sums.rows for sums in totals.equations])
     shards = make_shards(design.table, count_rows(layout, design.system, totals))
-    beta = np.asarray(np.linalg.solve(scale.linear, found.values[:p] - scale.offset), dtype=np.float64)
+    beta = found.working.values[:p]
     none = np.zeros((layout.n_random, layout.n_random)), np.arange(layout.n_random), np.zeros(layout.n_residual)
-    root, order, spread, tau, variances = moved(layout, *none, theta)
+    root, order, spread, tau, variances = moved(layout, *none, found.working.theta)
     f = float(full_evaluation(layout, root, tau, beta, shards).value)
     diagonal = {p + k for k, (row, col) in enumerate(layout.free) if row == col}
     diagonal |= set(range(p + n_free, p + n_free + layout.n_equations))

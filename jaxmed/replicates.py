@@ -369,7 +369,7 @@ def without_each_cluster(fit: Any, origin: Origin) -> Floats:
         Some of them did not converge, and are left out.
     """
     targets = check_fit(fit, origin)
-    values, converged = leave_one_out(fitted(fit, fit.theta, fit.moments, targets))
+    values, converged = leave_one_out(fitted(fit, fit.moments, targets))
     failed = int(np.sum(~converged))
     if failed:
         warnings.warn(

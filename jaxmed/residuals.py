@@ -11,23 +11,21 @@ from scipy.stats import rankdata
 
 from jaxmed.design import outcome_values
 from jaxmed.errors import FitError
-from jaxmed.moments import Floats, Moments
-from jaxmed.predict import predict_on_user_scale
+from jaxmed.moments import Floats, Moments, symmetric
+from jaxmed.predict import predict_working
 from jaxmed.resample import read_rows
 from jaxmed.result import Estimates
 
 RANK = 1e-8  # of the largest eigenvalue: below it predictions of a cluster do not vary
 
 
-def cluster_residual_table(found: Estimates, theta: Floats, moments: Moments) -> pd.DataFrame:
+def cluster_residual_table(found: Estimates, moments: Moments) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.cluster_residuals`."""
     labels = list(found.system.random_labels)
-    p = len(found.system.labels)
-    present, predicted = predict_on_user_scale(found, theta, moments)
-    moved = predicted.sensitivity
-    error = predicted.covariance + np.einsum("apj,pr,brj->abj", moved, found.block[:p, :p], moved, optimize=True)
-    g = found.random_cov.to_numpy()
-    variance = (g[:, :, None] - error).transpose(2, 0, 1)
+    present, predicted, user = predict_working(found, moments)
+    p, n_free = len(found.system.labels), len(found.free)
+    g = symmetric(len(labels), found.free, found.working.values[p : p + n_free])
+    variance = (g[:, :, None] - predicted.error).transpose(2, 0, 1)
     if not np.all(np.isfinite(variance)):
         raise FitError(
             "predictions of random effects have no standard deviations, because the covariance of the fixed effects is "
@@ -38,12 +36,12 @@ def cluster_residual_table(found: Estimates, theta: Floats, moments: Moments) ->
     kept = value > RANK * np.maximum(value[:, -1:], RANK)
     along = np.einsum("jab,aj->jb", vector, predicted.effects / unit[:, None])
     squares = np.divide(along**2, value, out=np.zeros_like(along), where=kept)
-    own = np.diagonal(variance, axis1=1, axis2=2)
     columns: dict[str, Floats] = {}
-    for k, label in enumerate(labels):
-        known = own[:, k] > RANK * unit[k] ** 2
-        spread = np.sqrt(np.where(known, own[:, k], 1.0))
-        columns[label] = np.where(known, predicted.effects[k] / spread, np.nan)
+    for label, row in zip(labels, user, strict=True):
+        own = np.einsum("a,jab,b->j", row, variance, row)
+        known = own > RANK * (row @ g @ row)
+        spread = np.sqrt(np.where(known, own, 1.0))
+        columns[label] = np.where(known, (row @ predicted.effects) / spread, np.nan)
         columns[f"{label}_quantile"] = normal_quantiles(columns[label])
     distance, df = squares.sum(axis=1), kept.sum(axis=1)
     columns |= {"distance": distance, "df": df, "p": np.where(df > 0, chdtrc(np.maximum(df, 1), distance), np.nan)}
@@ -59,14 +57,14 @@ def normal_quantiles(values: Floats) -> Floats:
     return found
 
 
-def residual_table(found: Estimates, theta: Floats, moments: Moments, data: Any) -> pd.DataFrame:
+def residual_table(found: Estimates, moments: Moments, data: Any) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.residuals`."""
     rows = read_rows(data, found, moments)
     effects: dict[str, Floats] = {}
     if found.system.random_labels:
-        present, predicted = predict_on_user_scale(found, theta, moments)
+        present, predicted, user = predict_working(found, moments)
         whole = np.zeros((len(predicted.effects), moments.n_clusters))  # no rows, no effects
-        whole[:, present] = predicted.effects
+        whole[:, present] = user @ predicted.effects
         effects = dict(zip(found.system.random_labels, whole, strict=True))
     parts = []
     for e, equation in enumerate(found.system.equations):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from jaxmed.plain import check_form
 from jaxmed.spec import System
 from jaxmed.terms import INTERCEPT
 
-FORMAT = 2
+FORMAT = 3
 IMPRECISE = 1e7  # standard errors are right to 1e-6 at 1e6, and wrong in the second digit at 1e8
 KINDS = ("joint", "block", "robust")
 FORM = {  # of what is read back; NaN is None
@@ -33,6 +33,7 @@ FORM = {  # of what is read back; NaN is None
     "values": [float | None],
     "cov_joint": [[float | None]],
     "cov_block": [[float | None]],
+    "working": {str: list},
     "free": [(int, int)],
     "loglik": float | None,
     "null": (float | None, int),
@@ -49,6 +50,25 @@ FORM = {  # of what is read back; NaN is None
     "largest_share": float | None,
     "trace": [(int, float | None, float | None)],
 }
+
+
+class Working(NamedTuple):
+    """Estimates in the units of the optimiser, in which predictors far from zero cost no digits.
+
+    Attributes
+    ----------
+    theta : ndarray, shape (n,)
+        The optimiser's parameters.
+    values : ndarray, shape (p + n,)
+        As ``values`` of :class:`Estimates`, of working terms (:class:`jaxmed.params.Scale`).
+    joint, block : ndarray, shape (p + n, p + n)
+        Covariances of ``values``.
+    """
+
+    theta: Floats
+    values: Floats
+    joint: Floats
+    block: Floats
 
 
 @dataclass(frozen=True)
@@ -97,6 +117,8 @@ class Estimates:
         (fixed effects, free entries of G row by row, residual variances, residual covariances).
     joint, block : ndarray, shape (p + n, p + n)
         Covariances of ``values``.
+    working : Working
+        The same in the units of the optimiser.
     free : tuple of (int, int)
         Entries of G that ``values`` holds; the others are zero.
     loglik : float
@@ -128,6 +150,7 @@ class Estimates:
     values: Floats
     joint: Floats
     block: Floats
+    working: Working = field(repr=False)
     free: tuple[tuple[int, int], ...]
     loglik: float
     null: tuple[float, int]
@@ -487,6 +510,7 @@ class Estimates:
             "values": self.values.tolist(),
             "cov_joint": self.joint.tolist(),
             "cov_block": self.block.tolist(),
+            "working": {name: part.tolist() for name, part in self.working._asdict().items()},
             "free": [list(pair) for pair in self.free],
             "null": list(self.null),
             "null_pooled": list(self.null_pooled),
@@ -521,6 +545,7 @@ def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
         "values": np.array(plain["values"], dtype=float),
         "joint": np.array(plain["cov_joint"], dtype=float),
         "block": np.array(plain["cov_block"], dtype=float),
+        "working": _working(plain["working"]),
         "free": tuple((row, col) for row, col in plain["free"]),
         "null": (_number(plain["null"][0]), plain["null"][1]),
         "null_pooled": (_number(plain["null_pooled"][0]), plain["null_pooled"][1]),
@@ -550,6 +575,13 @@ def plain_data(value: Any) -> Any:
 
 def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
+
+
+def _working(plain: Mapping[str, Any]) -> Working:
+    matrix = [[float | None]]
+    forms: dict[str, Any] = {"theta": [float], "values": [float], "joint": matrix, "block": matrix}
+    check_form(plain, forms)
+    return Working(*(np.array(plain[name], dtype=float) for name in forms))
 
 
 def _frame(table: pd.DataFrame) -> dict[str, Any]:

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from jaxmed.counts import check_choice
 from jaxmed.moments import Floats
 from jaxmed.result import Estimates
 from jaxmed.scores import Scores
 
 CORRECTIONS = ("CR0", "CR1")
-
-
-def first_order(found: Estimates, scores: Scores, values: Floats) -> Floats:
-    """Joint covariance times some scores of :class:`Scores`, on the user's scale, shape (p + n, J).
-
-    For the scores of the clusters these are, to first order, the changes of the estimates that a cluster makes. They
-    are multiplied on the working scale, where intercepts do not cancel against slopes far from zero.
-    """
-    matrix = scores.scale.matrix
-    joint = np.linalg.solve(matrix, np.linalg.solve(matrix, found.joint).T)
-    return matrix @ (joint @ values)
 
 
 def sandwich(found: Estimates, scores: Scores, correction: str = "CR1") -> Floats:
@@ -30,7 +17,7 @@ def sandwich(found: Estimates, scores: Scores, correction: str = "CR1") -> Float
     multiplies it by J / (J - 1), J the number of clusters.
     """
     check_choice("correction", correction, CORRECTIONS)
-    moved = first_order(found, scores, scores.values)
+    moved = scores.scale.matrix @ (found.working.joint @ scores.values)  # to first order, what each cluster changes
     clusters = moved.shape[1]
     factor = 1.0 if correction == "CR0" else clusters / max(clusters - 1, 1)
     return factor * (moved @ moved.T)

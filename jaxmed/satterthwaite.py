@@ -46,7 +46,7 @@ KINDS = ("joint", "block")
 
 
 class Slopes(NamedTuple):
-    """Covariances of all parameters and their derivatives in psi = (beta, G, sigma^2), at the estimates.
+    """Covariances of all parameters and their derivatives in psi = (beta, G, sigma^2), on the working scale.
 
     Attributes
     ----------
@@ -54,10 +54,13 @@ class Slopes(NamedTuple):
     slope : ndarray, shape (n, p + n, p + n)
         In (free entries of G, residual variances and covariances); the covariance does not depend on beta, at whose
         best value it is taken.
+    matrix : ndarray, shape (p + n, p + n)
+        To the user's scale (:class:`jaxmed.params.Scale`).
     """
 
     covariance: Floats
     slope: Floats
+    matrix: Floats
 
 
 @float64
@@ -86,17 +89,16 @@ def _slopes(layout: Layout, kind: str, theta: Array, steps: Array, data: Data) -
     return lax.map(lambda step: jax.jvp(covariance, (theta,), (step,))[1], steps)
 
 
-def covariance_slopes(found: Estimates, theta: Floats, moments: Moments, kind: str) -> Slopes:
-    """Derivatives of the joint or block covariance, on the user's scale."""
+def covariance_slopes(found: Estimates, moments: Moments, kind: str) -> Slopes:
+    """The joint or block covariance at the estimates and its derivatives."""
     design = make_design(found.system, moments)
     layout, totals = make_layout(design, found.reml), add_up(design)
-    p, matrix = layout.n_fixed, make_scale(design, layout, found.intake.used).matrix
+    theta = found.working.theta
     data = make_data(design.table, count_rows(layout, design.system, totals))
     steps = np.linalg.inv(np.asarray(_coordinates(layout, theta)))
     slope = np.asarray(_slopes(layout, kind, theta, np.ascontiguousarray(steps.T), data))
-    slope = np.einsum("ab,kbc,dc->kad", matrix, slope, matrix, optimize=True)
-    back = np.linalg.inv(matrix[p:, p:])
-    return Slopes(found.covariance(kind), np.einsum("kab,kl->lab", slope, back, optimize=True))
+    matrix = make_scale(design, layout, found.intake.used).matrix
+    return Slopes(getattr(found.working, kind), slope, matrix)
 
 
 @float64
@@ -139,7 +141,6 @@ def degrees_of_freedom(slopes: Slopes, jacobian: Floats, bend: Floats) -> Floats
 
 def satterthwaite_table(
     found: Estimates,
-    theta: Floats,
     moments: Moments,
     kind: str,
     level: float,
@@ -156,12 +157,12 @@ def satterthwaite_table(
             "this fit is singular: the variance of an estimate has no derivative in a random-effect variance of zero "
             "(or a correlation of one); take fewer random effects, or intervals from the bootstrap"
         )
-    slopes = covariance_slopes(found, theta, moments, kind)
+    slopes = covariance_slopes(found, moments, kind)
     jacobian, bend = np.eye(known.n_params), np.zeros((known.n_params, known.n_params))
     if known.targets is not None:
-        of, of_bend = _effect_slopes(known.targets, found, slopes)
+        of, of_bend = _effect_slopes(known.targets, found, found.covariance(kind))
         jacobian, bend = np.vstack([jacobian, of]), np.vstack([bend, of_bend])
-    jacobian, bend = jacobian[chosen], bend[chosen]
+    jacobian, bend = jacobian[chosen] @ slopes.matrix, bend[chosen] @ slopes.matrix
     df = degrees_of_freedom(slopes, jacobian, bend)
     error = effects.delta(jacobian, slopes.covariance)
     table = normal_table([known.labels[k] for k in chosen], known.values[chosen], error, 0.0)
@@ -182,6 +183,6 @@ def _chosen(found: Estimates, known: Quantities, terms: str | Sequence[str] | No
     return known.positions(terms)
 
 
-def _effect_slopes(targets: Targets, found: Estimates, slopes: Slopes) -> tuple[Floats, Floats]:
-    jacobian, bend = _bend(targets.plan, found.values, targets.weights, targets.combination, slopes.covariance)
+def _effect_slopes(targets: Targets, found: Estimates, covariance: Floats) -> tuple[Floats, Floats]:
+    jacobian, bend = _bend(targets.plan, found.values, targets.weights, targets.combination, covariance)
     return np.asarray(jacobian), np.asarray(bend)

@@ -147,7 +147,7 @@ class Scores(NamedTuple):
         return np.asarray(np.linalg.solve(self.scale.matrix.T, self.values), dtype=float)
 
 
-def cluster_scores(found: Estimates, theta: Floats, moments: Moments) -> Scores:
+def cluster_scores(found: Estimates, moments: Moments) -> Scores:
     """Scores at the estimates: l_j the cluster's log likelihood, with e_j = y_j - X_j beta and C = (X'V^-1X)^-1,
 
     d l_j / d beta = X_j'V_j^-1 e_j,    d l_j / d theta_k = -(tr(V_j^-1 dV_k) - e_j'V_j^-1 dV_k V_j^-1 e_j) / 2,
@@ -171,9 +171,7 @@ def cluster_scores(found: Estimates, theta: Floats, moments: Moments) -> Scores:
     layout = make_layout(design, found.reml)
     scale = make_scale(design, layout, found.intake.used)
     p = layout.n_fixed
-    back = np.linalg.inv(scale.linear)
-    beta = back @ (found.values[:p] - scale.offset)
-    beta_cov = back @ found.block[:p, :p] @ back.T
+    theta, beta, beta_cov = found.working.theta, found.working.values[:p], found.working.block[:p, :p]
     parts = list(_parts(layout, design, present, theta, beta, beta_cov, _point(layout, theta)))
     values, information, moved = zip(*parts, strict=True)
     return Scores(

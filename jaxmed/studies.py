@@ -184,7 +184,7 @@ class Study:
             raise SpecError(f"two columns of the results would be called {twice[0]!r}; rename a column of the model")
         true = _true_values(population)
         self.truth = Truth(labels, np.array([true.get(label, np.nan) for label in labels]))
-        base = fitted(pilot, pilot.theta, pilot.moments, known.targets)
+        base = fitted(pilot, pilot.moments, known.targets)
         self._refitter = self._make(base, np.array([true.get(label, np.nan) for label in pilot.labels]))
 
     def _pilot(self) -> Fit:
@@ -216,7 +216,7 @@ class Study:
         """The program, started from the truth, over data sets padded so that designs share it."""
         refitter = make_refitter(base, "given", self.analysis.seed)
         layout, design = base.layout, base.design
-        start = base.theta
+        start = base.found.working.theta
         if np.all(np.isfinite(true)):
             scale = make_scale(design, layout, base.found.intake.used)
             offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])

@@ -109,7 +109,7 @@ def test_a_refit_without_a_cluster_is_the_fit_without_it(fit, data):
 def test_a_parametric_replicate_is_the_optimum_of_its_table(fit, whole):
     """The table as it is drawn outside the program, solved as a fit is: L-BFGS from a rough start, then Newton."""
     _, targets = make_origin(fit, "parametric", 3, 96, None)
-    base = fitted(fit, fit.theta, fit.moments, targets)
+    base = fitted(fit, fit.moments, targets)
     plan, known = generate.make_plan(base.design, fit.moments)
     scale = make_scale(base.design, base.layout, fit.intake.used)
     people = _population(base, scale.linear, scale.offset)
@@ -443,7 +443,7 @@ def test_two_stages_draw_clusters_and_rows_within_them(fit, data):
     again = resample.design_of(rows, rows.columns, rows.cluster, make_design(fit.system, fit.moments))
     origin, targets = make_origin(fit, "two_stage", 1, 1, None)
     assert origin.method == "two_stage"
-    base = fitted(fit, fit.theta, fit.moments, targets)
+    base = fitted(fit, fit.moments, targets)
     table, counts = given_rows(base, again)
     np.testing.assert_allclose(table, base.design.table, rtol=0, atol=1e-12 * np.abs(table).max())
     np.testing.assert_array_equal(counts, count_rows(base.layout, fit.system, add_up(base.design)))

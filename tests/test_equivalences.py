@@ -373,7 +373,7 @@ def test_parallel_mediators_with_independent_residuals(extended):
     random = {"m1_miss": ["1", "x"], "m2": ["1"], "y": ["1"]}
     fit = jm.fit(extended, jm.Mediation(**roles, random=random, residuals="independent"))
     correlated = jm.Mediation(**roles, random=random)
-    at_zero = replace(fit, spec=correlated, theta=np.append(fit.theta, 0.0))
+    at_zero = replace(fit, spec=correlated, working=fit.working._replace(theta=np.append(fit.working.theta, 0.0)))
     assert at_zero.system.residual_pairs == ((1, 0),)
     assert _loglik(at_zero) == pytest.approx(fit.loglik, rel=1e-12)
     assert dense_loglik(fit, extended, correlated.system()) == pytest.approx(fit.loglik, rel=1e-11)

@@ -296,7 +296,7 @@ def test_refits_of_moment_draws_and_row_draws(name):
     drawn = jm.bootstrap(fit, n, seed=21)
     rows = resample.read_rows(data, fit, fit.moments)
     origin, targets = make_origin(fit, "parametric", 22, n, None)
-    start = fitted(fit, fit.theta, fit.moments, targets)
+    start = fitted(fit, fit.moments, targets)
 
     def make(number: int):
         columns = resample.drawn(rows, fit, resample.generator(22, number))

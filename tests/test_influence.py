@@ -84,7 +84,7 @@ def test_one_step_is_its_formula(fit, data):
 
         return dense.gradient(value, fit.values)
 
-    moved = one_step(fit, fit._scores)
+    moved = one_step(fit, fit._scores) @ fit._scores.scale.matrix.T
     error, c = np.sqrt(np.diag(fit.joint)), fit.block[:p, :p]
     for at in (0, 31):
         score = (gradient(at, 1 + 1e-4) - gradient(at, 1 - 1e-4)) / 2e-4

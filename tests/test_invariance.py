@@ -260,7 +260,7 @@ def test_starting_at_a_singular_fit(unbalanced, zero):
     random = {"m": ["1", "x"], "y": ["1", "m"]}
     fit = jm.fit(unbalanced, jm.Mediation("x", "m", "y", "id", random=random, covariance="diagonal"))
     layout, data = prepared(fit)
-    start = fit.theta.copy()
+    start = fit.working.theta.copy()
     start[[3] if zero == "one variance" else range(4)] = 0.0
     with jax.enable_x64(True):
         found = jax.tree.map(np.asarray, solve_from(layout, data, start, 100, optimise.WARM_UP)[0])
@@ -303,7 +303,7 @@ fit = jm.fit(pd.read_csv(sys.argv[1]), x="x", m="m", y="y", cluster="id")
 fit.effects(), fit.ranef(), fit.summary()
 assert dict(jax.config.values) == before
 assert jax.numpy.ones(1).dtype == np.float64
-print(hashlib.sha256(b"".join(a.tobytes() for a in (fit.values, fit.joint, fit.block, fit.theta))).hexdigest())
+print(hashlib.sha256(b"".join(a.tobytes() for a in (fit.values, fit.joint, fit.block, fit.working.theta))).hexdigest())
 """
 
 
@@ -318,7 +318,7 @@ def test_the_users_global_x64_flag_does_not_matter(base, flag):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    arrays = (base.values, base.joint, base.block, base.theta)
+    arrays = (base.values, base.joint, base.block, base.working.theta)
     assert done.stdout.strip() == hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
 
 
@@ -331,7 +331,8 @@ def test_the_certificate_does_not_depend_on_the_damping(base):
     with jax.enable_x64(True):
         step = jax.jit(newton.step, static_argnums=0)
         trace = jax.numpy.full((optimise.LOGGED, 3), np.nan)
-        first = step(layout, data, newton.start(layout, jax.numpy.asarray(base.theta), jax.numpy.asarray(0), trace))
+        theta = jax.numpy.asarray(base.working.theta)
+        first = step(layout, data, newton.start(layout, theta, jax.numpy.asarray(0), trace))
         found = jax.tree.map(np.asarray, step(layout, data, first._replace(ridge=jax.numpy.asarray(1.0))))
     assert found.decrement < newton.TARGET
     assert found.status == Status.CONVERGED

@@ -22,11 +22,11 @@ LIMITS = ["ci_lower", "ci_upper"]
 
 
 def intervals(fit, labels, level=0.95, **more):
-    return profile_intervals(fit, fit.theta, fit.moments, labels, level, **more)
+    return profile_intervals(fit, fit.moments, labels, level, **more)
 
 
 def curve(fit, label, values=None):
-    return profile_curve(fit, fit.theta, fit.moments, label, values)
+    return profile_curve(fit, fit.moments, label, values)
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_errors(chain, few):
         curve(chain, "y~~y", [-1.0])
     part = jm.read_moments(few[few["id"] < 10], chain.spec)
     with pytest.raises(FitError, match="9 of the 25 clusters"):
-        profile_intervals(chain, chain.theta, part, ["a"], 0.95)
+        profile_intervals(chain, part, ["a"], 0.95)
 
 
 def test_a_limit_that_is_not_found_is_nan_and_said(chain, monkeypatch):

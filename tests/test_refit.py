@@ -18,7 +18,7 @@ SIZE = 8
 @pytest.fixture(scope="module")
 def refitter():
     fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
-    base = batches.fitted(fit, fit.theta, fit.moments, make_targets(fit))
+    base = batches.fitted(fit, fit.moments, make_targets(fit))
     return batches.make_refitter(base, "drawn", seed=1, size=SIZE)
 
 

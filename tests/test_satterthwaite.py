@@ -60,6 +60,13 @@ def test_lmertest(name, method, unbalanced, extended):
 # Derivatives ---------------------------------------------------------------------------------------------------------
 
 
+def user_slopes(fit):
+    """Derivatives of the joint covariance on the user's scale."""
+    found = covariance_slopes(fit, fit.moments, "joint")
+    back = np.linalg.inv(found.matrix[5:, 5:])
+    return np.einsum("ab,kbc,dc,kl->lad", found.matrix, found.slope, found.matrix, back, optimize=True)
+
+
 def test_derivatives_of_the_joint_covariance(fit, data):
     """Against central differences, over 1e-3 standard errors, of the covariance of dense matrices by complex steps.
 
@@ -78,7 +85,7 @@ def test_derivatives_of_the_joint_covariance(fit, data):
         d = dense.gradient(lambda at: dense.gls(clusters, *split(at))[0], theta)
         return np.block([[c + d @ v @ d.T, d @ v], [v @ d.T, v]])
 
-    slope = covariance_slopes(fit, fit.theta, fit.moments, "joint").slope
+    slope = user_slopes(fit)
     unit = np.outer(error, error)
     for k in (0, fit.labels.index("m~x~~y~m") - p, len(slope) - 1):
         step = np.zeros(len(slope))
@@ -89,13 +96,13 @@ def test_derivatives_of_the_joint_covariance(fit, data):
 
 def test_effects_follow_from_the_parameters(fit):
     """Var(V) of ab + cov_ab by hand: V = g'Cov g with g = (b, a, 1), differentiated as a product."""
-    slopes = covariance_slopes(fit, fit.theta, fit.moments, "joint")
+    slopes = user_slopes(fit)
     a, b, cov = (fit.labels.index(label) for label in ("m~x", "y~m", "m~x~~y~m"))
     g = np.zeros(len(fit.labels))
     g[[a, b, cov]] = fit.params["y~m"], fit.params["m~x"], 1.0
     gradient = np.zeros(len(g))
     gradient[a], gradient[b] = 2 * (fit.joint @ g)[b], 2 * (fit.joint @ g)[a]
-    gradient[5:] += np.array([g @ one @ g for one in slopes.slope])
+    gradient[5:] += np.array([g @ one @ g for one in slopes])
     variance = g @ fit.joint @ g
     table = fit.satterthwaite()
     assert table.loc["indirect", "df"] == pytest.approx(2 * variance**2 / (gradient @ fit.joint @ gradient), rel=1e-10)
