@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 
@@ -439,5 +440,7 @@ def test_a_fit_without_standard_errors(tmp_path):
     with pytest.raises(jm.FitError, match="this fit has no standard errors to report"):
         jm.report(fit, tmp_path / "a.html")
     assert not list(tmp_path.iterdir())
+    jm.plots.cluster_effects(fit)  # predictions need the covariance of the fixed effects only
+    unknown = fit.working._replace(block=np.full_like(fit.working.block, np.nan))
     with pytest.raises(jm.FitError, match="has no predictions of 'ab' to show"):
-        jm.plots.cluster_effects(fit)
+        jm.plots.cluster_effects(replace(fit, working=unknown))

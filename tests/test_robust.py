@@ -157,18 +157,40 @@ def test_effects_by_the_delta_method(example):
     assert example.wald("m~x", kind="robust").statistic == pytest.approx(table.loc["a", "z"] ** 2, rel=1e-10)
 
 
-def test_units_and_origins_do_not_matter(example):
-    """x and y in other units and far from zero, by powers of two (exact) and by 30 sds: to 1e-8."""
+@pytest.mark.parametrize("sds", [2**5, 2**20])
+def test_units_and_origins_do_not_matter(sds):
+    """x and y in other units and x far from zero, all by powers of two and so without rounding.
+
+    Tolerances are what the likelihood of columns a million standard deviations from zero leaves (9e-9), times ten.
+    """
     data = jm.datasets.load_example()
-    moved = data.assign(x=data["x"] * 2.0**20 + 2.0**25, y=data["y"] * 2.0**-12 - 1)
-    fit = jm.fit(moved, x="x", m="m", y="y", cluster="id")
-    names = ["indirect", "total", "c_prime"]
-    expected = example.effects("robust").loc[names, "se"] * 2.0**-32
-    np.testing.assert_allclose(fit.effects("robust").loc[names, "se"], expected, rtol=1e-8)
-    np.testing.assert_allclose(fit.influence()[names] * 2.0**32, example.influence()[names], rtol=1e-6, atol=1e-9)
-    np.testing.assert_allclose(fit.influence()["cook_all"], example.influence()["cook_all"], rtol=1e-5)
-    df = fit.satterthwaite(terms="effects")["df"]
-    np.testing.assert_allclose(df, example.satterthwaite(terms="effects")["df"], rtol=1e-5)
+    data["x"] = (data["x"] * 2**20).round() / 2**20
+    moved = data.assign(x=(data["x"] + sds) * 2.0**20, y=data["y"] * 2.0**-12)
+    fit, far = (jm.fit(rows, x="x", m="m", y="y", cluster="id") for rows in (data, moved))
+
+    def same(what, names, factor, tolerance=1e-7):
+        expected, found = (what(one)[names] for one in (fit, far))
+        atol = 1e-2 * tolerance * expected.to_numpy().std() * factor
+        np.testing.assert_allclose(found, expected * factor, rtol=tolerance, atol=atol)
+
+    effects = ["indirect", "total", "c_prime"]
+    same(lambda one: one.effects("robust")["se"], effects, 2.0**-32)
+    same(lambda one: one.influence(), effects, 2.0**-32, 1e-5)
+    same(lambda one: one.influence(exact=True), ["cook", "cook_all"], 1.0, 1e-2)
+    same(lambda one: one.influence(), ["cook", "cook_all"], 1.0)
+    same(lambda one: one.satterthwaite(terms="effects")["df"], effects, 1.0)
+    same(lambda one: one.ranef(), ["a_se", "m~x_se"], 2.0**-20)
+    same(lambda one: one.ranef(), ["b_se", "y~m_se"], 2.0**-12)
+    same(lambda one: one.cluster_residuals(), ["distance", "p"], 1.0, 1e-5)
+    assert (far.cluster_residuals()["df"] == fit.cluster_residuals()["df"]).all()
+
+
+def test_standard_errors_of_predictions_at_an_origin_far_away():
+    """1e11 sds from zero nothing is known of intercepts, and no variance may come out negative."""
+    data = jm.datasets.load_example()
+    fit = jm.fit(data.assign(x=data["x"] + 1e11), x="x", m="m", y="y", cluster="id")
+    errors = fit.ranef().filter(like="_se")
+    assert (errors > 0).all().all()
 
 
 def test_heterogeneity(example):

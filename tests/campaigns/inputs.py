@@ -258,7 +258,7 @@ def _read_only(values):
 
 
 def _small(values):
-    return np.clip(np.nan_to_num(values, posinf=1e4, neginf=-1e4), -1e4, 1e4).round()
+    return np.clip(values, -1e4, 1e4).round()
 
 
 def _arrow_type(kind):
