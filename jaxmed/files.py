@@ -236,7 +236,9 @@ def _read_feather(path: Path, columns: list[str]) -> Any:
     from pyarrow import feather
 
     table = feather.read_table(path)
-    return table.select(resolve_names(table.column_names, columns))
+    table = table.select(resolve_names(table.column_names, columns))
+    table.validate(full=True)  # Arrow believes a file's offsets, and reads where they point
+    return table
 
 
 def _read_stata(path: Path, columns: list[str]) -> Any:

@@ -13,6 +13,7 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+from pyarrow import feather
 
 import jaxmed as jm
 from jaxmed.counts import check_path
@@ -387,6 +388,20 @@ def test_files_cut_short(ending, share, tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole)) + 1])
     refused(f"cannot be read as {ending}", path)
+
+
+def test_a_feather_file_whose_text_lies_elsewhere(tmp_path):
+    """A flipped bit in the offsets of text sent Arrow to memory that is not its own, and ended the process."""
+    data = rows().assign(id=lambda table: "g" + table["id"].astype(str))
+    path = tmp_path / "rows.feather"
+    feather.write_feather(pa.Table.from_pandas(data), path, compression="uncompressed")
+    whole = bytearray(path.read_bytes())
+    starts = np.cumsum([0, *data["id"].str.len()])
+    width = next(width for width in (4, 8) if whole.find(starts.astype(f"<i{width}").tobytes()) >= 0)
+    at = whole.find(starts.astype(f"<i{width}").tobytes()) + 10 * width
+    whole[at : at + width] = np.array([10**9], f"<i{width}").tobytes()
+    path.write_bytes(whole)
+    refused(r"cannot be read as .feather \(ArrowInvalid\)", path)
 
 
 # Kinds of data -------------------------------------------------------------------------------------------------------
