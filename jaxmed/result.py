@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import chdtrc
 
-from jaxmed.counts import check_choice, check_flag
+from jaxmed.counts import check_choice, check_flag, one_or_more
 from jaxmed.errors import FitError, SpecError, Status
 from jaxmed.mediation import Facts, Mediation, Spec, compiled, from_dict
 from jaxmed.moments import INTAKE_FORM, Floats, Intake, intake_from_dict, symmetric
@@ -458,13 +458,11 @@ class Estimates:
         (175.6, 2)
         """
         labels = list(self.system.labels)
-        if isinstance(terms, str):
-            terms = [terms]
         if terms is None:
             single = len(self.system.equations) == 1
             intercept = f"{self.system.outcomes[0]}~{INTERCEPT}"
             terms = [label for label in labels if not (single and len(labels) > 1 and label == intercept)]
-        terms = list(terms) if isinstance(terms, Iterable) else [terms]
+        terms = one_or_more(terms)
         known = [term for term in terms if isinstance(term, str) and term in labels]
         if not terms or len(set(known)) < len(terms):
             raise SpecError(f"terms={terms!r}: choose from {labels}, each once")

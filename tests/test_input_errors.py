@@ -568,7 +568,7 @@ def test_strange_choices_flags_lists_and_numbers(plain_fit, strange):
         refused_call(call)
 
 
-@pytest.mark.parametrize("terms", [2.5, object, [], ["y~m", "y~m"], [["y~m"]]], ids=repr)
+@pytest.mark.parametrize("terms", [2.5, object, [], ["y~m", "y~m"], [["y~m"]], np.array("x")], ids=repr)
 def test_wald_terms_that_are_none(plain_fit, terms):
     with pytest.raises(jm.SpecError, match=r"terms=.*: choose from"):
         plain_fit.wald(terms=terms)
