@@ -52,6 +52,7 @@ from jaxmed.fit import Fit, load
 from jaxmed.fit import fit as fit_model
 from jaxmed.intervals import check_level
 from jaxmed.mediation import Mediation, Spec
+from jaxmed.plain import visible
 from jaxmed.replicates import KINDS, Replicates, load_replicates
 from jaxmed.result import plain_data
 from jaxmed.schedulers import find_shard
@@ -377,12 +378,12 @@ def _show(found: Replicates, kind: str, level: float, fitted: Fit | None, json: 
         warnings.simplefilter("always", ConvergenceWarning)
         table = found.intervals(kind, level, fit=fitted)
     for warning in said:
-        typer.echo(f"jaxmed: note: {warning.message}", err=True)
+        typer.echo(f"jaxmed: note: {visible(str(warning.message))}", err=True)
     if not quiet and str(json) != "-":
         typer.echo(
             f"{len(found)} replicates, {found.method} bootstrap, seed {found.seed}: {kind} intervals, level {level:g}\n"
         )
-        typer.echo(table.to_string(float_format=lambda value: f"{value:.4f}"))
+        typer.echo(visible(table.to_string(float_format=lambda value: f"{value:.4f}")))
     if json is not None:
         rows = plain_data(
             table.reset_index(names=table.index.names if table.index.nlevels > 1 else "effect").to_dict("records")
@@ -529,7 +530,7 @@ def _run() -> None:
 
 
 def _say(message: str) -> None:
-    print(f"jaxmed: error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"jaxmed: error: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 def _stop(message: str, code: int) -> None:

@@ -14,6 +14,7 @@ from jaxmed.fit import Fit, fit
 from jaxmed.frame import equation_groups
 from jaxmed.intervals import critical_value, normal_table
 from jaxmed.mediation import Mediation
+from jaxmed.plain import visible
 from jaxmed.result import KINDS, TestResult, chi_squared
 from jaxmed.spec import Equation, System
 from jaxmed.terms import INTERCEPT
@@ -40,7 +41,7 @@ class Conflation:
 
     def __str__(self) -> str:
         test = f"{self.test.hypothesis}: chi2({self.test.df}) = {self.test.statistic:.2f}, p = {self.test.p:.4f}"
-        return f"{self.table.round(4).to_string()}\n{test}"
+        return visible(f"{self.table.round(4).to_string()}\n{test}")
 
 
 def conflation(

@@ -14,6 +14,7 @@ from jaxmed.errors import SpecError
 from jaxmed.frame import check_finite, check_some_ids, read, summarise, survey
 from jaxmed.mediation import Spec, compiled
 from jaxmed.moments import Intake, Moments
+from jaxmed.plain import visible
 from jaxmed.spec import Equation, System
 from jaxmed.terms import INTERCEPT
 
@@ -54,7 +55,7 @@ class Description:
             "Correlations",
             self.correlations.to_string(float_format=lambda value: f"{value:.4f}"),
         ]
-        return "\n".join(lines)
+        return visible("\n".join(lines))
 
 
 def describe(data: Any, spec: Spec) -> Description:

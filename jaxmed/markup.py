@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import html
-import re
 from collections.abc import Iterable
 
+from jaxmed.plain import visible
+
 VOID = ("meta", "br", "hr")
-UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Html(str):
@@ -40,8 +40,7 @@ def join(parts: Iterable[str]) -> Html:
 
 
 def _escaped(text: str) -> str:
-    r"""Text as it is shown; letters that cannot be seen or turn the direction of others by their number, ``\u202e``."""
-    return html.escape(UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text))
+    return html.escape(visible(text))
 
 
 def table(

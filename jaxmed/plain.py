@@ -1,13 +1,18 @@
-"""Plain data from files that anybody may have written: JSON, and a check that it has the form its reader expects."""
+"""What anybody may have written: JSON and a check of its form, and text that is safe to show."""
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from types import NoneType, UnionType
 from typing import Any
 
+# Controls (of a terminal, too), letters without width, those that turn the direction of others, halves of letters.
+UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]"
+)
 KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     str: ("text", lambda value: isinstance(value, str)),
     bool: ("true or false", lambda value: isinstance(value, bool)),
@@ -85,3 +90,14 @@ def shown(value: Any) -> str:
     """A value for a message: its beginning."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def visible(text: str) -> str:
+    r"""Text as it is shown: what cannot be seen, or would command a terminal, by its number.
+
+    Examples
+    --------
+    >>> print(visible("a\x1b[2Jb"))
+    a\u001b[2Jb
+    """
+    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)

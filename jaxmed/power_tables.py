@@ -17,7 +17,7 @@ from jaxmed.errors import DataError, SpecError
 from jaxmed.intervals import check_level
 from jaxmed.ledger import all_files, damaged, read_table, write_table
 from jaxmed.moments import Floats
-from jaxmed.plain import check_form, shown
+from jaxmed.plain import check_form, shown, visible
 from jaxmed.result import plain_data
 from jaxmed.studies import OWN, Analysis, Design, Truth, columns_of, converged, limits_of
 
@@ -122,7 +122,7 @@ class Power:
         if self.needed is not None:
             needed = self.needed.to_string(index=False, float_format=lambda value: f"{value:.3f}")
             text += f"\n\nNumber of clusters for the power asked for\n{needed}"
-        return text
+        return visible(text)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: the study, ``table`` and ``needed`` as lists of rows."""

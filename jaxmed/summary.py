@@ -12,6 +12,7 @@ import pandas as pd
 from jaxmed.counts import check_choice
 from jaxmed.intervals import critical_value, normal_table
 from jaxmed.mediation import Mediation
+from jaxmed.plain import visible
 from jaxmed.result import Estimates, TestResult
 from jaxmed.tables import variance_table
 from jaxmed.terms import INTERCEPT
@@ -52,7 +53,7 @@ def text(fit: Estimates, tables: dict[str, pd.DataFrame], se: str, level: float)
     parts = [f"{title}\n{'=' * len(title)}", _columns(facts)]
     parts += ["\n".join(filter(None, [table.title, _align(table.cells), table.note])) for table in shown]
     wrapped = [textwrap.fill(note, 100) for note in notes]
-    return "\n\n".join([*parts, "\n".join(wrapped)]) + "\n"
+    return visible("\n\n".join([*parts, "\n".join(wrapped)])) + "\n"
 
 
 def html(fit: Estimates, tables: dict[str, pd.DataFrame], se: str, level: float) -> str:

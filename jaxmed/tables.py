@@ -12,6 +12,7 @@ from jaxmed.counts import check_choice
 from jaxmed.effect_tables import SE_KINDS, effect_table, heterogeneity_table
 from jaxmed.intervals import check_level, critical_value, limits_on_scale, normal_table
 from jaxmed.mediation import Mediation
+from jaxmed.plain import visible
 from jaxmed.result import Estimates
 
 TABLES = ("effects", "coefficients", "variances", "heterogeneity")
@@ -228,12 +229,14 @@ def escape_latex(text: str) -> str:
     >>> print(escape_latex("y~m_1 & 5%"))
     y\textasciitilde{}m\_1 \& 5\%
     """
-    return "".join(LATEX.get(letter, letter) for letter in " ".join(text.split()))
+    return "".join(LATEX.get(letter, letter) for letter in visible(" ".join(text.split())))
 
 
 def escape_markdown(text: str) -> str:
     """Text that no Markdown reader takes for markup or for the end of a cell."""
-    return "".join(f"\\{letter}" if letter in r"\`*_{}[]()<>#|~$&" else letter for letter in " ".join(text.split()))
+    return "".join(
+        f"\\{letter}" if letter in r"\`*_{}[]()<>#|~$&" else letter for letter in visible(" ".join(text.split()))
+    )
 
 
 def _latex(found: Numbers) -> str:

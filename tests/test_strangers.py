@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -154,6 +155,27 @@ def test_jobs_of_any_size(tmp_path, monkeypatch):
 def test_unseen_letters_are_shown_by_number():
     assert element("p", "a\u202eb\0", title="\u2066") == '<p title="\\u2066">a\\u202eb\\u0000</p>'
     assert element("title", "</title>]]>") == "<title>&lt;/title&gt;]]&gt;</title>"
+
+
+def test_names_command_no_terminal(tmp_path, run):
+    """Names in whatever is printed: summaries, tables, errors of the program."""
+    name = "\x1b[2Jx\x9b"
+    rows = jm.simulate(clusters=30, size=4, seed=1).rename(columns={"x": name})
+    fit = jm.fit(rows, x=name, m="m", y="y", cluster="id")
+    texts = [
+        fit.summary(),
+        str(jm.describe(rows, fit.spec)),
+        str(jm.conflation(fit)),
+        fit.to_latex(),
+        fit.to_markdown(),
+    ]
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    told = ("--x", name, "--m", "m", "--y", "y", "--cluster", "id")
+    texts += run("fit", tmp_path / "rows.csv", *told)[1:]
+    texts += run("fit", tmp_path / "rows.csv", *told[:-1], "\x1b]0;id")[1:]
+    assert "\\u001b[2Jx\\u009b" in texts[0]
+    for text in texts:
+        assert not re.search("[\x1b\x9b]", text)
 
 
 def test_line_breaks_end_no_row():
