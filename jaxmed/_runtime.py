@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -33,11 +33,17 @@ class _Process:
     orphaned = False  # it had started before the fork: its threads are not here, and whoever waits for them hangs
 
 
+def _being_traced() -> bool:
+    """Whether what is computed now would become part of a program of the caller's."""
+    return isinstance(jax.lax.neg(np.int32(0)), jax.core.Tracer)
+
+
 @contextmanager
 def _own_settings() -> Iterator[None]:
     """Settings that programs are written for, also while the caller's function is being traced."""
     with (
-        jax.ensure_compile_time_eval(),
+        # Not always: it has every constant of a program that is traced within compiled and run by itself.
+        jax.ensure_compile_time_eval() if _being_traced() else nullcontext(),
         jax.enable_x64(True),
         jax.numpy_rank_promotion("allow"),
         jax.numpy_dtype_promotion("standard"),
