@@ -973,6 +973,21 @@ class Fit(Estimates):
         """Write the fit and its moments to one file (a zip of JSON and NumPy arrays, no pickle), all or nothing.
 
         :func:`jaxmed.load` reads it back. The rows of the data are not in it, only cross-products per cluster.
+
+        Raises
+        ------
+        DataError
+            The file cannot be written.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> with TemporaryDirectory() as folder:
+        ...     fit.save(f"{folder}/fit.jaxmed")
+        ...     jm.load(f"{folder}/fit.jaxmed").loglik == fit.loglik
+        True
         """
         store.write(path, self.to_dict(), self.moments)
 

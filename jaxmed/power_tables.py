@@ -99,7 +99,15 @@ class Power:
         return self.summary()
 
     def summary(self, effects: str | Sequence[str] | None = None) -> str:
-        """The main columns as text, of all effects or some; :class:`jaxmed.SpecError` for others."""
+        """The main columns as text, of all effects or some; :class:`jaxmed.SpecError` for others.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> study = jm.power({"a": 0.3, "b": 0.3, "cov_ab": 0}, {"clusters": [20, 40]}, 64, seed=1)
+        >>> study.summary("indirect").split()[:5]
+        ['clusters', 'size', 'effect', 'interval', 'truth']
+        """
         known = list(dict.fromkeys(self.table["effect"]))
         names = known if effects is None else np.atleast_1d(np.asarray(effects, dtype=object)).tolist()
         unknown = [name for name in names if name not in known]
@@ -125,7 +133,15 @@ class Power:
         return visible(text)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: the study, ``table`` and ``needed`` as lists of rows."""
+        """Plain data: the study, ``table`` and ``needed`` as lists of rows.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> study = jm.power({"a": 0.3, "b": 0.3, "cov_ab": 0}, {"clusters": [20, 40]}, 64, seed=1)
+        >>> study.to_dict()["table"][0]["clusters"]
+        20
+        """
         found: dict[str, Any] = {
             "analysis": self._cells[0].about["analysis"],
             "populations": [cell.about["population"] | {"design": cell.columns} for cell in self._cells],
@@ -136,11 +152,37 @@ class Power:
         return found
 
     def to_json(self) -> str:
-        """JSON text of :meth:`to_dict`."""
+        """JSON text of :meth:`to_dict`.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> study = jm.power({"a": 0.3, "b": 0.3, "cov_ab": 0}, {"clusters": [20, 40]}, 64, seed=1)
+        >>> study.to_json().splitlines()[1]
+        ' "analysis": {'
+        """
         return json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
 
     def save(self, folder: str | Path) -> None:
-        """Write every design's data sets to a file of a folder, which :func:`jaxmed.load_power` reads."""
+        """Write every design's data sets to a file of a folder, which :func:`jaxmed.load_power` reads.
+
+        Raises
+        ------
+        SpecError
+            ``folder`` is no path.
+        DataError
+            A file cannot be written.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> import jaxmed as jm
+        >>> study = jm.power({"a": 0.3, "b": 0.3, "cov_ab": 0}, {"clusters": [20, 40]}, 64, seed=1)
+        >>> with TemporaryDirectory() as folder:
+        ...     study.save(folder)
+        ...     jm.load_power(folder).table.equals(study.table)
+        True
+        """
         folder = check_path("folder", folder)
         folder.mkdir(parents=True, exist_ok=True)
         for cell in self._cells:

@@ -185,7 +185,15 @@ class Replicates:
         return tuple((int(edges[k]) + 1, int(edges[k + 1]) - 1) for k in np.flatnonzero(np.diff(edges) > 1))
 
     def failures(self) -> pd.DataFrame:
-        """Replicates that did not converge, with the status in words; intervals leave them out."""
+        """Replicates that did not converge, with the status in words; intervals leave them out.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> len(jm.bootstrap(fit, 32, seed=1).failures())
+        0
+        """
         failed = self.table[self.table["status"] != Status.CONVERGED]
         return failed[list(OWN)].assign(message=[Status(code).message for code in failed["status"]])
 
@@ -298,11 +306,37 @@ class Replicates:
     # Files -----------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write the replicates to one parquet file, all or nothing; :func:`jaxmed.load_replicates` reads it."""
+        """Write the replicates to one parquet file, all or nothing; :func:`jaxmed.load_replicates` reads it.
+
+        Raises
+        ------
+        SpecError
+            ``path`` is none.
+        DataError
+            The file cannot be written.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> with TemporaryDirectory() as folder:
+        ...     jm.bootstrap(fit, 32, seed=1).save(f"{folder}/replicates.parquet")
+        ...     len(jm.load_replicates(f"{folder}/replicates.parquet"))
+        32
+        """
         write_table(check_path("path", path), self.table, self.origin.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
-        """What they are and how many there are, as plain data."""
+        """What they are and how many there are, as plain data.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> jm.bootstrap(fit, 32, seed=1).to_dict()["replicates"]
+        32
+        """
         return self.origin.to_dict() | {
             "replicates": len(self),
             "failures": len(self.failures()),

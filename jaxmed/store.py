@@ -103,6 +103,16 @@ def load_moments(path: str | os.PathLike[Any]) -> Moments:
     ------
     DataError
         No such file, or no moments in it.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> import jaxmed as jm
+    >>> moments = jm.read_moments(jm.datasets.load_example(), jm.Mediation("x", "m", "y", "id"))
+    >>> with TemporaryDirectory() as folder:
+    ...     jm.save_moments(moments, f"{folder}/rows.moments")
+    ...     jm.load_moments(f"{folder}/rows.moments").n_clusters == moments.n_clusters
+    True
     """
     with _opened(path, "is not a file of moments that jaxmed saved, or is damaged") as stored:
         return _moments(stored)

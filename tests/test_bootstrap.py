@@ -112,7 +112,7 @@ def test_a_parametric_replicate_is_the_optimum_of_its_table(fit, whole):
     base = fitted(fit, fit.moments, targets)
     plan, known = generate.make_plan(base.design, fit.moments)
     scale = make_scale(base.design, base.layout, fit.intake.used)
-    people = _population(base, scale.linear, scale.offset)
+    people = _population(base)
     counts = np.asarray(count_rows(base.layout, fit.system, base.totals))
     offset = np.concatenate([scale.offset, np.zeros(base.layout.n_theta)])
     start = fitting.optimise.starting_values(base.layout, fit.system, base.totals)

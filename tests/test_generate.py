@@ -22,6 +22,7 @@ from jaxmed.moments import packed_index
 from jaxmed.params import make_layout, make_scale
 from jaxmed.refit import seed_key
 from jaxmed.replicates import make_origin, make_table
+from jaxmed.result import Working
 from jaxmed.totals import add_up
 
 SIZES = (1, 1, 2, 2, 3, 3, 8, 8)  # of every second kind of cluster x is constant
@@ -150,13 +151,14 @@ def population(name: str, copies: int) -> tuple[Fitted, resample.Rows]:
         system=system,
         reml=True,
         values=values,
+        working=Working(theta, working, *[np.full((len(values),) * 2, np.nan)] * 2),
         params=pd.Series(beta, labels),
         fixed=dict(zip(labels, beta, strict=True)),
         random_cov=pd.DataFrame(cov, system.random_labels, system.random_labels),
         residual_cov=pd.DataFrame(residual, system.outcomes, system.outcomes),
         intake=SimpleNamespace(used=used),
     )
-    base = Fitted(found, theta, moments, design, layout, totals, None)
+    base = Fitted(found, moments, design, layout, totals, None)
     return base, resample.read_rows(data, found, moments)
 
 
@@ -171,8 +173,7 @@ def _spread(layout, variances):
 def moment_draws(base: Fitted, count: int) -> np.ndarray:
     """Tables drawn as cross-products, shape (count, rows, J)."""
     plan, known = generate.make_plan(base.design, base.moments)
-    scale = make_scale(base.design, base.layout, base.found.intake.used)
-    people = _population(base, scale.linear, scale.offset)
+    people = _population(base)
     with jax.enable_x64(True):
         draw = jax.jit(generate.draw, static_argnums=(0, 1))
         keys = [jax.random.fold_in(jax.random.wrap_key_data(seed_key(7)), k) for k in range(count)]

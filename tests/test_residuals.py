@@ -142,6 +142,6 @@ def test_errors(fit, data):
 
 def test_residuals_of_clusters_without_a_covariance_of_the_fixed_effects(fit):
     """As of a fit whose likelihood has no maximum."""
-    without = replace(fit, block=np.full_like(fit.block, np.nan))
+    without = replace(fit, working=fit.working._replace(block=np.full_like(fit.block, np.nan)))
     with pytest.raises(jm.FitError, match="covariance of the fixed effects is not available"):
         without.cluster_residuals()
