@@ -21,7 +21,7 @@ from jax.scipy.special import ndtr
 
 from jaxmed._runtime import float64, jit_by_key
 from jaxmed.estimands import Estimands, Row
-from jaxmed.moments import Floats
+from jaxmed.moments import Floats, root
 
 
 class Plan(NamedTuple):
@@ -253,7 +253,7 @@ def delta(jacobian: Floats, covariance: Floats) -> Floats:
     if np.any(unknown):
         moves = (jacobian != 0).astype(float)
         variance = np.where(np.sum((moves @ unknown) * moves, axis=-1) > 0, np.nan, variance)
-    return np.sqrt(np.where(variance >= 0, variance, np.nan))
+    return root(variance)
 
 
 def bauer(plan: Plan, names: Sequence[str], jacobian: Floats, covariance: Floats) -> Floats:

@@ -438,6 +438,11 @@ def symmetric(size: int, pairs: Sequence[tuple[int, int]], entries: Floats | flo
     return matrix
 
 
+def root(variance: Floats) -> Floats:
+    """Square root; NaN of a negative variance."""
+    return np.sqrt(np.where(variance >= 0, variance, np.nan))
+
+
 def packed_rows(size: int, keep: list[int]) -> NDArray[np.int64]:
     """Rows of the packed triangle of ``size`` that hold the packed triangle of the kept indices, in their order."""
     index = packed_index(size)

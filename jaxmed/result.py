@@ -14,7 +14,7 @@ from scipy.special import chdtrc
 from jaxmed.counts import check_choice, check_flag, one_or_more
 from jaxmed.errors import FitError, SpecError, Status
 from jaxmed.mediation import Facts, Mediation, Spec, compiled, from_dict
-from jaxmed.moments import INTAKE_FORM, Floats, Intake, intake_from_dict, symmetric
+from jaxmed.moments import INTAKE_FORM, Floats, Intake, intake_from_dict, root, symmetric
 from jaxmed.plain import check_form
 from jaxmed.spec import System
 from jaxmed.terms import INTERCEPT
@@ -223,7 +223,7 @@ class Estimates:
         {'m~1': 1.002, 'm~x': 1.004, 'y~1': 1.027, 'y~m': 1.057, 'y~x': 1.094}
         """
         diagonal = np.diag(self.covariance(kind))[: self._n_fixed]
-        return pd.Series(_root(diagonal), index=self.system.labels, name="se")
+        return pd.Series(root(diagonal), index=self.system.labels, name="se")
 
     def covariance(self, kind: str = "joint") -> Floats:
         """Covariance of ``values``, shape (p + n, p + n); ``"robust"`` of a fit that holds its moments.
@@ -283,7 +283,7 @@ class Estimates:
 
     def random_cov_errors(self, kind: str = "joint") -> pd.DataFrame:
         """Standard errors of the entries of G by any covariance; NaN for entries held at zero."""
-        return self._random_table(_root(np.diag(self.covariance(kind))), np.nan)
+        return self._random_table(root(np.diag(self.covariance(kind))), np.nan)
 
     def _random_table(self, of: Floats, elsewhere: float) -> pd.DataFrame:
         labels = self.system.random_labels
@@ -302,7 +302,7 @@ class Estimates:
     @property
     def residual_var_se(self) -> pd.Series:
         """Standard errors of the residual variances."""
-        return pd.Series(_root(np.diag(self.joint))[self._in_residual], index=self.system.outcomes, name="se")
+        return pd.Series(root(np.diag(self.joint))[self._in_residual], index=self.system.outcomes, name="se")
 
     @property
     def residual_cov(self) -> pd.DataFrame:
@@ -316,7 +316,7 @@ class Estimates:
 
     def residual_cov_errors(self, kind: str = "joint") -> pd.DataFrame:
         """Standard errors of :attr:`residual_cov` by any covariance; NaN for entries held at zero."""
-        return self._residual_table(_root(np.diag(self.covariance(kind))), np.nan)
+        return self._residual_table(root(np.diag(self.covariance(kind))), np.nan)
 
     def _residual_table(self, of: Floats, elsewhere: float) -> pd.DataFrame:
         outcomes = self.system.outcomes
@@ -553,11 +553,6 @@ def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
         **{name: _number(plain[name]) for name in ("loglik", "grad_norm", "decrement", "largest_share")},
         **{name: plain[name] for name in ("reml", "n_clusters", "status", "n_iter", "singular", "reduced_rank")},
     }
-
-
-def _root(variance: Floats) -> Floats:
-    """Square root; NaN of a negative variance."""
-    return np.sqrt(np.where(variance >= 0, variance, np.nan))
 
 
 def plain_data(value: Any) -> Any:

@@ -24,7 +24,7 @@ from jaxmed.fit import Fit, fit
 from jaxmed.interval_tables import normal_draws
 from jaxmed.intervals import critical_value, quantile_limits
 from jaxmed.mediation import Mediation, Spec
-from jaxmed.moments import Floats
+from jaxmed.moments import Floats, root
 from jaxmed.params import make_scale, theta_of
 from jaxmed.population import Population
 from jaxmed.replicates import KINDS
@@ -373,7 +373,7 @@ def _true_values(population: Population) -> dict[str, float]:
 def _block_errors(known: Quantities, found: Refits, *, bauer: bool) -> Floats:
     """Standard errors of parameters and effects from the block covariances, shape (data sets, labels)."""
     diagonal = np.diagonal(found.block, axis1=1, axis2=2)
-    errors = np.sqrt(np.where(diagonal >= 0, diagonal, np.nan))
+    errors = root(diagonal)
     of = known.targets
     if of is None:
         return errors
