@@ -127,6 +127,8 @@ def _download(target: Path) -> None:
 def _checked_file(path: Path) -> pd.DataFrame:
     try:
         data = pd.read_stata(path)
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # pandas has many words for what is no Stata file
         raise DataError(
             f"{str(path)!r} is not the worked example's data: no Stata file; remove or replace it"

@@ -80,7 +80,7 @@ def fit(
         A row counts in every equation whose columns it has; or only rows that have every column of the model count;
         or missing values are refused. Rows are taken to be missing at random given what is observed in the equation.
     max_iter : int
-        Newton iterations at the most.
+        Newton iterations at the most; a fit that does not converge starts once more, with as many.
     distributed : bool
         ``data`` holds the clusters of this process of ``jax.distributed``: every process calls ``fit`` with its own,
         small sums are added over processes, and all get the same estimates; ``moments`` and ``ranef()`` are those of

@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import combinations, pairwise
 from typing import Any
 
-from jaxmed.counts import check_choice
+from jaxmed.counts import check_choice, check_flag
 from jaxmed.errors import DataError, SpecError
 from jaxmed.estimands import Edge, Estimands, Path, effect_rows
 from jaxmed.options import Pairs, check_covariates, check_moderators, check_random, check_reference, check_roles
@@ -132,8 +132,7 @@ class Mediation:
         if center is not None:
             check_choice("center", center, ("cluster",), " or leave it out")
         put(self, "center", center)
-        if not isinstance(serial, bool):
-            raise SpecError(f"serial={serial!r} must be True or False")
+        serial = check_flag("serial", serial)
         if serial and not several:
             raise SpecError("serial=True needs at least two mediators, m=['m1', 'm2'], in the order in which they act")
         put(self, "serial", serial)

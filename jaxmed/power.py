@@ -13,7 +13,7 @@ from scipy.special import ndtr, ndtri
 
 from jaxmed.batches import batch_size
 from jaxmed.bootstrap import check_method
-from jaxmed.counts import check_choice, check_count, check_shard, one_or_more
+from jaxmed.counts import check_choice, check_count, check_flag, check_shard, one_or_more
 from jaxmed.errors import DataError, FitError, SpecError
 from jaxmed.intervals import check_level
 from jaxmed.ledger import Ledger, as_folder, claim, interrupted, open_folder
@@ -130,7 +130,7 @@ def power(
         level=check_level(level),
         terms=terms if isinstance(terms, str) else tuple(one_or_more(terms)),
         model=model,
-        reml=_flag("reml", reml),
+        reml=check_flag("reml", reml),
         replicates=check_count("replicates", replicates, 2, MOST),
         method=check_method(method),
         base=digest({name: value for name, value in base.to_dict().items() if name not in ("clusters", "size")}),
@@ -142,12 +142,6 @@ def power(
             raise SpecError("a search for a target goes step by step and has no shards; leave out one of them")
         return _search(work, grid, designs, target, effect)
     return make_power(work.run(grid, part))
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, (bool, np.bool_)):
-        raise SpecError(f"{name}={value!r} must be True or False")
-    return bool(value)
 
 
 # Designs -------------------------------------------------------------------------------------------------------------

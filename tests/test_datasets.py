@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 
 import pandas as pd
+import pytest
 from conftest import REFERENCE
 
 import jaxmed as jm
+from jaxmed import datasets
 
 
 def test_schools_are_drawn_from_the_population_that_is_written_out(monkeypatch):
@@ -19,3 +21,14 @@ def test_schools_are_drawn_from_the_population_that_is_written_out(monkeypatch):
     pd.testing.assert_frame_equal(
         jm.datasets.load_schools(), make_schools.draw(), check_exact=False, rtol=0, atol=1.1e-3
     )
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    """It is not said to be of another format."""
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pd, "read_stata", denied)
+    with pytest.raises(jm.DataError, match=r"bpg.dta' cannot be read: Permission denied"):
+        datasets._checked_file(tmp_path / "bpg.dta")

@@ -404,6 +404,13 @@ def test_a_feather_file_whose_text_lies_elsewhere(tmp_path):
     refused(r"cannot be read as .feather \(ArrowInvalid\)", path)
 
 
+def test_numbers_and_flags_of_numpy(plain_fit):
+    assert jm.Mediation("x", ["m", "y2"], "y", "id", serial=np.True_) == jm.Mediation(
+        "x", ["m", "y2"], "y", "id", serial=True
+    )
+    assert plain_fit.intervals(level=np.float32(0.5)).equals(plain_fit.intervals(level=0.5))
+
+
 # Kinds of data -------------------------------------------------------------------------------------------------------
 
 

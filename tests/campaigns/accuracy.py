@@ -11,7 +11,7 @@ the Newton steps are taken among matrices of the rank that jaxmed found, and the
 For every kind of hard data and every degree of difficulty a line says the error of the log likelihood, the largest
 error of an estimate in its standard errors, the largest relative error of a standard error and that of the joint
 standard error of the indirect effect. A case fails if an error exceeds what ``LIMITS`` allows and the fit said nothing:
-it converged and was not refused.
+it converged, was not refused and did not warn that it is imprecise.
 
 ``starts`` asks :func:`jaxmed.optima` of some forty data sets; a fit that converged below the best optimum is a failure.
 """
@@ -363,7 +363,7 @@ def compared(
         return fit.message, {}
     near = fit if plain is None else fitted(plain, spec, reml)
     best = Optimum(Exact(data if plain is None else plain, fit.system, reml), near)
-    said = "converged" + (", singular" if fit.singular else "")
+    said = "converged" + (", singular" if fit.singular else "") + (", imprecise" if fit.imprecise else "")
     said += ", exactly singular" if best.boundary and not fit.singular else ""
     said += f", f falls by {best.away:.1e} beyond" if best.away < -1e-6 else ""
     error = floats([max(entry, Decimal(0)).sqrt() for entry in np.diag(best.joint)])
@@ -388,7 +388,7 @@ def hard(names: list[str], seed: int) -> int:
         for reml in (True, False):
             for what, *case in HARD[name](seed, reml):
                 said, errors = compared(reml, *case)
-                failed = any(value > LIMITS[of] for of, value in errors.items())
+                failed = any(value > LIMITS[of] for of, value in errors.items()) and "imprecise" not in said
                 failures += failed
                 numbers = "  ".join(f"{of} {value:.0e}" for of, value in errors.items())
                 verdict = "FAILED " if failed else ""
