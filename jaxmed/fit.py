@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 from jax import Array
-from scipy.linalg import block_diag
+from numpy.typing import NDArray
 
 from jaxmed import inference, likelihood, optimise, profile, robust, store, summary
 from jaxmed._runtime import float64, jit_by_key
@@ -241,7 +241,6 @@ def solve_from(
 
 
 _covariances = jit_by_key(inference.covariances)
-_rank_constrained = float64(jit_by_key(inference.rank_constrained))
 
 
 def _assemble(
@@ -260,13 +259,11 @@ def _assemble(
     theta = np.asarray(solution.theta)
     mean_square = inference.mean_squares(design.system, totals)
     singular = inference.is_singular(layout, theta, mean_square)
-    reduced_rank = singular and not np.all(np.isfinite(found.joint))
-    if reduced_rank:
-        found = _rank_constrained(layout, theta, solution.evaluation)
+    known, unknown = bool(np.all(np.isfinite(found.joint))), np.zeros(len(found.values), dtype=bool)
+    if not known:
+        found, unknown = inference.without_inverse(layout, theta, solution.evaluation, found, singular)
     used = tuple(sums.rows for sums in totals.equations)
     scale = make_scale(design, layout, used)
-    # Part by part: that of the fixed effects stands where that of the variances is NaN.
-    parts = [(scale.matrix[at, at], found.block[at, at]) for at in (slice(layout.n_fixed), slice(layout.n_fixed, None))]
     offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])
     null, null_pooled = inference.null_models(design.system, design.scale, totals, layout.reml)
     made = int(np.sum(np.isfinite(solution.trace[:, 1])))
@@ -276,8 +273,8 @@ def _assemble(
         moderator_values=moderator_values,
         reml=layout.reml,
         values=scale.matrix @ found.values + offset,
-        joint=scale.matrix @ found.joint @ scale.matrix.T,
-        block=block_diag(*(part @ covariance @ part.T for part, covariance in parts)),
+        joint=_carried(scale.matrix, np.asarray(found.joint), unknown),
+        block=_carried(scale.matrix, np.asarray(found.block), unknown & (np.arange(len(unknown)) >= layout.n_fixed)),
         working=Working(theta, *map(np.asarray, found)),
         free=layout.free,
         loglik=float(scale.loglik - solution.evaluation.value),
@@ -291,7 +288,7 @@ def _assemble(
         grad_norm=float(solution.grad_norm),
         decrement=float(solution.decrement),
         singular=singular,
-        reduced_rank=reduced_rank,
+        reduced_rank=singular and not known,
         largest_share=float(inference.shares(layout, theta[None], mean_square).max(initial=0.0)),
         trace=tuple((int(stage), float(f), float(left)) for stage, f, left in solution.trace[:made]),
         moments=moments,
@@ -301,6 +298,15 @@ def _assemble(
     for note in fit.notes:
         warnings.warn(note, DesignWarning, stacklevel=3)
     return fit
+
+
+def _carried(matrix: Floats, covariance: Floats, unknown: NDArray[np.bool_]) -> Floats:
+    """Covariance on the user's scale; NaN where it depends on a parameter whose own is unknown, or NaN."""
+    unknown = unknown | np.isnan(np.diag(covariance))
+    carried = matrix @ np.where(np.isnan(covariance), 0.0, covariance) @ matrix.T
+    moved = (matrix != 0) @ unknown
+    carried[moved] = carried[:, moved] = np.nan
+    return carried
 
 
 def _moderator_values(

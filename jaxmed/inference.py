@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from numpy.typing import NDArray
+from scipy.linalg import block_diag
 
 from jaxmed import linalg
+from jaxmed._runtime import float64, jit_by_key
 from jaxmed.derivatives import Evaluation
 from jaxmed.moments import Floats
 from jaxmed.params import (
@@ -31,6 +33,8 @@ from jaxmed.totals import Totals
 SINGULAR_EIGENVALUE = 1e-6  # of the correlation matrix of the random effects
 SINGULAR_VARIANCE = 1e-9  # of a random effect's share, relative to the residual variance
 FLAT = 1e-10  # ridge on the unit-curvature Hessian in the root
+CURVED = 1e-8  # least curvature of a Hessian with ones on its diagonal: rounding makes 1e-10 of nothing
+MOVED = 1e-6  # of its standard error: less than this a flat direction does not move a parameter
 
 
 class Covariances(NamedTuple):
@@ -53,15 +57,21 @@ def covariances(layout: Layout, theta: Array, evaluation: Evaluation) -> Covaria
     With C = (X'V^-1X)^-1, V_theta the inverse exact Hessian of the profiled negative log likelihood in
     (vech G, sigma^2) and D = d beta / d theta: joint = [C + D V D', D V; V D', V], block = [C, 0; 0, V]. For ML the
     joint covariance is the inverse of the Hessian of the full likelihood in (beta, G, sigma^2). Where that Hessian is
-    not positive definite everything that involves V is NaN; see :func:`rank_constrained`.
+    not positive definite everything that involves V is NaN; see :func:`without_inverse`.
     """
     n_free = len(layout.free)
     variances = spread_to_variances(layout, theta[n_free:])
-    slope, bend = _in_variances(layout, variances, evaluation)
-    hessian = slope.T @ evaluation.hessian @ slope + bend
+    hessian, slope = _curvature(layout, variances, evaluation)
     unit = 1 / jnp.sqrt(jnp.abs(jnp.diagonal(hessian)))
-    inner = linalg.inverse(hessian * unit[:, None] * unit) * unit[:, None] * unit
+    inner = linalg.inverse(hessian * unit[:, None] * unit)
+    inner = jnp.where(jnp.all(jnp.diagonal(inner) < 1 / CURVED), inner, jnp.nan) * unit[:, None] * unit
     return _assembled(layout, lower(layout, theta[:n_free]), variances, evaluation, inner, slope)
+
+
+def _curvature(layout: Layout, variances: Array, evaluation: Evaluation) -> tuple[Array, Array]:
+    """Hessian in (G, residual (co)variances), and the Jacobian of (G, tau) in them."""
+    slope, bend = _in_variances(layout, variances, evaluation)
+    return slope.T @ evaluation.hessian @ slope + bend, slope
 
 
 def _in_variances(layout: Layout, variances: Array, evaluation: Evaluation) -> tuple[Array, Array]:
@@ -94,6 +104,51 @@ def rank_constrained(layout: Layout, theta: Array, evaluation: Evaluation) -> Co
     in_variances = block_diagonal(jacobian[:n_free, :n_free], in_spread(spread))
     slope, _ = _in_variances(layout, variances, evaluation)
     return _assembled(layout, root, variances, evaluation, in_variances @ inverse @ in_variances.T, slope)
+
+
+_rank_constrained = float64(jit_by_key(rank_constrained))
+
+
+def without_inverse(
+    layout: Layout, theta: Floats, evaluation: Evaluation, found: Covariances, singular: bool
+) -> tuple[Covariances, NDArray[np.bool_]]:
+    """Covariances where the Hessian in (G, sigma^2) has no inverse, and which parameters have none.
+
+    At a singular G they are those of :func:`rank_constrained`. At another maximum the likelihood is flat in some
+    directions, as of balanced data with the cluster means of m among the predictors of y: what a random intercept of y
+    shares with that of m cannot be told from the effect of the means. Parameters that no flat direction moves are known
+    as well as ever, from the inverse of the Hessian in the others. Where the point is no maximum none is known.
+    """
+    hessian, moves = (np.asarray(part) for part in _in_all(layout, theta, evaluation))
+    size = np.abs(np.diag(hessian))
+    unit = 1 / np.sqrt(np.where(size > 0, size, 1.0))
+    scaled = hessian * unit[:, None] * unit
+    nothing = np.ones(len(found.values), dtype=bool)
+    if singular:
+        found = _rank_constrained(layout, theta, evaluation)
+    if not np.all(np.isfinite(scaled)):
+        return found, nothing
+    curvature, vectors = np.linalg.eigh(scaled)
+    if not singular and np.any(curvature < -CURVED):
+        return found, nothing
+    directions = np.vstack([moves, np.eye(len(hessian))]) @ (unit[:, None] * vectors)
+    if not singular:
+        beta_cov = np.asarray(evaluation.beta_cov)
+        steep = directions[:, curvature > CURVED] / np.sqrt(curvature[curvature > CURVED])
+        inner, p = steep @ steep.T, len(beta_cov)
+        joint = inner + block_diag(beta_cov, np.zeros_like(hessian))
+        found = Covariances(found.values, joint, block_diag(beta_cov, inner[p:, p:]))
+    error = np.sqrt(np.maximum(np.diag(found.joint), 0.0))
+    flat = directions[:, np.abs(curvature) <= CURVED]
+    return found, np.any(np.abs(flat) > MOVED * error[:, None], axis=1)
+
+
+@float64
+@jit_by_key
+def _in_all(layout: Layout, theta: Array, evaluation: Evaluation) -> tuple[Array, Array]:
+    """Hessian in (G, residual (co)variances), and the Jacobian of the fixed effects in them."""
+    hessian, slope = _curvature(layout, spread_to_variances(layout, theta[len(layout.free) :]), evaluation)
+    return hessian, evaluation.beta_jacobian @ slope
 
 
 def _assembled(

@@ -40,7 +40,7 @@ def influence_table(
         inside = np.asarray(np.linalg.solve(matrix, moved.T).T, dtype=float)
     else:
         inside = one_step(found, scores)
-        moved = inside @ matrix.T
+        moved = np.where(np.isnan(np.diag(found.joint)), np.nan, inside @ matrix.T)
         of_effects = np.zeros((0, len(moved)))
         if known.targets is not None:
             of = known.targets

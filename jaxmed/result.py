@@ -358,7 +358,10 @@ class Estimates:
 
     @property
     def flat(self) -> bool:
-        """Whether joint standard errors are NaN: at its maximum the log likelihood is flat in some direction."""
+        """Whether some joint standard errors are NaN: the log likelihood is flat in a direction that moves these.
+
+        Or the point is no maximum; then all of them are.
+        """
         return not np.all(np.isfinite(self.joint))
 
     @property
@@ -370,12 +373,19 @@ class Estimates:
                 "; singular: a random-effect variance is zero or a correlation is one, so standard errors of "
                 "(co)variances and intervals that rest on normality are rough; consider fewer random effects"
             )
-        if self.flat:
+        unknown = [self.labels[k] for k in np.flatnonzero(np.isnan(np.diag(self.joint)))]
+        if len(unknown) == len(self.labels):
             text += (
                 "; the Hessian in (G, residual variances) is not positive definite, so joint standard errors are not "
                 "available: block standard errors of the fixed effects are; consider fewer random effects"
             )
-        elif self.reduced_rank:
+        elif unknown:
+            text += (
+                f"; flat: these data cannot tell {', '.join(unknown)} apart, which have no joint standard errors; "
+                "consider fewer random effects, or random effects that do not covary between outcomes "
+                "(covariance='block')"
+            )
+        if self.reduced_rank and len(unknown) < len(self.labels):
             text += "; standard errors take the rank of the random-effects covariance as known"
         if self.imprecise:
             text += (

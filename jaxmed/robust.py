@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from jaxmed.counts import check_choice
 from jaxmed.moments import Floats
 from jaxmed.result import Estimates
@@ -20,4 +22,4 @@ def sandwich(found: Estimates, scores: Scores, correction: str = "CR1") -> Float
     moved = scores.scale.matrix @ (found.working.joint @ scores.values)  # to first order, what each cluster changes
     clusters = moved.shape[1]
     factor = 1.0 if correction == "CR0" else clusters / max(clusters - 1, 1)
-    return factor * (moved @ moved.T)
+    return np.where(np.isnan(found.joint), np.nan, factor * (moved @ moved.T))

@@ -162,9 +162,9 @@ def satterthwaite_table(
     if known.targets is not None:
         of, of_bend = _effect_slopes(known.targets, found, found.covariance(kind))
         jacobian, bend = np.vstack([jacobian, of]), np.vstack([bend, of_bend])
-    jacobian, bend = jacobian[chosen] @ slopes.matrix, bend[chosen] @ slopes.matrix
-    df = degrees_of_freedom(slopes, jacobian, bend)
-    error = effects.delta(jacobian, slopes.covariance)
+    jacobian, bend = jacobian[chosen], bend[chosen]
+    df = degrees_of_freedom(slopes, jacobian @ slopes.matrix, bend @ slopes.matrix)
+    error = effects.delta(jacobian, found.covariance(kind))
     table = normal_table([known.labels[k] for k in chosen], known.values[chosen], error, 0.0)
     table = table.rename(columns={"z": "t"})
     finite = np.where(np.isfinite(df), df, 1e300)

@@ -501,6 +501,49 @@ def test_a_flat_maximum_is_said_and_leaves_block_errors():
     assert table.loc["a", "se"] == pytest.approx(np.sqrt(np.linalg.inv(information)[1, 1]), rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore::jaxmed.ConvergenceWarning")
+@pytest.mark.parametrize("seed", range(6))
+def test_a_flat_direction_takes_the_errors_of_what_it_moves_and_no_others(seed):
+    """Balanced data and cluster means of m: cov(m~1, y~1) and the effect of the means are one to the likelihood.
+
+    It was flat or not by the sign of rounding, with standard errors of a million. The others against the generalised
+    inverse of a Hessian of dense matrices by complex steps, whose differences err by 1e-5 or so.
+    """
+    rng = np.random.default_rng(seed)
+    at = np.repeat(np.arange(30), 6)
+    u = rng.normal(size=(30, 3))[at].T
+    x, e_m, e_y = rng.normal(size=(3, 180))
+    m = u[0] + (0.5 + 0.6 * u[1]) * x + e_m
+    data = pd.DataFrame({"id": at, "x": x, "m": m, "y": u[2] + 0.4 * m + 0.2 * x + e_y})
+    model = jm.Mediation("x", "m", "y", "id", center="cluster", random={"m": ["1", "within(x)"], "y": ["1"]})
+    fit = jm.fit(data, model)
+    assert fit.converged
+    assert fit.flat
+    unknown = [label for label, variance in zip(fit.labels, np.diag(fit.joint), strict=True) if np.isnan(variance)]
+    assert {"y~between(m)", "m~1~~y~1"} <= set(unknown)
+    assert f"flat: these data cannot tell {', '.join(unknown)} apart" in fit.message
+    assert (
+        fit.effects().loc[["a_within", "b_within", "indirect_within", "total_within", "a_between"], "se"].notna().all()
+    )
+    assert fit.effects().loc[["b_between", "indirect_between"], "se"].isna().all()
+    assert np.all(np.isfinite(fit.standard_errors("block")))
+
+    clusters, p, n_free = dense.stack(data, fit.system), len(fit.params), len(fit.free)
+    split = lambda theta: (dense.symmetric(theta[:n_free], fit.free, 3), theta[n_free:])  # noqa: E731
+    theta = fit.values[p:]
+    hessian = dense.hessian(lambda at: -dense.loglik(clusters, *split(at), True), theta, np.full(len(theta), 1e-4))
+    v = np.linalg.pinv(hessian, rcond=1e-5)
+    d = dense.gradient(lambda at: dense.gls(clusters, *split(at))[0], theta)
+    joint = np.block([[np.linalg.inv(dense.gls(clusters, *split(theta))[1]) + d @ v @ d.T, d @ v], [v @ d.T, v]])
+    known = ~np.isnan(np.diag(fit.joint))
+    assert known.sum() >= 8
+    unit = np.sqrt(np.diag(joint)[known])
+    found = fit.joint[np.ix_(known, known)]
+    np.testing.assert_allclose(
+        found / np.outer(unit, unit), joint[np.ix_(known, known)] / np.outer(unit, unit), atol=1e-4
+    )
+
+
 def test_delta_errors_are_nan_only_where_an_effect_depends_on_one():
     """Two of three sums touch the NaN; the third is sqrt(g'Cg) by hand."""
     covariance = np.array([[4.0, 1.0, np.nan], [1.0, 9.0, np.nan], [np.nan, np.nan, np.nan]])
