@@ -167,14 +167,20 @@ class Refitter:
 
 
 def leave_one_out(base: Fitted) -> tuple[Floats, NDArray[np.bool_]]:
-    """Parameters and effects of exact refits without each cluster in turn, (J, labels), and which of them converged."""
-    refitter = make_refitter(base, "left_out")
+    """Parameters of exact refits without each cluster in turn, on the working scale, and which of them converged.
+
+    Shapes (J, p + n) and (J,).
+    """
+    refitter = make_refitter(replace(base, targets=None), "left_out")
+    size = len(base.found.working.values)
+    working: dict[str, Any] = {"matrix": np.eye(size), "offset": np.zeros(size)}
+    refitter = replace(refitter, setting=refitter.setting._replace(**working))
     parts = []
     with counted("refits without each cluster", refitter.program.clusters) as advance:
         for part in refitter.run(range(refitter.program.clusters)):
             parts.append(part)
             advance(len(part.numbers))
-    values = np.concatenate([np.hstack([part.values, part.effects]) for part in parts])
+    values = np.concatenate([part.values for part in parts])
     return values, np.concatenate([part.status for part in parts]) == Status.CONVERGED
 
 

@@ -383,7 +383,7 @@ def _show(found: Replicates, kind: str, level: float, fitted: Fit | None, json: 
         typer.echo(
             f"{len(found)} replicates, {found.method} bootstrap, seed {found.seed}: {kind} intervals, level {level:g}\n"
         )
-        typer.echo(visible(table.to_string(float_format=lambda value: f"{value:.4f}")))
+        typer.echo(visible(table.to_string(float_format=lambda value: f"{value:.4f}"), "\n"))
     if json is not None:
         rows = plain_data(
             table.reset_index(names=table.index.names if table.index.nlevels > 1 else "effect").to_dict("records")

@@ -41,7 +41,7 @@ class Conflation:
 
     def __str__(self) -> str:
         test = f"{self.test.hypothesis}: chi2({self.test.df}) = {self.test.statistic:.2f}, p = {self.test.p:.4f}"
-        return visible(f"{self.table.round(4).to_string()}\n{test}")
+        return f"{self.table.rename(visible).round(4).to_string()}\n{visible(test)}"
 
 
 def conflation(

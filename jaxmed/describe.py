@@ -50,12 +50,14 @@ class Description:
             f"{int(sizes['n_clusters'])} clusters; rows per cluster: min {sizes['min']:g}, mean {sizes['mean']:.2f}, "
             f"median {sizes['median']:g}, max {sizes['max']:g}",
             "",
-            self.variables.to_string(float_format=lambda value: f"{value:.6g}"),
+            self.variables.rename(visible).to_string(float_format=lambda value: f"{value:.6g}"),
             "",
             "Correlations",
-            self.correlations.to_string(float_format=lambda value: f"{value:.4f}"),
+            self.correlations.rename(index=visible, columns=visible).to_string(
+                float_format=lambda value: f"{value:.4f}"
+            ),
         ]
-        return visible("\n".join(lines))
+        return visible("\n".join(lines), "\n")
 
 
 def describe(data: Any, spec: Spec) -> Description:

@@ -235,6 +235,9 @@ def _frame(batch: pa.RecordBatch) -> nw.DataFrame[Any]:
 def _read_feather(path: Path, columns: list[str]) -> Any:
     from pyarrow import feather
 
+    with path.open("rb") as opened:
+        if opened.read(4) == b"FEA1":  # Arrow reads it without looking, and a damaged one out of memory
+            raise DataError(f"{str(path)!r} is of version 1 of feather, of 2016; write it again with version 2")
     table = feather.read_table(path)
     table = table.select(resolve_names(table.column_names, columns))
     table.validate(full=True)  # Arrow believes a file's offsets, and reads where they point

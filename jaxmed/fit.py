@@ -36,6 +36,7 @@ from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
 from jaxmed.moments import Floats, Intake, Moments
 from jaxmed.optimise import Solution
 from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_precision
+from jaxmed.plain import visible
 from jaxmed.predict import moderators_of, predict_clusters
 from jaxmed.progress import progress
 from jaxmed.residuals import cluster_residual_table, residual_table
@@ -973,7 +974,7 @@ class Fit(Estimates):
         True
         """
         indent = None if indent is None else check_count("indent", indent, 0, 100)
-        return json.dumps(self.to_dict(**tables), indent=indent, allow_nan=False, ensure_ascii=False)
+        return visible(json.dumps(self.to_dict(**tables), indent=indent, allow_nan=False, ensure_ascii=False), "\n")
 
     def save(self, path: str | Path) -> None:
         """Write the fit and its moments to one file (a zip of JSON and NumPy arrays, no pickle), all or nothing.
@@ -1049,7 +1050,9 @@ def load(path: str | Path, verify: bool = False) -> Fit:
                 f"{str(path)!r} holds {clusters} of the {fit.n_clusters} clusters of a fit over several processes, so "
                 "its log likelihood cannot be verified; load it with verify=False"
             )
-        again = _loglik(fit)
+        again, values = _at_stored(fit)
+        if not np.allclose(values, fit.values, rtol=1e-9, atol=1e-9 * np.max(np.abs(values)), equal_nan=True):
+            raise FitError(f"{str(path)!r}: its estimates are not those in the units of its optimiser")
         if not abs(again - fit.loglik) <= 1e-9 * (1 + abs(fit.loglik)):
             raise FitError(f"{str(path)!r}: log likelihood is {again!r} from its moments, but {fit.loglik!r} is stored")
     return fit
@@ -1080,12 +1083,13 @@ _root_and_precision = jit_by_key(root_and_precision)
 
 
 @float64
-def _loglik(fit: Fit) -> float:
-    """Log likelihood at the fit's estimates, evaluated from its moments."""
+def _at_stored(fit: Fit) -> tuple[float, Floats]:
+    """Log likelihood, from its moments, and estimates on the user's scale, of a fit's estimates in working units."""
     design = make_design(fit.system, fit.moments)
     layout = make_layout(design, fit.reml)
     totals = add_up(design)
     scale = make_scale(design, layout, [sums.rows for sums in totals.equations])
     shards = make_shards(design.table, count_rows(layout, design.system, totals))
     root, tau = _root_and_precision(layout, jnp.asarray(fit.working.theta))
-    return scale.loglik - value_shards(layout, root, tau, shards)
+    values = scale.matrix @ fit.working.values + np.concatenate([scale.offset, np.zeros(layout.n_theta)])
+    return scale.loglik - value_shards(layout, root, tau, shards), values

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxmed import effects
 from jaxmed.batches import fitted, leave_one_out
 from jaxmed.counts import check_flag
-from jaxmed.effect_tables import Quantities, quantities
+from jaxmed.effect_tables import quantities
 from jaxmed.errors import ConvergenceWarning
 from jaxmed.moments import Floats, Moments
 from jaxmed.result import Estimates
@@ -34,18 +34,13 @@ def influence_table(
         check_flag(name, value)
     known = quantities(found, at)
     p = len(found.system.labels)
-    matrix = scores.scale.matrix
-    if exact:
-        moved, of_effects = _refitted(found, moments, known)
-        inside = np.asarray(np.linalg.solve(matrix, moved.T).T, dtype=float)
-    else:
-        inside = one_step(found, scores)
-        moved = np.where(np.isnan(np.diag(found.joint)), np.nan, inside @ matrix.T)
-        of_effects = np.zeros((0, len(moved)))
-        if known.targets is not None:
-            of = known.targets
-            without = effects.combined_at(of.plan, found.values - moved, of.weights, of.combination)
-            of_effects = known.values[known.n_params :] - without
+    inside = _refitted(found, moments) if exact else one_step(found, scores)
+    moved = np.where(np.isnan(np.diag(found.joint)), np.nan, inside @ scores.scale.matrix.T)
+    of_effects = np.zeros((0, len(moved)))
+    if known.targets is not None:
+        of = known.targets
+        without = effects.combined_at(of.plan, found.values - moved, of.weights, of.combination)
+        of_effects = known.values[known.n_params :] - without
     shown = slice(known.n_params, None) if known.targets is not None else slice(0, p)
     changes = of_effects if known.targets is not None else moved[:, :p]
     if standardized:
@@ -68,9 +63,9 @@ def one_step(found: Estimates, scores: Scores) -> Floats:
     """
     c = scores.beta_cov
     p, values = len(c), np.array(scores.values)
-    inside = np.einsum("ab,bcj,cd->jad", c, scores.information, c, optimize=True)
+    weight = np.einsum("ab,bcj,cd->jad", c, scores.information, c, optimize=True)
     if found.reml:
-        values[p:] += np.einsum("jab,kab->kj", inside, scores.moved, optimize=True) / 2
+        values[p:] += np.einsum("jab,kab->kj", weight, scores.moved, optimize=True) / 2
     moved = (found.working.joint @ values).T
     left = np.eye(p) - np.einsum("ab,bcj->jac", c, scores.information)
     finite = np.all(np.isfinite(left), axis=(1, 2))
@@ -96,9 +91,9 @@ def cook(moved: Floats, covariance: Floats) -> Floats:
     return np.asarray(np.sum(along**2 / value[kept], axis=1) / np.count_nonzero(kept), dtype=float)
 
 
-def _refitted(found: Estimates, moments: Moments, known: Quantities) -> tuple[Floats, Floats]:
-    """Estimates and effects less those of exact refits without each cluster, (J, p + n) and (J, effects)."""
-    values, converged = leave_one_out(fitted(found, moments, known.targets))
+def _refitted(found: Estimates, moments: Moments) -> Floats:
+    """Estimates less those of exact refits without each cluster, on the working scale, (J, p + n)."""
+    values, converged = leave_one_out(fitted(found, moments, None))
     failed = ~converged
     if failed.any():
         warnings.warn(
@@ -106,6 +101,6 @@ def _refitted(found: Estimates, moments: Moments, known: Quantities) -> tuple[Fl
             ConvergenceWarning,
             stacklevel=4,
         )
-    moved = known.values - values
+    moved = found.working.values - values
     moved[failed] = np.nan
-    return moved[:, : known.n_params], moved[:, known.n_params :]
+    return moved

@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxmed.errors import SpecError
 from jaxmed.mediation import Mediation, Spec
+from jaxmed.plain import visible
 from jaxmed.spec import System
 
 MODEL = (
@@ -157,7 +158,7 @@ def split_names(text: str) -> list[str]:
 
 def to_json(plain: Mapping[str, Any]) -> str:
     """JSON text; numbers keep all their digits."""
-    return json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False)
+    return visible(json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False), "\n")
 
 
 def parse_values(options: Iterable[str] | None) -> dict[str, list[float | str]] | None:

@@ -40,7 +40,7 @@ def join(parts: Iterable[str]) -> Html:
 
 
 def _escaped(text: str) -> str:
-    return html.escape(visible(text))
+    return html.escape(visible(text, "\n\t"))
 
 
 def table(

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
+import unicodedata
 from collections.abc import Callable
 from types import NoneType, UnionType
 from typing import Any
 
-# Controls (of a terminal, too), letters without width, those that turn the direction of others, halves of letters.
-UNSEEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff\ud800-\udfff]"
-)
+# Controls (of a terminal, too), what has no width or turns the direction of others, halves, ends of lines.
+HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+JOINERS = "\u200c\u200d"  # without width, but Persian, Hindi and emoji are written with them
 KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
     str: ("text", lambda value: isinstance(value, str)),
     bool: ("true or false", lambda value: isinstance(value, bool)),
@@ -92,12 +91,24 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def visible(text: str) -> str:
-    r"""Text as it is shown: what cannot be seen, or would command a terminal, by its number.
+def visible(text: str, keep: str = "") -> str:
+    r"""Text as it is shown: what cannot be seen, ends a line or would command a terminal, by its number.
+
+    In JSON that means the same; ``keep`` names letters that stay.
 
     Examples
     --------
     >>> print(visible("a\x1b[2Jb"))
     a\u001b[2Jb
     """
-    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    if text.isprintable():
+        return text
+    return "".join(
+        letter if unicodedata.category(letter) not in HIDDEN or letter in keep or letter in JOINERS else _number(letter)
+        for letter in text
+    )
+
+
+def _number(letter: str) -> str:
+    code = letter.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{code[k : k + 4]}" for k in range(0, len(code), 4))

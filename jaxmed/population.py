@@ -19,6 +19,7 @@ from jaxmed.effect_tables import make_targets
 from jaxmed.errors import SpecError
 from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
 from jaxmed.moments import Floats, Moments, symmetric
+from jaxmed.plain import visible
 from jaxmed.result import Estimates
 from jaxmed.sizes import Size, check_size
 from jaxmed.spec import System
@@ -442,7 +443,7 @@ class Population:
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in self.params.items())
-        return f"<{type(self).__name__} of {', '.join(self.system.outcomes)}: {shown}>"
+        return visible(f"<{type(self).__name__} of {', '.join(self.system.outcomes)}: {shown}>")
 
     @cached_property
     def system(self) -> System:

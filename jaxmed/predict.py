@@ -64,8 +64,10 @@ class ClusterPredictions(NamedTuple):
 
     Attributes
     ----------
+    effects, covariance, sensitivity
+        As there.
     error : ndarray, shape (q, q, clusters)
-        Var(u_j | data) with the uncertainty of the fixed effects.
+        Covariance of the errors of prediction: ``covariance``, and what the uncertainty of the fixed effects adds.
     """
 
     effects: Floats
@@ -99,7 +101,7 @@ def predict_clusters(found: Estimates, moments: Moments) -> pd.DataFrame:
             columns[f"{label}_se"] = _root(variance)
         if estimands is not None:
             own = {name: value[some] for name, value in moderators.items()}
-            columns |= _paths(found, estimands, predicted, linear, own)
+            columns |= _paths(found, estimands, predicted, linear, unit, own)
         parts.append(columns)
     whole = {name: np.concatenate([columns[name] for columns in parts]) for name in parts[0]}
     table = pd.DataFrame(whole, index=pd.Index(moments.clusters, name=found.system.cluster))
@@ -144,10 +146,10 @@ def _predict_some(prepared: _Prepared, some: Design) -> ClusterPredictions:
     layout, working = prepared.layout, prepared.working
     p = layout.n_fixed
     data = likelihood.make_data(some.table, (0,) * len(layout.seen))
-    found = _predict(layout, working.theta, working.values[:p], data)
-    effects, covariance, moved = (np.asarray(part)[..., : some.n_clusters] for part in found)
-    moved_error = np.einsum("apj,pr,brj->abj", moved, working.block[:p, :p], moved, optimize=True)
-    return ClusterPredictions(effects, covariance, moved, covariance + moved_error)
+    predicted = _predict(layout, working.theta, working.values[:p], data)
+    effects, covariance, sensitivity = (np.asarray(part)[..., : some.n_clusters] for part in predicted)
+    by_beta = np.einsum("apj,pr,brj->abj", sensitivity, working.block[:p, :p], sensitivity, optimize=True)
+    return ClusterPredictions(effects, covariance, sensitivity, covariance + by_beta)
 
 
 def _paths(
@@ -155,6 +157,7 @@ def _paths(
     estimands: Estimands,
     predicted: ClusterPredictions,
     linear: Floats,
+    unit: Floats,
     moderators: Mapping[str, Floats],
 ) -> dict[str, Floats]:
     """Slopes of every cluster along the routes from x to y, and the expected products along each.
@@ -170,7 +173,6 @@ def _paths(
     names = [name for name in names if name in estimands.paths]
     means, slopes, loads = [], [], []
     n_clusters = predicted.effects.shape[1]
-    unit = linear[np.ix_([labels.index(label) for label in random], [labels.index(label) for label in random])]
     for name in names:
         value, load = np.zeros(n_clusters), np.zeros((len(random), n_clusters))
         direction = np.zeros((p, n_clusters))

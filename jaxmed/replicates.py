@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from jaxmed import effects
 from jaxmed.batches import Refits, fitted, leave_one_out
 from jaxmed.counts import check_choice, check_path
 from jaxmed.effect_tables import Targets, positions, quantities
@@ -19,6 +20,7 @@ from jaxmed.errors import ConvergenceWarning, DataError, FitError, Status
 from jaxmed.intervals import bias_corrected, check_level, draws_table, quantile_limits, studentized
 from jaxmed.ledger import all_files, check_equal, damaged, read_table, write_table
 from jaxmed.moments import Floats
+from jaxmed.params import make_scale
 from jaxmed.plain import check_form
 from jaxmed.result import plain_data
 
@@ -403,7 +405,8 @@ def without_each_cluster(fit: Any, origin: Origin) -> Floats:
         Some of them did not converge, and are left out.
     """
     targets = check_fit(fit, origin)
-    values, converged = leave_one_out(fitted(fit, fit.moments, targets))
+    base = fitted(fit, fit.moments, targets)
+    values, converged = leave_one_out(base)
     failed = int(np.sum(~converged))
     if failed:
         warnings.warn(
@@ -411,7 +414,13 @@ def without_each_cluster(fit: Any, origin: Origin) -> Floats:
             ConvergenceWarning,
             stacklevel=4,
         )
-    return values[converged]
+    scale = make_scale(base.design, base.layout, fit.intake.used)
+    values = values[converged] @ scale.matrix.T
+    values[:, : base.layout.n_fixed] += scale.offset
+    if targets is None:
+        return values
+    found = effects.combined_at(targets.plan, values, targets.weights, targets.combination)
+    return np.hstack([values, found])
 
 
 def check_fit(fit: Any, origin: Origin) -> Targets | None:

@@ -15,7 +15,7 @@ from jaxmed.counts import check_choice, check_flag, one_or_more
 from jaxmed.errors import FitError, SpecError, Status
 from jaxmed.mediation import Facts, Mediation, Spec, compiled, from_dict
 from jaxmed.moments import INTAKE_FORM, Floats, Intake, intake_from_dict, root, symmetric
-from jaxmed.plain import check_form
+from jaxmed.plain import check_form, visible
 from jaxmed.spec import System
 from jaxmed.terms import INTERCEPT
 
@@ -169,7 +169,7 @@ class Estimates:
 
     def __repr__(self) -> str:
         kind = "REML" if self.reml else "ML"
-        return (
+        return visible(
             f"<{type(self).__name__} of {', '.join(self.system.outcomes)}: {kind}, log likelihood {self.loglik:.4f}, "
             f"{self.n_clusters} clusters, {Status(self.status).name.lower()}>"
         )
@@ -540,7 +540,7 @@ class Estimates:
 def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments of :class:`Estimates` from ``to_dict``; ValueError where it has another form."""
     if plain.get("format") != FORMAT:
-        raise ValueError(f"format {plain.get('format')!r}; this version of jaxmed reads {FORMAT}")
+        raise ValueError(f"format {plain.get('format')!r}; this version of jaxmed reads {FORMAT}: fit the data again")
     plain = {"largest_share": None, **plain}  # not in fits of earlier versions
     check_form(plain, FORM)
     return {
@@ -581,8 +581,8 @@ def _number(value: Any) -> float:
 
 
 def _working(plain: Mapping[str, Any]) -> Working:
-    matrix = [[float | None]]
-    forms: dict[str, Any] = {"theta": [float], "values": [float], "joint": matrix, "block": matrix}
+    vector, matrix = [float | None], [[float | None]]
+    forms: dict[str, Any] = {"theta": [float], "values": vector, "joint": matrix, "block": matrix}
     check_form(plain, forms)
     return Working(*(np.array(plain[name], dtype=float) for name in forms))
 

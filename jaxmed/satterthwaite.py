@@ -98,7 +98,7 @@ def covariance_slopes(found: Estimates, moments: Moments, kind: str) -> Slopes:
     steps = np.linalg.inv(np.asarray(_coordinates(layout, theta)))
     slope = np.asarray(_slopes(layout, kind, theta, np.ascontiguousarray(steps.T), data))
     matrix = make_scale(design, layout, found.intake.used).matrix
-    return Slopes(getattr(found.working, kind), slope, matrix)
+    return Slopes(found.working.joint if kind == "joint" else found.working.block, slope, matrix)
 
 
 @float64

@@ -50,10 +50,11 @@ def fixed(value: float, digits: int) -> str:
 def text(fit: Estimates, tables: dict[str, pd.DataFrame], se: str, level: float) -> str:
     """The whole summary as plain text."""
     title, facts, shown, notes = _content(fit, tables, se, level)
-    parts = [f"{title}\n{'=' * len(title)}", _columns(facts)]
+    title = visible(title)
+    parts = [f"{title}\n{'=' * len(title)}", _columns([(name, visible(value)) for name, value in facts])]
     parts += ["\n".join(filter(None, [table.title, _align(table.cells), table.note])) for table in shown]
-    wrapped = [textwrap.fill(note, 100) for note in notes]
-    return visible("\n\n".join([*parts, "\n".join(wrapped)])) + "\n"
+    wrapped = [textwrap.fill(visible(note), 100) for note in notes]
+    return "\n\n".join([*parts, "\n".join(wrapped)]) + "\n"
 
 
 def html(fit: Estimates, tables: dict[str, pd.DataFrame], se: str, level: float) -> str:
@@ -167,7 +168,7 @@ def legend(fit: Estimates) -> list[str]:
 
 def _legend(fit: Estimates) -> str:
     """The same in lines of a terminal."""
-    lines = legend(fit)
+    lines = [visible(line) for line in legend(fit)]
     if isinstance(fit.spec, Mediation) and fit.spec.simple:
         return ";\n".join(lines)
     return "\n".join("\n".join(textwrap.wrap(line, 100)) for line in lines)
@@ -221,12 +222,13 @@ def _columns(facts: list[tuple[str, str]]) -> str:
 
 def _align(cells: pd.DataFrame) -> str:
     """Right-aligned columns under a ruled head."""
-    stub = max(len(str(name)) for name in cells.index)
+    names = [visible(str(name)) for name in cells.index]
+    stub = max(map(len, names))
     widths = [max(len(head), *(len(cell) for cell in cells[head])) for head in cells.columns]
     head = " " * stub + " | " + "  ".join(f"{h:>{w}}" for h, w in zip(cells.columns, widths, strict=True))
     rule = "-" * (stub + 1) + "+" + "-" * (len(head) - stub - 2)
     rows = [
         f"{name:>{stub}} | " + "  ".join(f"{cell:>{w}}" for cell, w in zip(row, widths, strict=True))
-        for name, row in zip(cells.index, cells.to_numpy(), strict=True)
+        for name, row in zip(names, cells.to_numpy(), strict=True)
     ]
     return "\n".join([rule, head, rule, *rows, rule])

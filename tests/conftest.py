@@ -30,9 +30,8 @@ def compile_quickly() -> None:
 
 
 compile_quickly()
-gc.set_threshold(
-    200_000, 50, 50
-)  # tracing makes objects by the million, and a tenth of the time went to looking at them
+# Tracing makes objects by the million, and a tenth of the time went to looking for those that are garbage.
+gc.set_threshold(200_000, 50, 50)
 FOUR_DEVICES = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 
 import jaxmed as jm
-from jaxmed.fit import _loglik
+from jaxmed.fit import _at_stored
 from jaxmed.frame import read
 
 # Every route to a term in one model: a product with a column of the clusters (x:w) and one of rows (m1_miss:v), an
@@ -373,9 +373,10 @@ def test_parallel_mediators_with_independent_residuals(extended):
     random = {"m1_miss": ["1", "x"], "m2": ["1"], "y": ["1"]}
     fit = jm.fit(extended, jm.Mediation(**roles, random=random, residuals="independent"))
     correlated = jm.Mediation(**roles, random=random)
-    at_zero = replace(fit, spec=correlated, working=fit.working._replace(theta=np.append(fit.working.theta, 0.0)))
+    working = fit.working._replace(**{name: np.append(getattr(fit.working, name), 0.0) for name in ("theta", "values")})
+    at_zero = replace(fit, spec=correlated, working=working)
     assert at_zero.system.residual_pairs == ((1, 0),)
-    assert _loglik(at_zero) == pytest.approx(fit.loglik, rel=1e-12)
+    assert _at_stored(at_zero)[0] == pytest.approx(fit.loglik, rel=1e-12)
     assert dense_loglik(fit, extended, correlated.system()) == pytest.approx(fit.loglik, rel=1e-11)
     free = jm.fit(extended, correlated)
     assert free.loglik > fit.loglik

@@ -172,10 +172,34 @@ def test_names_command_no_terminal(tmp_path, run):
     rows.to_csv(tmp_path / "rows.csv", index=False)
     told = ("--x", name, "--m", "m", "--y", "y", "--cluster", "id")
     texts += run("fit", tmp_path / "rows.csv", *told)[1:]
+    texts += run("fit", tmp_path / "rows.csv", *told, "--json", "-")[1:]
     texts += run("fit", tmp_path / "rows.csv", *told[:-1], "\x1b]0;id")[1:]
     assert "\\u001b[2Jx\\u009b" in texts[0]
     for text in texts:
         assert not re.search("[\x1b\x9b]", text)
+
+
+def test_names_forge_no_line():
+    """A line break in a name made rows of a summary; what cannot be seen widened its tables."""
+    name = "m\n     total |  9.99\n\u2028\U000e0041\x7f"
+    rows = jm.simulate(clusters=30, size=4, seed=1).rename(columns={"m": name})
+    fit = jm.fit(rows, x="x", m=name, y="y", cluster="id")
+    plain = jm.fit(rows.rename(columns={name: "m"}), x="x", m="m", y="y", cluster="id")
+    assert len(fit.summary().splitlines()) >= len(plain.summary().splitlines())
+    assert sum("9.99" in line and line.startswith("     total") for line in fit.summary().splitlines()) == 0
+    shown = r"m\u000a     total |  9.99\u000a\u2028\udb40\udc41\u007f"
+    table = fit.summary().split("Fixed effects\n")[1].splitlines()[:8]
+    assert len({len(line) for line in table}) == 1
+    for text in (fit.summary(), repr(fit), repr(jm.Population.from_fit(fit)), str(jm.describe(rows, fit.spec))):
+        assert shown in text
+    assert not set(fit.to_json(indent=None)) & set("\u2028\U000e0041\x7f")
+    assert json.loads(fit.to_json())["model"] == fit.to_dict()["model"]
+
+
+def test_feather_of_the_first_version(tmp_path):
+    (tmp_path / "rows.feather").write_bytes(b"FEA1" + b"\0" * 100)
+    with pytest.raises(jm.DataError, match="is of version 1 of feather, of 2016; write it again with version 2"):
+        jm.fit(tmp_path / "rows.feather", x="x", m="m", y="y", cluster="id")
 
 
 def test_line_breaks_end_no_row():
