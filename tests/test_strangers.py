@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import re
@@ -200,6 +201,16 @@ def test_feather_of_the_first_version(tmp_path):
     (tmp_path / "rows.feather").write_bytes(b"FEA1" + b"\0" * 100)
     with pytest.raises(jm.DataError, match="is of version 1 of feather, of 2016; write it again with version 2"):
         jm.fit(tmp_path / "rows.feather", x="x", m="m", y="y", cluster="id")
+
+
+def test_working_estimates_that_are_others(tmp_path):
+    """Predictions are made of them; what is shown is not."""
+    fit = jm.fit(jm.simulate(clusters=30, size=4, seed=1), x="x", m="m", y="y", cluster="id")
+    forged = dataclasses.replace(fit, working=fit.working._replace(values=fit.working.values + 1e-3))
+    forged.save(tmp_path / "fit.jaxmed")
+    jm.load(tmp_path / "fit.jaxmed")
+    with pytest.raises(jm.FitError, match="estimates are not those in the units of its optimiser"):
+        jm.load(tmp_path / "fit.jaxmed", verify=True)
 
 
 def test_line_breaks_end_no_row():
