@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import pandas as pd
 from jaxmed import resample
 from jaxmed.batches import Fitted, Refitter, fitted, given_rows, make_refitter, with_size
 from jaxmed.counts import check_choice, check_count, check_shard
-from jaxmed.errors import DataError, FitError, SpecError
+from jaxmed.errors import ConvergenceWarning, DataError, FitError, SpecError
 from jaxmed.fit import Fit
 from jaxmed.generate import RowsNeededError
 from jaxmed.ledger import Ledger, as_folder, claim, interrupted, open_folder
@@ -113,6 +114,9 @@ def bootstrap(
         raise FitError(f"this fit is no starting point for a bootstrap: {fit.message}")
     if fit.n_clusters > np.count_nonzero(_sizes(fit)):
         raise FitError("this fit holds only some of its clusters (it was made over several processes); fit them in one")
+    if fit.flat:
+        said = f"replicates say nothing of what the fit does not know: {fit.message}"
+        warnings.warn(said, ConvergenceWarning, stacklevel=2)
     origin, targets = make_origin(fit, method, seed, n, at)
     base = fitted(fit, fit.moments, targets)
     refitter = _refitter(fit, base, method, seed, data)

@@ -17,9 +17,11 @@ from jaxmed.drawing import (
     MIDDLE,
     bins,
     broken,
+    check_shown,
     ellipse,
     headroom,
     legend,
+    main_effect,
     make_axes,
     plain,
     thin,
@@ -323,7 +325,7 @@ def quantiles(fit: Fit, term: str | None = None, level: float = 0.95, *, ax: Axe
     return ax
 
 
-def influence(table: pd.DataFrame, term: str = "indirect", labels: int = 5, *, ax: Axes | None = None) -> Axes:
+def influence(table: pd.DataFrame, term: str | None = None, labels: int = 5, *, ax: Axes | None = None) -> Axes:
     """What each cluster adds to an effect, against the cluster's Cook's distance.
 
     Parameters
@@ -331,7 +333,7 @@ def influence(table: pd.DataFrame, term: str = "indirect", labels: int = 5, *, a
     table : DataFrame
         That of :meth:`jaxmed.Fit.influence`: a column per effect with what the cluster adds, and ``cook``.
     term : str
-        Column of the change.
+        Column of the change; the first indirect effect unless named.
     labels : int
         Clusters with the largest distances that are named.
     ax : Axes, optional
@@ -353,6 +355,8 @@ def influence(table: pd.DataFrame, term: str = "indirect", labels: int = 5, *, a
     >>> jm.plots.influence(fit.influence()).get_xlabel()
     'what the cluster adds to indirect'
     """
+    check_shown("table", table, pd.DataFrame, "the table that fit.influence() returns")
+    term = main_effect(table.columns) if term is None and len(table.columns) else term
     absent = [name for name in (term, "cook") if name not in table.columns]
     if absent:
         raise SpecError(f"the table has no column {absent[0]!r}, only {list(table.columns)}")

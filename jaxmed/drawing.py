@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmed.errors import FitError
+from jaxmed.errors import FitError, SpecError
 from jaxmed.moments import Floats
 
 if TYPE_CHECKING:
@@ -28,6 +29,18 @@ def make_axes(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
     except ImportError as error:
         raise FitError("plots need matplotlib; install it with: pip install 'jaxmed[plot]'") from error
     return plt.subplots(layout="constrained", figsize=size)[1]
+
+
+def check_shown(name: str, value: Any, kind: type, where: str) -> None:
+    """Refuse to draw something else (:class:`jaxmed.SpecError`)."""
+    if not isinstance(value, kind):
+        raise SpecError(f"{name} must be {where}; got {type(value).__name__}")
+
+
+def main_effect(names: Iterable[Any]) -> str:
+    """The first indirect effect, or the first of all."""
+    known = list(names)
+    return str(next((name for name in known if str(name).startswith("indirect")), known[0]))
 
 
 def plain(text: object) -> str:

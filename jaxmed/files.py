@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -245,4 +246,6 @@ def _read_feather(path: Path, columns: list[str]) -> Any:
 
 
 def _read_stata(path: Path, columns: list[str]) -> Any:
-    return pd.read_stata(path, convert_categoricals=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of a damaged file, before the error that is passed on
+        return pd.read_stata(path, convert_categoricals=False)

@@ -35,16 +35,16 @@ def influence_table(
     known = quantities(found, at)
     p = len(found.system.labels)
     inside = _refitted(found, moments) if exact else one_step(found, scores)
-    moved = np.where(np.isnan(np.diag(found.joint)), np.nan, inside @ scores.scale.matrix.T)
+    moved = inside @ scores.scale.matrix.T
     of_effects = np.zeros((0, len(moved)))
     if known.targets is not None:
         of = known.targets
         without = effects.combined_at(of.plan, found.values - moved, of.weights, of.combination)
         of_effects = known.values[known.n_params :] - without
     shown = slice(known.n_params, None) if known.targets is not None else slice(0, p)
-    changes = of_effects if known.targets is not None else moved[:, :p]
+    changes, error = of_effects if known.targets is not None else moved[:, :p], known.errors[shown]
+    changes = np.where(np.isnan(error), np.nan, changes)  # the data do not say what they are
     if standardized:
-        error = known.errors[shown]
         changes = np.divide(changes, error, out=np.zeros_like(changes), where=error > 0)
     table = pd.DataFrame(
         changes, index=pd.Index(scores.clusters, name=found.system.cluster), columns=list(known.labels[shown])

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from jaxmed.drawing import DARK, GREY, LIGHT, make_axes, plain
+from jaxmed.drawing import DARK, GREY, LIGHT, check_shown, make_axes, plain
 from jaxmed.effect_tables import estimands_of
 from jaxmed.estimands import Edge
 from jaxmed.fit import Fit
@@ -57,6 +57,7 @@ def path_diagram(fit: Fit, level: float = 0.95, at: Mapping[str, Any] | None = N
     >>> [text.get_text() for text in jm.plots.path_diagram(fit).texts][:3]
     ['x', 'm', 'y']
     """
+    check_shown("fit", fit, Fit, "what jaxmed.fit returns")
     estimands = estimands_of(fit)
     spec: Any = fit.spec
     values = {**middle(fit), **(at or {})}
@@ -192,7 +193,7 @@ def _label(path: str, row: pd.Series, between: str = "\n") -> str:
     """Estimate and interval, with the second digit of the standard error as the last."""
     digits = decimals([row["se"]], 2)
     estimate, low, high = (rounded(row[name], digits) for name in ("estimate", "ci_lower", "ci_upper"))
-    return f"{path} = {estimate}{between}[{low}, {high}]"
+    return f"{path} = {estimate}{between}[{low}, {high}]" if low else f"{path} = {estimate}"
 
 
 def _short(path: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from jaxmed.drawing import ACCENT, DARK, GREY, LIGHT, bins, density, legend, make_axes, plain
+from jaxmed.drawing import ACCENT, DARK, GREY, LIGHT, bins, check_shown, density, legend, main_effect, make_axes, plain
 from jaxmed.errors import ConvergenceWarning, SpecError, Status
 from jaxmed.replicates import Replicates
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def replicates(
     found: Replicates,
-    term: str = "indirect",
+    term: str | None = None,
     kind: str = "percentile",
     level: float = 0.95,
     *,
@@ -32,7 +32,7 @@ def replicates(
     ----------
     found : Replicates
     term : str
-        Name of an effect or parameter.
+        Name of an effect or parameter; the first indirect effect unless named.
     kind, level, fit
         Of the interval, as in :meth:`jaxmed.Replicates.intervals`.
     ax : Axes, optional
@@ -57,6 +57,8 @@ def replicates(
     >>> axes.get_xlabel()
     'indirect'
     """
+    check_shown("found", found, Replicates, "what jaxmed.bootstrap returns")
+    term = main_effect(found.origin.labels) if term is None else term
     row = found.intervals(kind, level, [term], fit=fit).iloc[0]
     ax = make_axes(ax)
     draws = _draws(found, term)
@@ -75,7 +77,7 @@ def replicates(
 
 def convergence(
     found: Replicates,
-    term: str = "indirect",
+    term: str | None = None,
     kind: str = "percentile",
     level: float = 0.95,
     *,
@@ -107,6 +109,8 @@ def convergence(
     >>> jm.plots.convergence(jm.bootstrap(fit, 200, seed=1)).get_xlabel()
     'replicates'
     """
+    check_shown("found", found, Replicates, "what jaxmed.bootstrap returns")
+    term = main_effect(found.origin.labels) if term is None else term
     if len(found) < 20:
         raise SpecError(f"{len(found)} replicates are too few to show how limits settle; draw at least 20")
     counts = np.unique(np.geomspace(20, len(found), 40).astype(int))

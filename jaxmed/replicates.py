@@ -114,7 +114,8 @@ class Origin:
         if self.labels != other.labels or json.dumps(self.index) != json.dumps(other.index):
             return "they have different effects (at other values of moderators)"
         if (self.n_clusters, self.rows) != (other.n_clusters, other.rows):
-            return f"they are of different data: {self.n_clusters} and {other.n_clusters} clusters"
+            ours, others = (f"{one.n_clusters} clusters, rows {', '.join(map(str, one.rows))}" for one in (self, other))
+            return f"they are of different data: {ours}, and {others}"
         with np.errstate(invalid="ignore", divide="ignore"):
             apart = np.abs(self.values - other.values) / np.where(self.errors > 0, self.errors, 1.0)
         if np.nanmax(apart, initial=0.0) > SAME:

@@ -80,8 +80,8 @@ def report(
     if not isinstance(fit, Fit):
         raise SpecError(f"report needs a fit; got {type(fit).__name__}")
     check_choice("kind", kind, KINDS)
-    if not np.all(np.isfinite(fit.block)):
-        raise FitError(f"this fit has no standard errors to report ({fit.message})")
+    if np.all(np.isnan(np.diag(fit.joint))):
+        raise FitError(f"this fit has no joint standard errors to report ({fit.message})")
     path = check_path("path", path)
     level = check_level(level)
     if replicates is not None:

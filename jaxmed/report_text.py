@@ -146,8 +146,9 @@ def convergence(fit: Fit) -> list[str]:
         first = (
             f"The optimiser reached the maximum after {fit.n_iter} iterations. There the scaled gradient has the norm "
             f"{fit.grad_norm:.1e}, the Newton decrement, which is what one more step would gain in log likelihood, is "
-            f"{fit.decrement:.1e}, and the Hessian is positive definite."
+            f"{fit.decrement:.1e}"
         )
+        first += "." if fit.flat else ", and the Hessian is positive definite."
     else:
         first = f"The optimiser did not reach its certificate, so do not use these estimates: {fit.message}."
     if fit.singular:
@@ -164,6 +165,11 @@ def convergence(fit: Fit) -> list[str]:
     else:
         second = "The model has no random effects."
     extra = ["Standard errors take the rank of that covariance as known."] if fit.reduced_rank else []
+    if fit.flat:
+        extra.append(
+            f"The likelihood is flat at its maximum: these data cannot tell {listed(fit.unknown)} apart. Their "
+            "estimates are some of many that fit as well, and have no standard errors, nor has what depends on them."
+        )
     return [first, second, *extra]
 
 

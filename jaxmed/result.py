@@ -365,15 +365,21 @@ class Estimates:
         return not np.all(np.isfinite(self.joint))
 
     @property
+    def unknown(self) -> list[str]:
+        """Parameters without a joint standard error, as tables name them; see :attr:`flat`."""
+        return [_in_words(self.labels[k]) for k in np.flatnonzero(np.isnan(np.diag(self.joint)))]
+
+    @property
     def message(self) -> str:
         """How the optimiser ended, what it means and what helps."""
-        text = Status(self.status).message
+        text, unknown = Status(self.status).message, self.unknown
+        if unknown:
+            text = text.removesuffix(" and Hessian positive definite")
         if self.singular:
             text += (
                 "; singular: a random-effect variance is zero or a correlation is one, so standard errors of "
                 "(co)variances and intervals that rest on normality are rough; consider fewer random effects"
             )
-        unknown = [self.labels[k] for k in np.flatnonzero(np.isnan(np.diag(self.joint)))]
         if len(unknown) == len(self.labels):
             text += (
                 "; the Hessian in (G, residual variances) is not positive definite, so joint standard errors are not "
@@ -381,9 +387,9 @@ class Estimates:
             )
         elif unknown:
             text += (
-                f"; flat: these data cannot tell {', '.join(unknown)} apart, which have no joint standard errors; "
-                "consider fewer random effects, or random effects that do not covary between outcomes "
-                "(covariance='block')"
+                f"; flat: these data cannot tell {', '.join(unknown)} apart: their estimates are some of many that fit "
+                "as well, and have no joint standard errors; consider fewer random effects, or hold a covariance among "
+                "these at zero by the groups of covariance=[[...], ...]"
             )
         if self.reduced_rank and len(unknown) < len(self.labels):
             text += "; standard errors take the rank of the random-effects covariance as known"
@@ -563,6 +569,12 @@ def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
         **{name: _number(plain[name]) for name in ("loglik", "grad_norm", "decrement", "largest_share")},
         **{name: plain[name] for name in ("reml", "n_clusters", "status", "n_iter", "singular", "reduced_rank")},
     }
+
+
+def _in_words(label: str) -> str:
+    """A parameter as tables name it: ``"m~1~~y~1"`` is ``"cov(m~1,y~1)"``."""
+    one, pair, other = label.partition("~~")
+    return label if not pair else f"var({one})" if one == other else f"cov({one},{other})"
 
 
 def plain_data(value: Any) -> Any:

@@ -157,6 +157,8 @@ def satterthwaite_table(
             "this fit is singular: the variance of an estimate has no derivative in a random-effect variance of zero "
             "(or a correlation of one); take fewer random effects, or intervals from the bootstrap"
         )
+    if found.flat:
+        raise FitError(f"this fit has no degrees of freedom of its standard errors ({found.message})")
     slopes = covariance_slopes(found, moments, kind)
     jacobian, bend = np.eye(known.n_params), np.zeros((known.n_params, known.n_params))
     if known.targets is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from jaxmed.drawing import GREY, MARKERS, SEVERAL, legend, make_axes
+from jaxmed.drawing import GREY, MARKERS, SEVERAL, check_shown, legend, main_effect, make_axes
 from jaxmed.errors import SpecError
 from jaxmed.power_tables import Power
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def power(study: Power, effect: str = "indirect", interval: str | None = None, *, ax: Axes | None = None) -> Axes:
+def power(study: Power, effect: str | None = None, interval: str | None = None, *, ax: Axes | None = None) -> Axes:
     """Power against the number of clusters, a line for every combination of what else varies, with 95% error bars.
 
     Parameters
     ----------
     study : Power
-    effect : str
+    effect : str, optional
+        By default the first indirect effect.
     interval : str, optional
         By default the first of the study.
     ax : Axes, optional
@@ -45,6 +46,8 @@ def power(study: Power, effect: str = "indirect", interval: str | None = None, *
     >>> jm.plots.power(study).get_xlabel()
     'clusters'
     """
+    check_shown("study", study, Power, "what jaxmed.power returns")
+    effect = main_effect(study.table["effect"]) if effect is None else effect
     rows = _rows(study, effect, interval)
     if rows["power"].isna().all():
         raise SpecError(f"{effect!r} has no power: it is zero in the population")
@@ -68,7 +71,7 @@ def power(study: Power, effect: str = "indirect", interval: str | None = None, *
     return ax
 
 
-def coverage(study: Power, effect: str = "indirect", interval: str | None = None, *, ax: Axes | None = None) -> Axes:
+def coverage(study: Power, effect: str | None = None, interval: str | None = None, *, ax: Axes | None = None) -> Axes:
     """Coverage over a grid, clusters by what else varies: share in %, paler the nearer to the level.
 
     Parameters
@@ -95,6 +98,8 @@ def coverage(study: Power, effect: str = "indirect", interval: str | None = None
     >>> jm.plots.coverage(study).get_xlabel()
     'clusters'
     """
+    check_shown("study", study, Power, "what jaxmed.power returns")
+    effect = main_effect(study.table["effect"]) if effect is None else effect
     rows = _rows(study, effect, interval)
     groups = _groups(rows, ("clusters",))
     clusters = sorted(rows["clusters"].unique())

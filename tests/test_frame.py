@@ -372,6 +372,8 @@ def test_the_frame_that_goes_in_is_not_changed(make):
     ],
 )
 def test_column_names_do_not_matter(engine, names):
+    if engine == "duckdb" and "." in names[0] and int(duckdb.__version__.split(".")[0]) < 2:
+        pytest.skip("DuckDB before 2.0 takes what stands before a dot for a table, and is refused with its words")
     rows = holey()
     cluster, x, m, y = names
     renamed = ENGINES[engine](rows.rename(columns=dict(zip(rows, names, strict=True))))

@@ -521,7 +521,9 @@ def test_a_flat_direction_takes_the_errors_of_what_it_moves_and_no_others(seed):
     assert fit.flat
     unknown = [label for label, variance in zip(fit.labels, np.diag(fit.joint), strict=True) if np.isnan(variance)]
     assert {"y~between(m)", "m~1~~y~1"} <= set(unknown)
-    assert f"flat: these data cannot tell {', '.join(unknown)} apart" in fit.message
+    assert len(fit.unknown) == len(unknown)
+    assert f"flat: these data cannot tell {', '.join(fit.unknown)} apart" in fit.message
+    assert {"y~between(m)", "cov(m~1,y~1)", "var(y~1)"} <= set(fit.unknown)
     assert (
         fit.effects().loc[["a_within", "b_within", "indirect_within", "total_within", "a_between"], "se"].notna().all()
     )

@@ -359,3 +359,39 @@ def test_names_with_dollars_are_no_formulas(axes):
         jm.plots.path_diagram(fit, ax=axes)
         axes.figure.canvas.draw()
     assert drawn_texts(axes)[0] == r"in\$come\$"
+
+
+@pytest.fixture(scope="module")
+def flat():
+    """Balanced data with cluster means: the data do not tell some parameters apart."""
+    with pytest.warns(jm.ConvergenceWarning, match="flat: these data cannot tell"):
+        return jm.fit(jm.datasets.load_example(), jm.Mediation("x", "m", "y", "id", center="cluster"))
+
+
+def test_a_flat_fit_shows_what_it_knows(flat, tmp_path):
+    """Numbers of what the data tell, nothing of what they do not, and no warning of another library."""
+    error = flat.effects()["se"]
+    unknown = list(error.index[error.isna()])
+    changes = flat.influence()
+    assert changes.columns[changes.isna().all()].tolist() == unknown
+    assert changes.drop(columns=unknown).notna().all().all()
+    jm.report(flat, tmp_path / "flat.html")
+    assert "these data cannot tell" in (tmp_path / "flat.html").read_text(encoding="utf-8")
+    assert not any("[, ]" in text.get_text() for text in jm.plots.path_diagram(flat).texts)
+    assert jm.plots.influence(changes).get_xlabel() == "what the cluster adds to indirect_within"
+    with pytest.warns(jm.ConvergenceWarning, match="replicates say nothing of what the fit does not know"):
+        replicates = jm.bootstrap(flat, 100, seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jm.ConvergenceWarning)
+        assert jm.plots.replicates(replicates).get_xlabel() == "indirect_within"
+    with pytest.raises(jm.FitError, match="no degrees of freedom of its standard errors"):
+        flat.satterthwaite()
+    assert "Hessian positive definite" not in flat.message
+    assert "cov(m~1,y~1)" in flat.message
+
+
+@pytest.mark.parametrize("plot", ["replicates", "convergence", "influence", "power", "coverage", "path_diagram"])
+@pytest.mark.parametrize("given", [None, 3, "fit"])
+def test_plots_of_something_else(plot, given):
+    with pytest.raises(jm.SpecError, match=r"must be .*; got "):
+        getattr(jm.plots, plot)(given)

@@ -437,7 +437,7 @@ def test_a_fit_without_standard_errors(tmp_path):
     with pytest.warns(jm.ConvergenceWarning):
         fit = jm.fit(rows, x="x", m="m", y="y", cluster="id")
     assert not np.all(np.isfinite(fit.block))
-    with pytest.raises(jm.FitError, match="this fit has no standard errors to report"):
+    with pytest.raises(jm.FitError, match="this fit has no joint standard errors to report"):
         jm.report(fit, tmp_path / "a.html")
     assert not list(tmp_path.iterdir())
     jm.plots.cluster_effects(fit)  # predictions need the covariance of the fixed effects only
