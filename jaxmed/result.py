@@ -545,6 +545,7 @@ class Estimates:
 
 def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments of :class:`Estimates` from ``to_dict``; ValueError where it has another form."""
+    check_form(plain, dict)
     if plain.get("format") != FORMAT:
         raise ValueError(f"format {plain.get('format')!r}; this version of jaxmed reads {FORMAT}: fit the data again")
     plain = {"largest_share": None, **plain}  # not in fits of earlier versions

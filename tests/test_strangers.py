@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 import jaxmed as jm
-from jaxmed import datasets, jobs, report_text
+from jaxmed import datasets, jobs, report_text, store
 from jaxmed.ledger import read_table, write_table
 from jaxmed.likelihood import BLOCK
 from jaxmed.markup import element
@@ -211,6 +211,14 @@ def test_working_estimates_that_are_others(tmp_path):
     jm.load(tmp_path / "fit.jaxmed")
     with pytest.raises(jm.FitError, match="estimates are not those in the units of its optimiser"):
         jm.load(tmp_path / "fit.jaxmed", verify=True)
+
+
+@pytest.mark.parametrize("plain", [[], 3, "fit", None])
+def test_a_saved_fit_that_is_no_table(tmp_path, plain):
+    moments = jm.read_moments(jm.simulate(clusters=10, size=4, seed=1), jm.Mediation("x", "m", "y", "id"))
+    store.write(tmp_path / "fit.jaxmed", plain, moments)
+    with pytest.raises(jm.DataError, match=r"is not a fit that jaxmed saved, or is damaged \(it is .*, not a table\)"):
+        jm.load(tmp_path / "fit.jaxmed")
 
 
 def test_line_breaks_end_no_row():
