@@ -9,14 +9,13 @@ import numpy as np
 import pandas as pd
 from scipy.special import betainc, ndtr, ndtri
 
-from jaxmed.counts import is_number
 from jaxmed.errors import SpecError
 from jaxmed.moments import Floats
 
 
 def check_level(level: float) -> float:
     """A confidence level strictly between 0 and 1."""
-    if not is_number(level) or not 0 < level < 1:
+    if isinstance(level, bool) or not isinstance(level, (int, float, np.floating)) or not 0 < level < 1:
         raise SpecError(f"level={level!r} is not a confidence level; give a number between 0 and 1, such as 0.95")
     return float(level)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import duckdb
@@ -506,7 +507,7 @@ def plain_fit():
     return jm.fit(rows(), jm.Mediation(**ROLES, random="none"))
 
 
-@pytest.mark.parametrize("level", [0, 1, -0.5, 95, "0.95", None, True, float("nan")])
+@pytest.mark.parametrize("level", [0, 1, -0.5, 95, "0.95", None, True, float("nan"), Fraction(1, 2)])
 @pytest.mark.parametrize("method", ["effects", "intervals", "summary"])
 def test_level(plain_fit, method, level):
     with pytest.raises(jm.SpecError, match=r"level=.* is not a confidence level"):

@@ -548,7 +548,7 @@ def check_fit(rng, fit, rows, number, names, missing):
         )
         if higher > found + 1e-6 + tolerance:
             raise Defect(f"converged (singular={fit.singular}), but a step of {size:.1g} gains {higher - found:.3g}")
-    if fit.singular or not np.all(np.isfinite(fit.joint)):  # a flat maximum: the fit says that it has no joint errors
+    if fit.singular or fit.imprecise or fit.flat:  # it says so
         return
     free = fit.free
 
