@@ -983,7 +983,7 @@ class Fit(Estimates):
 
         Raises
         ------
-        DataError
+        FitError
             The file cannot be written.
 
         Examples
@@ -1091,5 +1091,4 @@ def _at_stored(fit: Fit) -> tuple[float, Floats]:
     scale = make_scale(design, layout, [sums.rows for sums in totals.equations])
     shards = make_shards(design.table, count_rows(layout, design.system, totals))
     root, tau = _root_and_precision(layout, jnp.asarray(fit.working.theta))
-    values = scale.matrix @ fit.working.values + np.concatenate([scale.offset, np.zeros(layout.n_theta)])
-    return scale.loglik - value_shards(layout, root, tau, shards), values
+    return scale.loglik - value_shards(layout, root, tau, shards), scale.carried(fit.working.values)

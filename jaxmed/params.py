@@ -348,6 +348,12 @@ class Scale:
     matrix: Floats
     loglik: float
 
+    def carried(self, values: Floats) -> Floats:
+        """Estimates on the user's scale, of some on the working scale, shape (..., p + n)."""
+        found = values @ self.matrix.T
+        found[..., : len(self.offset)] += self.offset
+        return found
+
 
 def make_scale(design: Design, layout: Layout, used: Sequence[int]) -> Scale:
     """Scale of a system's estimates over its data, with ``used`` rows per equation.

@@ -15,7 +15,7 @@ import pandas as pd
 from jaxmed.counts import check_path
 from jaxmed.errors import DataError, SpecError
 from jaxmed.intervals import check_level
-from jaxmed.ledger import all_files, damaged, read_table, write_table
+from jaxmed.ledger import all_files, damaged, open_folder, read_table, write_table
 from jaxmed.moments import Floats
 from jaxmed.plain import check_form, shown, visible
 from jaxmed.result import plain_data
@@ -170,7 +170,7 @@ class Power:
         ------
         SpecError
             ``folder`` is no path.
-        DataError
+        FitError
             A file cannot be written.
 
         Examples
@@ -184,7 +184,7 @@ class Power:
         True
         """
         folder = check_path("folder", folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        open_folder(folder)
         for cell in self._cells:
             write_table(folder / f"{cell.about['key']}.parquet", cell.table, cell.about)
 

@@ -86,8 +86,7 @@ def _predict(layout: Layout, theta: Array, beta: Array, data: Data) -> Predictio
 def predict_clusters(found: Estimates, moments: Moments) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.ranef`."""
     prepared = _prepare(found, moments)
-    design, linear = prepared.design, prepared.linear
-    unit = linear[np.ix_(prepared.layout.random, prepared.layout.random)]
+    design, unit = prepared.design, prepared.unit
     estimands = found.spec.estimands(found.facts) if isinstance(found.spec, Mediation) else None
     names = set() if estimands is None else moderators_of(estimands)
     moderators = {name: moderator_by_cluster(found, moments, name) for name in names}
@@ -101,7 +100,7 @@ def predict_clusters(found: Estimates, moments: Moments) -> pd.DataFrame:
             columns[f"{label}_se"] = _root(variance)
         if estimands is not None:
             own = {name: value[some] for name, value in moderators.items()}
-            columns |= _paths(found, estimands, predicted, linear, unit, own)
+            columns |= _paths(found, estimands, predicted, prepared.linear, unit, own)
         parts.append(columns)
     whole = {name: np.concatenate([columns[name] for columns in parts]) for name in parts[0]}
     table = pd.DataFrame(whole, index=pd.Index(moments.clusters, name=found.system.cluster))
@@ -123,7 +122,7 @@ def predict_working(found: Estimates, moments: Moments) -> tuple[NDArray[np.int6
         for first in range(0, len(present), SHARD)
     ]
     whole = ClusterPredictions(*(np.concatenate(several, axis=-1) for several in zip(*parts, strict=True)))
-    return present, whole, prepared.linear[np.ix_(prepared.layout.random, prepared.layout.random)]
+    return present, whole, prepared.unit
 
 
 class _Prepared(NamedTuple):
@@ -131,6 +130,11 @@ class _Prepared(NamedTuple):
     layout: Layout
     linear: Floats
     working: Working
+
+    @property
+    def unit(self) -> Floats:
+        """From random effects on the working scale to the user's, shape (q, q)."""
+        return self.linear[np.ix_(self.layout.random, self.layout.random)]
 
 
 def _prepare(found: Estimates, moments: Moments) -> _Prepared:

@@ -315,7 +315,7 @@ class Replicates:
         ------
         SpecError
             ``path`` is none.
-        DataError
+        FitError
             The file cannot be written.
 
         Examples
@@ -415,9 +415,7 @@ def without_each_cluster(fit: Any, origin: Origin) -> Floats:
             ConvergenceWarning,
             stacklevel=4,
         )
-    scale = make_scale(base.design, base.layout, fit.intake.used)
-    values = values[converged] @ scale.matrix.T
-    values[:, : base.layout.n_fixed] += scale.offset
+    values = make_scale(base.design, base.layout, fit.intake.used).carried(values[converged])
     if targets is None:
         return values
     found = effects.combined_at(targets.plan, values, targets.weights, targets.combination)

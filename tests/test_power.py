@@ -487,3 +487,10 @@ def test_a_search_without_a_truth():
     system = jm.System([jm.Equation("m", ["1", "x"], ["1"]), jm.Equation("y", ["1", "m", "x"], ["1"])], cluster="id")
     with pytest.raises(jm.SpecError, match="indirect has no power here: the population does not have it"):
         jm.power(jm.Population(system), {"size": 4}, 16, seed=1, model=FLAT, target=0.8)
+
+
+def test_a_study_saved_where_a_file_is(tmp_path):
+    study = jm.power({"a": 0.3, "b": 0.3, "cov_ab": 0}, {"clusters": [20]}, 4, seed=1)
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(jm.FitError, match=r"the folder .*taken' cannot be made"):
+        study.save(tmp_path / "taken")
