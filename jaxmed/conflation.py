@@ -123,8 +123,7 @@ def conflation(
         contrast[row, labels.index(one)] = -float(centred)
         within[row] = whole.params[one]
     difference = contrast @ whole.values[:p]
-    covariance = contrast @ whole.covariance(kind)[:p, :p] @ contrast.T
-    error = np.sqrt(np.where(np.diag(covariance) >= 0, np.diag(covariance), np.nan))
+    error = whole.errors(np.pad(contrast, ((0, 0), (0, len(whole.labels) - p))), kind)
     names = [name for name, _, _ in pairs]
     table = normal_table(names, difference, error, critical)
     table.insert(0, "between", within + difference)
@@ -132,6 +131,7 @@ def conflation(
     hypothesis = f"between = within: {', '.join(names)}"
     test = TestResult(float("nan"), len(names), float("nan"), hypothesis)
     if np.all(error > 0):
+        covariance = contrast @ whole.generalized(kind)[:p, :p] @ contrast.T
         statistic = float(difference @ np.linalg.solve(covariance, difference))
         test = chi_squared(statistic, len(names), hypothesis)
     return Conflation(table, test, whole)

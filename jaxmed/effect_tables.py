@@ -15,7 +15,7 @@ from jaxmed.errors import FitError, SpecError
 from jaxmed.estimands import Estimands, Row
 from jaxmed.intervals import critical_value, limits_on_scale, normal_table
 from jaxmed.mediation import Facts, Mediation, Spec
-from jaxmed.moments import Floats
+from jaxmed.moments import Floats, root
 from jaxmed.result import Estimates
 from jaxmed.terms import find_category
 
@@ -101,6 +101,14 @@ class Quantities(NamedTuple):
         """Positions of some terms among the labels, see :func:`positions`."""
         return positions(terms, self.labels, self.n_params)
 
+    def jacobian(self, found: Estimates) -> Floats:
+        """Derivatives of all of them in the parameters of their fit, shape (labels, parameters)."""
+        slopes = np.eye(self.n_params)
+        if self.targets is None:
+            return slopes
+        of = self.targets
+        return np.vstack([slopes, effects.combined_and_jacobian(of.plan, found.values, of.weights, of.combination)[1]])
+
     def rows(self, at: Sequence[int]) -> pd.Index[Any]:
         """Index of a table of some of them: that of a table of effects if these are effects alone."""
         if self.targets is not None and min(at) >= self.n_params:
@@ -134,7 +142,7 @@ def effect_table(
     targets = make_targets(found, at, difference)
     estimate, slope = effects.combined_and_jacobian(targets.plan, found.values, targets.weights, targets.combination)
     if se != "bauer":
-        error = effects.delta(slope, found.covariance(se))
+        error = found.errors(slope, se)
     else:
         _check_bauer(found)
         error = effects.bauer(targets.plan, targets.names, slope, found.block)
@@ -190,8 +198,7 @@ def make_targets(found: Model, at: Mapping[str, Any] | None = None, difference: 
 
 def quantities(found: Estimates, at: Mapping[str, Any] | None = None) -> Quantities:
     """Parameters and effects of a fit with their joint standard errors; effects at values of moderators."""
-    diagonal = np.diag(found.joint)
-    errors = np.sqrt(np.where(diagonal >= 0, diagonal, np.nan))
+    errors = root(np.diag(found.joint))
     if not isinstance(found.spec, Mediation):
         if at is not None:
             raise SpecError("at is of effects, and this fit of a System has none")
@@ -202,7 +209,7 @@ def quantities(found: Estimates, at: Mapping[str, Any] | None = None) -> Quantit
         (*found.labels, *targets.labels),
         len(found.values),
         np.concatenate([found.values, value]),
-        np.concatenate([errors, effects.delta(slope, found.joint)]),
+        np.concatenate([errors, found.errors(slope)]),
         targets,
     )
 
@@ -236,7 +243,7 @@ def heterogeneity_table(
     value, jacobian = effects.value_and_jacobian(
         effects.heterogeneity, plan, found.values, _weights(found, estimands, points)
     )
-    error = effects.delta(jacobian, found.covariance(se))
+    error = found.errors(jacobian, se)
     n = len(rows)
     variance = np.maximum(value[:, :n], 0.0)
     sd = np.sqrt(variance)

@@ -21,7 +21,8 @@ from jax.scipy.special import ndtr
 
 from jaxmed._runtime import float64, jit_by_key
 from jaxmed.estimands import Estimands, Row
-from jaxmed.moments import Floats, root
+from jaxmed.moments import Floats
+from jaxmed.result import delta
 
 
 class Plan(NamedTuple):
@@ -241,19 +242,6 @@ def _combined_at(plan: Plan, values: Array, weights: tuple[Array, ...], combinat
 def combined_at(plan: Plan, values: Floats, weights: tuple[Floats, ...], combination: Floats) -> Floats:
     """Weighted sums of the rows of a plan at many parameter vectors, shape (vectors, sums)."""
     return np.asarray(_combined_at(plan, values, weights, combination))
-
-
-def delta(jacobian: Floats, covariance: Floats) -> Floats:
-    """First-order (delta-method) standard errors, (..., sums), from a covariance of all parameters, or from several.
-
-    NaN only where an effect depends on an entry that is NaN.
-    """
-    unknown = np.isnan(covariance)
-    variance = np.sum((jacobian @ np.where(unknown, 0.0, covariance)) * jacobian, axis=-1)
-    if np.any(unknown):
-        moves = (jacobian != 0).astype(float)
-        variance = np.where(np.sum((moves @ unknown) * moves, axis=-1) > 0, np.nan, variance)
-    return root(variance)
 
 
 def bauer(plan: Plan, names: Sequence[str], jacobian: Floats, covariance: Floats) -> Floats:

@@ -40,7 +40,7 @@ from jaxmed.plain import visible
 from jaxmed.predict import moderators_of, predict_clusters
 from jaxmed.progress import progress
 from jaxmed.residuals import cluster_residual_table, residual_table
-from jaxmed.result import Estimates, Working, fields_from_dict, plain_data
+from jaxmed.result import Estimable, Estimates, Working, fields_from_dict, plain_data
 from jaxmed.satterthwaite import satterthwaite_table
 from jaxmed.scores import Scores, cluster_scores
 from jaxmed.shards import Shards, make_shards, value_shards
@@ -260,12 +260,17 @@ def _assemble(
     theta = np.asarray(solution.theta)
     mean_square = inference.mean_squares(design.system, totals)
     singular = inference.is_singular(layout, theta, mean_square)
-    known, unknown = bool(np.all(np.isfinite(found.joint))), np.zeros(len(found.values), dtype=bool)
+    known, flat = bool(np.all(np.isfinite(found.joint))), np.zeros((len(found.values), 0))
     if not known:
-        found, unknown = inference.without_inverse(layout, theta, solution.evaluation, found, singular)
+        found, flat = inference.without_inverse(layout, theta, solution.evaluation, found, singular)
     used = tuple(sums.rows for sums in totals.equations)
     scale = make_scale(design, layout, used)
     offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])
+    joint, block = (_carried(scale.matrix, np.asarray(part)) for part in (found.joint, found.block))
+    estimable = Estimable(joint, block, scale.matrix @ flat) if flat.size else None
+    if estimable is not None:
+        moved = estimable.moves(np.eye(len(joint)), joint)
+        joint, block = _without(joint, moved), _without(block, moved & (np.arange(len(moved)) >= layout.n_fixed))
     null, null_pooled = inference.null_models(design.system, design.scale, totals, layout.reml)
     made = int(np.sum(np.isfinite(solution.trace[:, 1])))
     fit = Fit(
@@ -274,8 +279,9 @@ def _assemble(
         moderator_values=moderator_values,
         reml=layout.reml,
         values=scale.matrix @ found.values + offset,
-        joint=_carried(scale.matrix, np.asarray(found.joint), unknown),
-        block=_carried(scale.matrix, np.asarray(found.block), unknown & (np.arange(len(unknown)) >= layout.n_fixed)),
+        joint=joint,
+        block=block,
+        estimable=estimable,
         working=Working(theta, *map(np.asarray, found)),
         free=layout.free,
         loglik=float(scale.loglik - solution.evaluation.value),
@@ -301,13 +307,15 @@ def _assemble(
     return fit
 
 
-def _carried(matrix: Floats, covariance: Floats, unknown: NDArray[np.bool_]) -> Floats:
-    """Covariance on the user's scale; NaN where it depends on a parameter whose own is unknown, or NaN."""
-    unknown = unknown | np.isnan(np.diag(covariance))
+def _carried(matrix: Floats, covariance: Floats) -> Floats:
+    """Covariance on the user's scale; NaN where it depends on a parameter whose own is NaN."""
     carried = matrix @ np.where(np.isnan(covariance), 0.0, covariance) @ matrix.T
-    moved = (matrix != 0) @ unknown
-    carried[moved] = carried[:, moved] = np.nan
-    return carried
+    return _without(carried, (matrix != 0) @ np.isnan(np.diag(covariance)))
+
+
+def _without(covariance: Floats, unknown: NDArray[np.bool_]) -> Floats:
+    """A covariance with NaN in the rows and columns of parameters that the data do not tell."""
+    return np.where(unknown | unknown[:, None], np.nan, covariance)
 
 
 def _moderator_values(
@@ -613,7 +621,7 @@ class Fit(Estimates):
         >>> fit.robust_cov().loc[labels, labels].round(5).to_numpy().tolist()
         [[0.0029, 4e-05], [4e-05, 0.00068]]
         """
-        covariance = robust.sandwich(self, self._scores, correction)
+        covariance = self._told(robust.sandwich(self, self._scores, correction))
         return pd.DataFrame(covariance, index=list(self.labels), columns=list(self.labels))
 
     def influence(
@@ -1066,6 +1074,9 @@ def _check_whole(fit: Fit) -> None:
     wrong = [name for name, shape in shapes.items() if getattr(fit, name).shape != shape]
     shapes["theta"] = (n_theta,)
     wrong += [name for name, part in fit.working._asdict().items() if part.shape != shapes[name]]
+    if fit.estimable is not None:
+        shapes["directions"] = (n, fit.estimable.directions.size // n)
+        wrong += [name for name, part in fit.estimable._asdict().items() if part.shape != shapes[name]]
     if wrong:
         raise ValueError(f"{wrong[0]} are not those of its model")
     if fit.free != system.random_pairs or len(fit.intake.used) != len(system.equations):

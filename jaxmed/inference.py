@@ -34,7 +34,6 @@ SINGULAR_EIGENVALUE = 1e-6  # of the correlation matrix of the random effects
 SINGULAR_VARIANCE = 1e-9  # of a random effect's share, relative to the residual variance
 FLAT = 1e-10  # ridge on the unit-curvature Hessian in the root
 CURVED = 1e-8  # least curvature of a Hessian with ones on its diagonal: rounding makes 1e-10 of nothing
-MOVED = 1e-6  # of its standard error: less than this a flat direction does not move a parameter
 
 
 class Covariances(NamedTuple):
@@ -111,36 +110,33 @@ _rank_constrained = float64(jit_by_key(rank_constrained))
 
 def without_inverse(
     layout: Layout, theta: Floats, evaluation: Evaluation, found: Covariances, singular: bool
-) -> tuple[Covariances, NDArray[np.bool_]]:
-    """Covariances where the Hessian in (G, sigma^2) has no inverse, and which parameters have none.
+) -> tuple[Covariances, Floats]:
+    """Covariances where the Hessian in (G, sigma^2) has no inverse, and the flat directions, shape (p + n, k).
 
     At a singular G they are those of :func:`rank_constrained`. At another maximum the likelihood is flat in some
     directions, as of balanced data with the cluster means of m among the predictors of y: what a random intercept of y
-    shares with that of m cannot be told from the effect of the means. Parameters that no flat direction moves are known
-    as well as ever, from the inverse of the Hessian in the others. Where the point is no maximum none is known.
+    shares with that of m cannot be told from the effect of the means. What no flat direction moves is known as well as
+    ever, from the inverse of the Hessian in the others. Where the point is no maximum ``found`` stands, with its NaN.
     """
     hessian, moves = (np.asarray(part) for part in _in_all(layout, theta, evaluation))
     size = np.abs(np.diag(hessian))
     unit = 1 / np.sqrt(np.where(size > 0, size, 1.0))
     scaled = hessian * unit[:, None] * unit
-    nothing = np.ones(len(found.values), dtype=bool)
-    if singular:
-        found = _rank_constrained(layout, theta, evaluation)
     if not np.all(np.isfinite(scaled)):
-        return found, nothing
+        return found, np.zeros((len(found.values), 0))
     curvature, vectors = np.linalg.eigh(scaled)
     if not singular and np.any(curvature < -CURVED):
-        return found, nothing
+        return found, np.zeros((len(found.values), 0))
     directions = np.vstack([moves, np.eye(len(hessian))]) @ (unit[:, None] * vectors)
-    if not singular:
+    if singular:
+        found = _rank_constrained(layout, theta, evaluation)
+    else:
         beta_cov = np.asarray(evaluation.beta_cov)
         steep = directions[:, curvature > CURVED] / np.sqrt(curvature[curvature > CURVED])
         inner, p = steep @ steep.T, len(beta_cov)
         joint = inner + block_diag(beta_cov, np.zeros_like(hessian))
         found = Covariances(found.values, joint, block_diag(beta_cov, inner[p:, p:]))
-    error = np.sqrt(np.maximum(np.diag(found.joint), 0.0))
-    flat = directions[:, np.abs(curvature) <= CURVED]
-    return found, np.any(np.abs(flat) > MOVED * error[:, None], axis=1)
+    return found, directions[:, np.abs(curvature) <= CURVED]
 
 
 @float64

@@ -15,7 +15,7 @@ from jaxmed.errors import FitError, SpecError
 from jaxmed.intervals import check_level, critical_value, draws_table, normal_table, quantile_limits
 from jaxmed.moments import Floats, Moments
 from jaxmed.params import lower_root
-from jaxmed.result import Estimates
+from jaxmed.result import Estimates, delta
 
 KINDS = {
     "delta": ("joint", "block", "robust", "bauer"),
@@ -58,15 +58,7 @@ def _delta(
         if min(chosen) < known.n_params:
             raise SpecError("se='bauer' is of effects; for parameters choose 'joint', 'block' or 'robust'")
         return effect_table(found, se, level, at, False).iloc[[k - known.n_params for k in chosen]]
-    errors = known.errors
-    if se != "joint":
-        covariance = found.covariance(se)
-        diagonal = np.diag(covariance)
-        errors = np.sqrt(np.where(diagonal >= 0, diagonal, np.nan))
-        if known.targets is not None:
-            of = known.targets
-            _, slope = effects.combined_and_jacobian(of.plan, found.values, of.weights, of.combination)
-            errors = np.concatenate([errors, effects.delta(slope, covariance)])
+    errors = known.errors if se == "joint" else found.errors(known.jacobian(found), se)
     labels = [known.labels[k] for k in chosen]
     return normal_table(labels, known.values[chosen], errors[chosen], critical_value(level))
 
@@ -74,14 +66,23 @@ def _delta(
 def _monte_carlo(
     found: Estimates, known: Quantities, chosen: list[int], level: float, seed: int, se: str, draws: int
 ) -> pd.DataFrame:
-    """Quantiles at parameters from N(estimate, covariance)."""
-    covariance = np.diag(np.diag(found.block)) if se == "independent" else found.covariance(se)
+    """Quantiles at parameters from N(estimate, covariance).
+
+    At a flat maximum NaN of all that depends on a parameter without an error: what is known of a sum in the first order
+    is not so of the product of two draws in it.
+    """
+    kind = "block" if se == "independent" else se
+    covariance = found.generalized(kind)
+    if se == "independent":
+        covariance = np.diag(np.diag(covariance))
     if not np.all(np.isfinite(covariance)):
         raise FitError(f"the {se} covariance of this fit is not available ({found.message}); use the bootstrap")
     drawn = normal_draws(found.values, covariance, seed, draws)
     if known.targets is not None:
         of = known.targets
         drawn = np.hstack([drawn, effects.combined_at(of.plan, drawn, of.weights, of.combination)])
+    if found.flat:
+        drawn[:, np.isnan(delta(known.jacobian(found), found.covariance(kind)))] = np.nan
     drawn = drawn[:, chosen]
     limits = [quantile_limits(column, level) for column in drawn.T]
     labels = [known.labels[k] for k in chosen]

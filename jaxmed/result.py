@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.special import chdtrc
 
 from jaxmed.counts import check_choice, check_flag, one_or_more
@@ -20,6 +21,8 @@ from jaxmed.spec import System
 from jaxmed.terms import INTERCEPT
 
 FORMAT = 3
+MOVED = 1e-6  # of its standard error: less than this a flat direction does not move a parameter or an effect
+NAMED = 8  # parameters in a message; ``Estimates.unknown`` has all
 IMPRECISE = 1e7  # standard errors are right to 1e-6 at 1e6, and wrong in the second digit at 1e8
 KINDS = ("joint", "block", "robust")
 FORM = {  # of what is read back; NaN is None
@@ -34,6 +37,7 @@ FORM = {  # of what is read back; NaN is None
     "cov_joint": [[float | None]],
     "cov_block": [[float | None]],
     "working": {str: list},
+    "estimable": dict | None,
     "free": [(int, int)],
     "loglik": float | None,
     "null": (float | None, int),
@@ -69,6 +73,50 @@ class Working(NamedTuple):
     values: Floats
     joint: Floats
     block: Floats
+
+
+def delta(jacobian: Floats, covariance: Floats) -> Floats:
+    """First-order (delta-method) standard errors, (..., sums), from a covariance of all parameters, or from several.
+
+    NaN only where a sum depends on an entry that is NaN.
+    """
+    unknown = np.isnan(covariance)
+    variance = np.sum((jacobian @ np.where(unknown, 0.0, covariance)) * jacobian, axis=-1)
+    if np.any(unknown):
+        moves = (jacobian != 0).astype(float)
+        variance = np.where(np.sum((moves @ unknown) * moves, axis=-1) > 0, np.nan, variance)
+    return root(variance)
+
+
+class Estimable(NamedTuple):
+    """What the data tell at a flat maximum: functions of the parameters that no flat direction moves.
+
+    Such a function, h'b in the first order, has the variance h'Ch with any generalised inverse C of the curvature, and
+    others have none, as of estimable functions in linear models (Searle 1971, ch. 5).
+
+    Attributes
+    ----------
+    joint, block : ndarray, shape (p + n, p + n)
+        Covariances by the generalised inverse, without NaN.
+    directions : ndarray, shape (p + n, k)
+        How the flat directions move ``values``, where the least that counts is a part ``MOVED`` of a standard error.
+    """
+
+    joint: Floats
+    block: Floats
+    directions: Floats
+
+    def errors(self, jacobian: Floats, covariance: Floats, n_fixed: int = 0) -> Floats:
+        """As :func:`delta`, NaN where a flat direction moves a sum.
+
+        Of block errors, only where it does so by parameters after the ``n_fixed`` first ones: these do not depend on G.
+        """
+        return np.where(self.moves(jacobian, covariance, n_fixed), np.nan, delta(jacobian, covariance))
+
+    def moves(self, jacobian: Floats, covariance: Floats, n_fixed: int = 0) -> NDArray[np.bool_]:
+        """Whether a flat direction moves a function of the parameters."""
+        size = np.abs(jacobian[..., n_fixed:] @ self.directions[n_fixed:])
+        return np.asarray(np.any(size > MOVED * delta(jacobian, covariance)[..., None], axis=-1))
 
 
 @dataclass(frozen=True)
@@ -119,6 +167,8 @@ class Estimates:
         Covariances of ``values``.
     working : Working
         The same in the units of the optimiser.
+    estimable : Estimable or None
+        Of a flat maximum: what the data tell in spite of it.
     free : tuple of (int, int)
         Entries of G that ``values`` holds; the others are zero.
     loglik : float
@@ -151,6 +201,7 @@ class Estimates:
     joint: Floats
     block: Floats
     working: Working = field(repr=False)
+    estimable: Estimable | None = field(kw_only=True, repr=False, default=None)
     free: tuple[tuple[int, int], ...]
     loglik: float
     null: tuple[float, int]
@@ -237,8 +288,59 @@ class Estimates:
         """
         check_choice("kind", kind, KINDS)
         if kind == "robust":
-            return self._robust
+            return self._told(self._robust)
         return self.joint if kind == "joint" else self.block
+
+    def _told(self, covariance: Floats) -> Floats:
+        """A covariance with NaN where the joint one has it."""
+        return np.where(np.isnan(self.joint), np.nan, covariance)
+
+    def errors(self, jacobian: Floats, kind: str = "joint") -> Floats:
+        """First-order standard errors of functions of ``values``, from their derivatives, shape (..., p + n).
+
+        NaN where the data do not tell the function. At a flat maximum they may tell one, such as the total effect
+        between clusters, whose parts they do not.
+
+        Raises
+        ------
+        SpecError, FitError
+            As :meth:`covariance`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> bool(np.allclose(fit.errors(np.eye(22)[:5]), fit.bse))
+        True
+        """
+        covariance = self.generalized(kind)
+        if self.estimable is None:
+            return delta(jacobian, covariance)
+        return self.estimable.errors(jacobian, covariance, self._n_fixed if kind == "block" else 0)
+
+    def generalized(self, kind: str = "joint") -> Floats:
+        """As :meth:`covariance`; at a flat maximum by a generalised inverse, without NaN.
+
+        Right for what :meth:`errors` gives an error of, and meaningless for the rest.
+
+        Raises
+        ------
+        SpecError, FitError
+            As :meth:`covariance`.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> bool((fit.generalized() == fit.covariance()).all())
+        True
+        """
+        check_choice("kind", kind, KINDS)
+        if kind == "robust":
+            return self._robust
+        whole = self if self.estimable is None else self.estimable
+        return whole.joint if kind == "joint" else whole.block
 
     @property
     def _robust(self) -> Floats:
@@ -372,24 +474,28 @@ class Estimates:
     @property
     def message(self) -> str:
         """How the optimiser ended, what it means and what helps."""
-        text, unknown = Status(self.status).message, self.unknown
+        text, unknown, fewer = Status(self.status).message, self.unknown, "consider fewer random effects"
+        q = len(self.system.random_labels)
+        if self.n_clusters <= q and len(self.free) == q * (q + 1) // 2:
+            fewer = f"{self.n_clusters} clusters cannot show how {q} random effects covary; take fewer of these"
         if unknown:
             text = text.removesuffix(" and Hessian positive definite")
         if self.singular:
             text += (
                 "; singular: a random-effect variance is zero or a correlation is one, so standard errors of "
-                "(co)variances and intervals that rest on normality are rough; consider fewer random effects"
+                f"(co)variances and intervals that rest on normality are rough; {fewer}"
             )
         if len(unknown) == len(self.labels):
             text += (
                 "; the Hessian in (G, residual variances) is not positive definite, so joint standard errors are not "
-                "available: block standard errors of the fixed effects are; consider fewer random effects"
+                f"available: block standard errors of the fixed effects are; {fewer}"
             )
         elif unknown:
+            some = [*unknown[:NAMED], f"{len(unknown) - NAMED} others"] if len(unknown) > NAMED + 1 else unknown
             text += (
-                f"; flat: these data cannot tell {', '.join(unknown)} apart: their estimates are some of many that fit "
-                "as well, and have no joint standard errors; consider fewer random effects, or hold a covariance among "
-                "these at zero by the groups of covariance=[[...], ...]"
+                f"; flat: these data cannot tell {', '.join(some)} apart: their estimates are some of many that fit "
+                f"as well, and have no joint standard errors; {fewer}, or hold a covariance at zero by the "
+                "groups of covariance=[[...], ...]"
             )
         if self.reduced_rank and len(unknown) < len(self.labels):
             text += "; standard errors take the rank of the random-effects covariance as known"
@@ -524,7 +630,8 @@ class Estimates:
             "values": self.values.tolist(),
             "cov_joint": self.joint.tolist(),
             "cov_block": self.block.tolist(),
-            "working": {name: part.tolist() for name, part in self.working._asdict().items()},
+            "working": _arrays(self.working),
+            "estimable": None if self.estimable is None else _arrays(self.estimable),
             "free": [list(pair) for pair in self.free],
             "null": list(self.null),
             "null_pooled": list(self.null_pooled),
@@ -548,7 +655,7 @@ def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
     check_form(plain, dict)
     if plain.get("format") != FORMAT:
         raise ValueError(f"format {plain.get('format')!r}; this version of jaxmed reads {FORMAT}: fit the data again")
-    plain = {"largest_share": None, **plain}  # not in fits of earlier versions
+    plain = {"largest_share": None, "estimable": None, **plain}  # not in fits of earlier versions
     check_form(plain, FORM)
     return {
         "spec": from_dict(plain["model"]),
@@ -560,7 +667,8 @@ def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
         "values": np.array(plain["values"], dtype=float),
         "joint": np.array(plain["cov_joint"], dtype=float),
         "block": np.array(plain["cov_block"], dtype=float),
-        "working": _working(plain["working"]),
+        "working": Working(**_read_arrays(plain["working"], {"theta": 1, "values": 1, "joint": 2, "block": 2})),
+        "estimable": _estimable(plain["estimable"]),
         "free": tuple((row, col) for row, col in plain["free"]),
         "null": (_number(plain["null"][0]), plain["null"][1]),
         "null_pooled": (_number(plain["null_pooled"][0]), plain["null_pooled"][1]),
@@ -593,11 +701,19 @@ def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _working(plain: Mapping[str, Any]) -> Working:
-    vector, matrix = [float | None], [[float | None]]
-    forms: dict[str, Any] = {"theta": [float], "values": vector, "joint": matrix, "block": matrix}
-    check_form(plain, forms)
-    return Working(*(np.array(plain[name], dtype=float) for name in forms))
+def _arrays(part: NamedTuple) -> dict[str, Any]:
+    return {name: array.tolist() for name, array in part._asdict().items()}
+
+
+def _read_arrays(plain: Mapping[str, Any], dimensions: Mapping[str, int]) -> dict[str, Floats]:
+    """Arrays of one or two dimensions by name, from :func:`_arrays`."""
+    vector: Any = [float | None]
+    check_form(plain, {name: vector if n == 1 else [vector] for name, n in dimensions.items()})
+    return {name: np.array(plain[name], dtype=float) for name in dimensions}
+
+
+def _estimable(plain: Mapping[str, Any] | None) -> Estimable | None:
+    return None if plain is None else Estimable(**_read_arrays(plain, dict.fromkeys(Estimable._fields, 2)))
 
 
 def _frame(table: pd.DataFrame) -> dict[str, Any]:

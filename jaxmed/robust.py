@@ -22,4 +22,4 @@ def sandwich(found: Estimates, scores: Scores, correction: str = "CR1") -> Float
     moved = scores.scale.matrix @ (found.working.joint @ scores.values)  # to first order, what each cluster changes
     clusters = moved.shape[1]
     factor = 1.0 if correction == "CR0" else clusters / max(clusters - 1, 1)
-    return np.where(np.isnan(found.joint), np.nan, factor * (moved @ moved.T))
+    return np.asarray(factor * (moved @ moved.T))

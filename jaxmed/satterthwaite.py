@@ -166,7 +166,7 @@ def satterthwaite_table(
         jacobian, bend = np.vstack([jacobian, of]), np.vstack([bend, of_bend])
     jacobian, bend = jacobian[chosen], bend[chosen]
     df = degrees_of_freedom(slopes, jacobian @ slopes.matrix, bend @ slopes.matrix)
-    error = effects.delta(jacobian, found.covariance(kind))
+    error = found.errors(jacobian, kind)
     table = normal_table([known.labels[k] for k in chosen], known.values[chosen], error, 0.0)
     table = table.rename(columns={"z": "t"})
     finite = np.where(np.isfinite(df), df, 1e300)

@@ -29,6 +29,7 @@ from jaxmed.params import make_scale, theta_of
 from jaxmed.population import Population
 from jaxmed.replicates import KINDS
 from jaxmed.resample import Rows, design_of
+from jaxmed.result import delta
 from jaxmed.simulate import draw
 from jaxmed.sizes import Size, size_text
 
@@ -380,7 +381,7 @@ def _block_errors(known: Quantities, found: Refits, *, bauer: bool) -> Floats:
     _, slope = effects.combined_and_jacobian(of.plan, found.values, of.weights, of.combination)
     if bauer:
         return np.hstack([errors, effects.bauer(of.plan, of.names, slope, found.block)])
-    return np.hstack([errors, effects.delta(slope, found.block)])
+    return np.hstack([errors, delta(slope, found.block)])
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from jaxmed import effects, inference
 from jaxmed.intervals import critical_value, limits_on_scale, normal_table
 from jaxmed.mediation import Facts
 from jaxmed.params import Layout
+from jaxmed.result import delta
 
 FULL = jm.Mediation("x", "m", "y", "id")
 
@@ -296,7 +297,7 @@ def test_effects_without_a_covariance_of_slopes(se):
     )
     names = [row.name for row in estimands.rows]
     assert names == ["a", "b", "c_prime", "cov_ab", "indirect", "total"]
-    error = effects.delta(slope, v) if se == "joint" else effects.bauer(plan, names, slope, v)
+    error = delta(slope, v) if se == "joint" else effects.bauer(plan, names, slope, v)
     assert estimate == pytest.approx([0.5, -2.0, 0.7, 0.0, -1.0, -0.3])
     assert error[3] == 0
     indirect = 4 * v[1, 1] + 0.25 * v[3, 3] - 2 * v[1, 3]
@@ -502,13 +503,25 @@ def test_a_flat_maximum_is_said_and_leaves_block_errors():
 
 
 @pytest.mark.filterwarnings("ignore::jaxmed.ConvergenceWarning")
-@pytest.mark.parametrize("seed", range(6))
-def test_a_flat_direction_takes_the_errors_of_what_it_moves_and_no_others(seed):
-    """Balanced data and cluster means of m: cov(m~1, y~1) and the effect of the means are one to the likelihood.
+@pytest.mark.parametrize(("clusters", "few"), [(2, True), (4, True), (30, False)])
+def test_clusters_too_few_for_the_random_effects_are_counted(clusters, few):
+    """So many clusters, less their mean, span a covariance of fewer dimensions."""
+    rng = np.random.default_rng(0)
+    at = np.repeat(np.arange(clusters), 20)
+    u = rng.normal(size=(clusters, 5))[at].T
+    x, m, y = rng.normal(size=(3, len(at)))
+    m += u[0] + u[1] * x
+    data = pd.DataFrame({"id": at, "x": x, "m": m, "y": y + u[2] + u[3] * m + u[4] * x})
+    fit = jm.fit(data, FULL)
+    assert fit.singular == few
+    assert (f"{clusters} clusters cannot show how 5 random effects covary" in fit.message) == few
+    assert len(fit.message) < 1000
+    apart = jm.fit(data, jm.Mediation("x", "m", "y", "id", covariance="diagonal"))
+    assert "cannot show" not in apart.message
 
-    It was flat or not by the sign of rounding, with standard errors of a million. The others against the generalised
-    inverse of a Hessian of dense matrices by complex steps, whose differences err by 1e-5 or so.
-    """
+
+def balanced(seed: int) -> tuple[pd.DataFrame, jm.Mediation]:
+    """30 clusters of 6 rows, and a model with the cluster means of m: its maximum is flat."""
     rng = np.random.default_rng(seed)
     at = np.repeat(np.arange(30), 6)
     u = rng.normal(size=(30, 3))[at].T
@@ -516,6 +529,18 @@ def test_a_flat_direction_takes_the_errors_of_what_it_moves_and_no_others(seed):
     m = u[0] + (0.5 + 0.6 * u[1]) * x + e_m
     data = pd.DataFrame({"id": at, "x": x, "m": m, "y": u[2] + 0.4 * m + 0.2 * x + e_y})
     model = jm.Mediation("x", "m", "y", "id", center="cluster", random={"m": ["1", "within(x)"], "y": ["1"]})
+    return data, model
+
+
+@pytest.mark.filterwarnings("ignore::jaxmed.ConvergenceWarning")
+@pytest.mark.parametrize("seed", range(6))
+def test_a_flat_direction_takes_the_errors_of_what_it_moves_and_no_others(seed):
+    """Balanced data and cluster means of m: cov(m~1, y~1) and the effect of the means are one to the likelihood.
+
+    It was flat or not by the sign of rounding, with standard errors of a million. The others against the generalised
+    inverse of a Hessian of dense matrices by complex steps, whose differences err by 1e-5 or so.
+    """
+    data, model = balanced(seed)
     fit = jm.fit(data, model)
     assert fit.converged
     assert fit.flat
@@ -524,9 +549,8 @@ def test_a_flat_direction_takes_the_errors_of_what_it_moves_and_no_others(seed):
     assert len(fit.unknown) == len(unknown)
     assert f"flat: these data cannot tell {', '.join(fit.unknown)} apart" in fit.message
     assert {"y~between(m)", "cov(m~1,y~1)", "var(y~1)"} <= set(fit.unknown)
-    assert (
-        fit.effects().loc[["a_within", "b_within", "indirect_within", "total_within", "a_between"], "se"].notna().all()
-    )
+    known = ["a_within", "b_within", "indirect_within", "total_within", "a_between", "total_between"]
+    assert fit.effects().loc[known, "se"].notna().all()
     assert fit.effects().loc[["b_between", "indirect_between"], "se"].isna().all()
     assert np.all(np.isfinite(fit.standard_errors("block")))
 
@@ -546,8 +570,56 @@ def test_a_flat_direction_takes_the_errors_of_what_it_moves_and_no_others(seed):
     )
 
 
+@pytest.mark.filterwarnings("ignore::jaxmed.ConvergenceWarning")
+def test_a_sum_that_no_flat_direction_moves_has_its_error_though_its_parts_have_none():
+    """Without the cluster means of m the same model has one parameter less, and the total effect is a coefficient.
+
+    Under ML the two are the same model of balanced data: log likelihoods agree to 1e-9, estimates and errors to 1e-6
+    (optimisers stop at a decrement of 1e-10).
+    """
+    data, model = balanced(0)
+    fit = jm.fit(data, model, reml=False)
+    assert fit.flat
+    m, y = fit.system.equations
+    less = jm.Equation("y", tuple(name for name in y.predictors if name != "between(m)"), y.random)
+    other = jm.fit(data, jm.System([m, less], "id"), reml=False)
+    assert not other.flat
+    assert other.loglik == pytest.approx(fit.loglik, abs=1e-8)
+    for kind in ("joint", "robust"):
+        found = fit.effects(se=kind).loc[["a_between", "total_between", "contextual_total"]]
+        labels = list(other.labels)
+        slopes = np.zeros((3, len(labels)))
+        slopes[0, labels.index("m~between(x)")] = slopes[1:, labels.index("y~between(x)")] = 1
+        b, a, c = (labels.index(name) for name in ("y~within(m)", "m~within(x)", "y~within(x)"))
+        slopes[2, [b, a, c]] = -other.values[a], -other.values[b], -1
+        expected = [*(slopes @ other.values)[:2], other.values[labels.index("y~between(x)")] - total_within(other)]
+        np.testing.assert_allclose(found["estimate"], expected, rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(found["se"], other.errors(slopes, kind), rtol=1e-6)
+
+
+def total_within(fit: jm.Fit) -> float:
+    return fit.params["m~within(x)"] * fit.params["y~within(m)"] + fit.params["y~within(x)"]
+
+
+@pytest.mark.filterwarnings("ignore::jaxmed.ConvergenceWarning")
+def test_a_flat_fit_has_intervals_of_what_it_knows_and_comes_back_from_its_file(tmp_path):
+    """Monte Carlo errors against first-order ones, 5%; products of draws of what is not known are not shown."""
+    fit = jm.fit(*balanced(0))
+    drawn = fit.intervals("monte_carlo", seed=1)
+    at = ["a_within", "b_within", "total_within", "a_between"]
+    np.testing.assert_allclose(drawn.loc[at, "se"], fit.effects().loc[at, "se"], rtol=0.05)
+    assert drawn.loc[["b_between", "total_between"], ["se", "ci_lower", "ci_upper"]].isna().all(axis=None)
+    table = jm.conflation(fit).table
+    assert table.loc["a", "se"] == pytest.approx(fit.effects().loc["contextual_a", "se"], rel=1e-9)
+    assert np.isnan(table.loc["b", "se"])
+    fit.save(tmp_path / "flat.jaxmed")
+    again = jm.load(tmp_path / "flat.jaxmed", verify=True)
+    assert again.to_dict() == fit.to_dict()
+    pd.testing.assert_frame_equal(again.effects(se="robust"), fit.effects(se="robust"))
+
+
 def test_delta_errors_are_nan_only_where_an_effect_depends_on_one():
     """Two of three sums touch the NaN; the third is sqrt(g'Cg) by hand."""
     covariance = np.array([[4.0, 1.0, np.nan], [1.0, 9.0, np.nan], [np.nan, np.nan, np.nan]])
     slopes = np.array([[2.0, 1.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
-    np.testing.assert_array_equal(effects.delta(slopes, covariance), [np.sqrt(16 + 4 + 9), np.nan, np.nan])
+    np.testing.assert_array_equal(delta(slopes, covariance), [np.sqrt(16 + 4 + 9), np.nan, np.nan])
