@@ -267,9 +267,9 @@ def _assemble(
     scale = make_scale(design, layout, used)
     offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])
     joint, block = (_carried(scale.matrix, np.asarray(part)) for part in (found.joint, found.block))
-    estimable = Estimable(joint, block, scale.matrix @ flat) if flat.size else None
-    if estimable is not None:
-        moved = estimable.moves(np.eye(len(joint)), joint)
+    estimable = Estimable(joint, block, scale.matrix @ flat)
+    moved = estimable.moves(np.eye(len(joint)), joint)
+    if moved.any():
         joint, block = _without(joint, moved), _without(block, moved & (np.arange(len(moved)) >= layout.n_fixed))
     null, null_pooled = inference.null_models(design.system, design.scale, totals, layout.reml)
     made = int(np.sum(np.isfinite(solution.trace[:, 1])))
@@ -281,7 +281,7 @@ def _assemble(
         values=scale.matrix @ found.values + offset,
         joint=joint,
         block=block,
-        estimable=estimable,
+        estimable=estimable if moved.any() else None,
         working=Working(theta, *map(np.asarray, found)),
         free=layout.free,
         loglik=float(scale.loglik - solution.evaluation.value),
@@ -644,7 +644,8 @@ class Fit(Estimates):
         DataFrame
             A row a cluster. A column an effect, in units of the effect (``"indirect[w=1]"`` at values of moderators),
             or, for a :class:`System`, a fixed effect; then Cook's distances d'Cov^-1 d / k, with the joint covariance,
-            of the changes d of the k fixed effects, ``cook``, and of all parameters, ``cook_all``.
+            of the changes d of the k fixed effects, ``cook``, and of all parameters, ``cook_all``; where the maximum is
+            flat, of those that the data tell.
 
         Raises
         ------
@@ -1075,8 +1076,12 @@ def _check_whole(fit: Fit) -> None:
     shapes["theta"] = (n_theta,)
     wrong += [name for name, part in fit.working._asdict().items() if part.shape != shapes[name]]
     if fit.estimable is not None:
-        shapes["directions"] = (n, fit.estimable.directions.size // n)
-        wrong += [name for name, part in fit.estimable._asdict().items() if part.shape != shapes[name]]
+        shapes["directions"] = (n, max(fit.estimable.directions.size // n, 1))
+        wrong += [
+            name
+            for name, part in fit.estimable._asdict().items()
+            if part.shape != shapes[name] or not np.all(np.isfinite(part))
+        ]
     if wrong:
         raise ValueError(f"{wrong[0]} are not those of its model")
     if fit.free != system.random_pairs or len(fit.intake.used) != len(system.equations):

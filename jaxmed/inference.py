@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -33,7 +34,7 @@ from jaxmed.totals import Totals
 SINGULAR_EIGENVALUE = 1e-6  # of the correlation matrix of the random effects
 SINGULAR_VARIANCE = 1e-9  # of a random effect's share, relative to the residual variance
 FLAT = 1e-10  # ridge on the unit-curvature Hessian in the root
-CURVED = 1e-8  # least curvature of a Hessian with ones on its diagonal: rounding makes 1e-10 of nothing
+CURVED = 1e-6  # least curvature in units of :func:`_natural`: a standard error of a thousand of them says nothing
 
 
 class Covariances(NamedTuple):
@@ -59,12 +60,29 @@ def covariances(layout: Layout, theta: Array, evaluation: Evaluation) -> Covaria
     not positive definite everything that involves V is NaN; see :func:`without_inverse`.
     """
     n_free = len(layout.free)
-    variances = spread_to_variances(layout, theta[n_free:])
+    root, variances = lower(layout, theta[:n_free]), spread_to_variances(layout, theta[n_free:])
     hessian, slope = _curvature(layout, variances, evaluation)
     unit = 1 / jnp.sqrt(jnp.abs(jnp.diagonal(hessian)))
-    inner = linalg.inverse(hessian * unit[:, None] * unit)
-    inner = jnp.where(jnp.all(jnp.diagonal(inner) < 1 / CURVED), inner, jnp.nan) * unit[:, None] * unit
-    return _assembled(layout, lower(layout, theta[:n_free]), variances, evaluation, inner, slope)
+    inner = linalg.inverse(hessian * unit[:, None] * unit) * unit[:, None] * unit
+    known = jnp.diagonal(inner) * CURVED < _natural(layout, root, variances) ** 2
+    return _assembled(layout, root, variances, evaluation, jnp.where(jnp.all(known), inner, jnp.nan), slope)
+
+
+def _natural(layout: Layout, root: Array, variances: Array) -> Array:
+    """Units of (G, residual (co)variances) that no rounding makes small, shape (n,).
+
+    (G_ii + sigma_e^2)^1/2 (G_jj + sigma_f^2)^1/2 and sigma_e sigma_f, of working columns, which are of size one.
+    """
+    row, col = np.array(layout.free, dtype=int).reshape(-1, 2).T
+    e, f = np.array(layout.pairs, dtype=int).reshape(-1, 2).T
+    residual = jnp.sqrt(variances[: layout.n_equations])
+    spread = _spreads(layout, root, variances)
+    return jnp.concatenate([spread[row] * spread[col], residual**2, residual[e] * residual[f]])
+
+
+def _spreads(layout: Layout, root: Array, variances: Array) -> Array:
+    """(G_ii + sigma^2)^1/2 of the random effects, with the residual variances of their equations, shape (q,)."""
+    return jnp.sqrt(jnp.sum(root**2, axis=1) + variances[np.array(layout.owners, dtype=int)])
 
 
 def _curvature(layout: Layout, variances: Array, evaluation: Evaluation) -> tuple[Array, Array]:
@@ -89,23 +107,33 @@ def rank_constrained(layout: Layout, theta: Array, evaluation: Evaluation) -> Co
     finite, is carried over to (G, sigma^2): the covariance among matrices of that rank. For a regular G it equals the
     inverse Hessian in (G, sigma^2).
     """
+    root, hessian, moves, _ = _in_root(layout, theta, evaluation)
+    diagonal = jnp.abs(jnp.diagonal(hessian))
+    unit = 1 / jnp.sqrt(jnp.maximum(diagonal, 1e-12 * jnp.max(diagonal)))
+    flat = FLAT * jnp.eye(len(hessian))
+    inverse = linalg.inverse(hessian * unit[:, None] * unit + flat) * unit[:, None] * unit
+    variances = spread_to_variances(layout, theta[len(layout.free) :])
+    slope, _ = _in_variances(layout, variances, evaluation)
+    return _assembled(layout, root, variances, evaluation, moves @ inverse @ moves.T, slope)
+
+
+def _in_root(layout: Layout, theta: Array, evaluation: Evaluation) -> tuple[Array, Array, Array, Array]:
+    """The root, the Hessian in it and the residual coordinates, what these move in (G, sigma^2), and their units."""
     n_free = len(layout.free)
     spread = theta[n_free:]
     # Pivoted: with a zero variance before others, a triangle of fixed order has no direction for some matrices.
     root, order = triangular(layout, lower(layout, theta[:n_free]), pivot=True)
     jacobian, curvature = root_chain(layout, root, order, spread, evaluation.gradient)
     hessian = jacobian.T @ evaluation.hessian @ jacobian + curvature
-    diagonal = jnp.abs(jnp.diagonal(hessian))
-    unit = 1 / jnp.sqrt(jnp.maximum(diagonal, 1e-12 * jnp.max(diagonal)))
-    flat = FLAT * jnp.eye(len(hessian))
-    inverse = linalg.inverse(hessian * unit[:, None] * unit + flat) * unit[:, None] * unit
-    variances, in_spread = spread_to_variances(layout, spread), jax.jacfwd(lambda at: spread_to_variances(layout, at))
-    in_variances = block_diagonal(jacobian[:n_free, :n_free], in_spread(spread))
-    slope, _ = _in_variances(layout, variances, evaluation)
-    return _assembled(layout, root, variances, evaluation, in_variances @ inverse @ in_variances.T, slope)
-
-
-_rank_constrained = float64(jit_by_key(rank_constrained))
+    in_spread = jax.jacfwd(lambda at: spread_to_variances(layout, at))(spread)
+    row = np.array(layout.free, dtype=int).reshape(-1, 2)[:, 0]
+    spreads = _spreads(layout, root, spread_to_variances(layout, spread))[order[row]]
+    return (
+        root,
+        hessian,
+        block_diagonal(jacobian[:n_free, :n_free], in_spread),
+        jnp.concatenate([spreads, jnp.ones_like(spread)]),
+    )
 
 
 def without_inverse(
@@ -113,38 +141,38 @@ def without_inverse(
 ) -> tuple[Covariances, Floats]:
     """Covariances where the Hessian in (G, sigma^2) has no inverse, and the flat directions, shape (p + n, k).
 
-    At a singular G they are those of :func:`rank_constrained`. At another maximum the likelihood is flat in some
+    At a singular G the Hessian in its root counts, as in :func:`rank_constrained`. The likelihood may be flat in some
     directions, as of balanced data with the cluster means of m among the predictors of y: what a random intercept of y
     shares with that of m cannot be told from the effect of the means. What no flat direction moves is known as well as
     ever, from the inverse of the Hessian in the others. Where the point is no maximum ``found`` stands, with its NaN.
     """
-    hessian, moves = (np.asarray(part) for part in _in_all(layout, theta, evaluation))
-    size = np.abs(np.diag(hessian))
-    unit = 1 / np.sqrt(np.where(size > 0, size, 1.0))
+    hessian, moves, unit = (np.asarray(part) for part in _directions(layout, singular, theta, evaluation))
     scaled = hessian * unit[:, None] * unit
+    nothing = np.zeros((len(found.values), 0))
     if not np.all(np.isfinite(scaled)):
-        return found, np.zeros((len(found.values), 0))
+        return found, nothing
     curvature, vectors = np.linalg.eigh(scaled)
     if not singular and np.any(curvature < -CURVED):
-        return found, np.zeros((len(found.values), 0))
-    directions = np.vstack([moves, np.eye(len(hessian))]) @ (unit[:, None] * vectors)
-    if singular:
-        found = _rank_constrained(layout, theta, evaluation)
-    else:
-        beta_cov = np.asarray(evaluation.beta_cov)
-        steep = directions[:, curvature > CURVED] / np.sqrt(curvature[curvature > CURVED])
-        inner, p = steep @ steep.T, len(beta_cov)
-        joint = inner + block_diag(beta_cov, np.zeros_like(hessian))
-        found = Covariances(found.values, joint, block_diag(beta_cov, inner[p:, p:]))
-    return found, directions[:, np.abs(curvature) <= CURVED]
+        return found, nothing
+    steep = curvature > CURVED
+    directions = moves @ (unit[:, None] * vectors)
+    beta_cov, inner = np.asarray(evaluation.beta_cov), directions[:, steep] / np.sqrt(curvature[steep])
+    rest = block_diag(np.zeros_like(beta_cov), np.ones((layout.n_theta, layout.n_theta)))
+    joint = inner @ inner.T
+    known = block_diag(beta_cov, np.zeros((layout.n_theta, layout.n_theta)))
+    return Covariances(found.values, joint + known, joint * rest + known), directions[:, ~steep]
 
 
 @float64
-@jit_by_key
-def _in_all(layout: Layout, theta: Array, evaluation: Evaluation) -> tuple[Array, Array]:
-    """Hessian in (G, residual (co)variances), and the Jacobian of the fixed effects in them."""
-    hessian, slope = _curvature(layout, spread_to_variances(layout, theta[len(layout.free) :]), evaluation)
-    return hessian, evaluation.beta_jacobian @ slope
+@partial(jit_by_key, static=2)
+def _directions(layout: Layout, singular: bool, theta: Array, evaluation: Evaluation) -> tuple[Array, Array, Array]:
+    """Hessian in (G, residual (co)variances), or in the root of G; what these move in all estimates; their units."""
+    variances = spread_to_variances(layout, theta[len(layout.free) :])
+    hessian, slope = _curvature(layout, variances, evaluation)
+    inner, unit = jnp.eye(layout.n_theta), _natural(layout, lower(layout, theta[: len(layout.free)]), variances)
+    if singular:
+        _, hessian, inner, unit = _in_root(layout, theta, evaluation)
+    return hessian, jnp.vstack([evaluation.beta_jacobian @ slope @ inner, inner]), unit
 
 
 def _assembled(

@@ -49,8 +49,11 @@ def influence_table(
     table = pd.DataFrame(
         changes, index=pd.Index(scores.clusters, name=found.system.cluster), columns=list(known.labels[shown])
     )
-    table["cook"] = cook(inside[:, :p], found.working.joint[:p, :p])
-    table["cook_all"] = cook(inside, found.working.joint)
+    told, joint = np.arange(len(found.labels)), found.working.joint
+    if found.flat:  # other parameters move along the flat direction at no loss, and refits end anywhere on it
+        told, inside, joint = np.flatnonzero(np.isfinite(np.diag(found.joint))), moved, found.joint
+    for name, chosen in (("cook", told[told < p]), ("cook_all", told)):
+        table[name] = cook(inside[:, chosen], joint[np.ix_(chosen, chosen)])
     return table
 
 
@@ -83,7 +86,7 @@ def cook(moved: Floats, covariance: Floats) -> Floats:
     unit = np.sqrt(np.diag(covariance))
     unit = np.where(unit > 0, unit, 1.0)
     correlation = covariance / np.outer(unit, unit)
-    if not np.all(np.isfinite(correlation)):
+    if not correlation.size or not np.all(np.isfinite(correlation)):
         return np.full(len(moved), np.nan)
     value, vector = np.linalg.eigh(correlation)
     kept = value > 1e-10 * value.max(initial=0.0)

@@ -185,8 +185,10 @@ def _effects(of: Content) -> Html:
         return Html("")
     fit = of.fit
     note = "; ".join(legend(fit)).replace("->", "→") + "."
+    if fit.flat:
+        note += " Effects without standard errors are those that the data do not tell."
     if of.effects["se"].eq(0).any():
-        note += " What has no standard error is fixed by the model."
+        note += " What the model fixes has no standard error."
     parts = [number_table("effects", tables.numbers(fit, "effects", level=of.level, at=of.at), note)]
     regions = [
         [effect, name, *_region(row)]

@@ -168,7 +168,8 @@ def convergence(fit: Fit) -> list[str]:
     if fit.flat:
         extra.append(
             f"The likelihood is flat at its maximum: these data cannot tell {listed(fit.unknown)} apart. Their "
-            "estimates are some of many that fit as well, and have no standard errors, nor has what depends on them."
+            "estimates are some of many that fit as well, and have no standard errors, nor have effects that differ "
+            "among these fits."
         )
     return [first, second, *extra]
 

@@ -295,7 +295,7 @@ class Estimates:
         """A covariance with NaN where the joint one has it."""
         return np.where(np.isnan(self.joint), np.nan, covariance)
 
-    def errors(self, jacobian: Floats, kind: str = "joint") -> Floats:
+    def errors(self, jacobian: Any, kind: str = "joint") -> Floats:
         """First-order standard errors of functions of ``values``, from their derivatives, shape (..., p + n).
 
         NaN where the data do not tell the function. At a flat maximum they may tell one, such as the total effect
@@ -303,7 +303,9 @@ class Estimates:
 
         Raises
         ------
-        SpecError, FitError
+        SpecError
+            Derivatives that are no numbers by parameter; another kind.
+        FitError
             As :meth:`covariance`.
 
         Examples
@@ -315,6 +317,12 @@ class Estimates:
         True
         """
         covariance = self.generalized(kind)
+        try:
+            jacobian = np.asarray(jacobian, dtype=float)
+        except (TypeError, ValueError):
+            jacobian = np.zeros(0)
+        if jacobian.shape[-1:] != (self.n_params,):
+            raise SpecError(f"jacobian must be numbers with one column for each of the {self.n_params} parameters")
         if self.estimable is None:
             return delta(jacobian, covariance)
         return self.estimable.errors(jacobian, covariance, self._n_fixed if kind == "block" else 0)
@@ -337,9 +345,11 @@ class Estimates:
         True
         """
         check_choice("kind", kind, KINDS)
+        if self.estimable is None:
+            return self.covariance(kind)
         if kind == "robust":
             return self._robust
-        whole = self if self.estimable is None else self.estimable
+        whole = self.estimable
         return whole.joint if kind == "joint" else whole.block
 
     @property

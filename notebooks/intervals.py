@@ -69,7 +69,7 @@ for value in (-1.96, 1.96):
 # thousand of them take about a second after compilation. The table has a row a replicate, with every parameter and effect.
 
 # %%
-replicates = jm.bootstrap(fit, 1000, seed=1)
+replicates = jm.bootstrap(fit, 500, seed=1)
 print(replicates)
 print(
     replicates.table[["replicate", "n_iter", "singular", "a", "b", "cov_ab", "indirect", "indirect_se"]].head().round(3)
@@ -96,7 +96,7 @@ jm.plots.convergence(replicates, "indirect", ax=right)
 # bootstrap of clusters draws whole clusters with replacement and believes only that they are alike and independent.
 
 # %%
-clusters = jm.bootstrap(fit, 1000, method="cluster", seed=1)
+clusters = jm.bootstrap(fit, 500, method="cluster", seed=1)
 print(pd.DataFrame({r.method: r.intervals("bca").loc["indirect", columns] for r in (replicates, clusters)}).T.round(3))
 
 # %% [markdown]
@@ -108,7 +108,7 @@ print(pd.DataFrame({r.method: r.intervals("bca").loc["indirect", columns] for r 
 
 # %%
 small = jm.fit(data[data["id"] <= 25], x="x", m="m", y="y", cluster="id")
-few = jm.bootstrap(small, 1000, seed=1)
+few = jm.bootstrap(small, 500, seed=1)
 print(f"{few.table['singular'].mean():.0%} singular, {len(few.failures())} not converged")
 found = {
     "delta, joint": limits(small.intervals()),
@@ -127,6 +127,6 @@ print(pd.DataFrame(found).T.round(3))
 # %%
 with tempfile.TemporaryDirectory() as folder:
     out = Path(folder) / "replicates"
-    jm.bootstrap(fit, 500, seed=1, out=out)
-    whole = jm.bootstrap(fit, 1000, seed=1, out=out)
+    jm.bootstrap(fit, 250, seed=1, out=out)
+    whole = jm.bootstrap(fit, 500, seed=1, out=out)
 print("the same replicates:", whole.table.equals(replicates.table))

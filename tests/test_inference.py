@@ -12,7 +12,7 @@ from conftest import REFERENCE
 from scipy.stats import chi2, norm
 
 import jaxmed as jm
-from jaxmed import effects, inference
+from jaxmed import effects, inference, store
 from jaxmed.intervals import critical_value, limits_on_scale, normal_table
 from jaxmed.mediation import Facts
 from jaxmed.params import Layout
@@ -482,18 +482,21 @@ def test_predictions_reproduce_the_estimates(predicted, reml):
 def test_a_flat_maximum_is_said_and_leaves_block_errors():
     """REML of an x that tells two clusters apart: their intercepts then say nothing of a variance between clusters.
 
-    Covariance of the fixed effects given G against generalised least squares with dense matrices.
+    Covariance of the fixed effects given G against generalised least squares with dense matrices. The slope of m has
+    the error that it has without random intercepts, which fixed effects take up.
     """
     rng = np.random.default_rng(6)
     ids = np.repeat([0, 1], 20)
     x = ids * 1.0
     m = x + rng.normal(size=(2, 40)).sum(axis=0)
     data = pd.DataFrame({"id": ids, "x": x, "m": m, "y": m + rng.normal(size=40)})
-    with pytest.warns(jm.ConvergenceWarning, match="block standard errors of the fixed effects are"):
+    with pytest.warns(jm.ConvergenceWarning, match="flat: these data cannot tell"):
         fit = jm.fit(data, FULL)
     assert fit.converged
     assert fit.flat
-    assert np.all(np.isnan(fit.bse))
+    assert fit.bse.index[fit.bse.isna()].tolist() == ["m~1", "m~x", "y~1", "y~x"]
+    less = jm.fit(data, jm.Mediation("x", "m", "y", "id", random={"m": [], "y": ["m"]}))
+    assert fit.bse["y~m"] == pytest.approx(less.bse["y~m"], rel=1e-6)
     sigma = np.array([fit.residual_var["m"], fit.residual_var["y"]])
     _, information = dense.gls(dense.stack(data, fit.system), fit.random_cov.to_numpy(), sigma)
     np.testing.assert_allclose(fit.cov_params("block"), np.linalg.inv(information), rtol=1e-6, atol=1e-9)
@@ -599,6 +602,89 @@ def test_a_sum_that_no_flat_direction_moves_has_its_error_though_its_parts_have_
 
 def total_within(fit: jm.Fit) -> float:
     return fit.params["m~within(x)"] * fit.params["y~within(m)"] + fit.params["y~within(x)"]
+
+
+@pytest.mark.filterwarnings("ignore::jaxmed.ConvergenceWarning")
+@pytest.mark.parametrize("seed", range(6))
+def test_a_flat_direction_along_one_covariance_is_seen(seed):
+    """Random intercepts alone: cov(m~1, y~1) is estimated about zero, and its own curvature was the sign of rounding.
+
+    Half of these fits had standard errors of a million, the others none at all. 1e-8 against the same model without
+    the cluster means of m.
+    """
+    data, _ = balanced(seed)
+    model = jm.Mediation("x", "m", "y", "id", center="cluster", random={"m": ["1"], "y": ["1"]})
+    fit = jm.fit(data, model, reml=False)
+    assert fit.flat
+    assert {"y~between(m)", "cov(m~1,y~1)"} <= set(fit.unknown)
+    m, y = fit.system.equations
+    less = jm.Equation("y", tuple(name for name in y.predictors if name != "between(m)"), y.random)
+    other = jm.fit(data, jm.System([m, less], "id"), reml=False)
+    found = fit.effects()["se"]
+    assert found["total_between"] == pytest.approx(other.bse["y~between(x)"], rel=1e-8)
+    known = fit.bse.notna()
+    assert known.sum() == 5  # m~1, m~within(x), m~between(x), y~within(m), y~within(x)
+    exact, quick = fit.influence(exact=True), fit.influence()
+    assert np.corrcoef(exact["cook_all"], quick["cook_all"])[0, 1] > 0.95
+    assert exact["cook_all"].max() < 1
+    for name in ("m~within(x)", "m~between(x)", "y~within(m)", "y~within(x)"):
+        assert fit.bse[name] == pytest.approx(other.bse[name], rel=1e-8)
+
+
+@pytest.mark.filterwarnings("ignore::jaxmed.ConvergenceWarning")
+@pytest.mark.parametrize("seed", range(3))
+def test_at_a_singular_fit_flatness_is_that_of_the_root(seed):
+    """Of two clusters the Hessian in G is flat where no covariance of rank one goes: 20 of 22 errors were NaN.
+
+    The profile of a is a parabola of the curvature that its error says, to 20% as far as a tenth of it.
+    """
+    rng = np.random.default_rng(seed)
+    at = np.repeat([0, 1], 20)
+    u = rng.normal(size=(2, 3))[at].T
+    x = rng.normal(size=40)
+    m = u[0] + (0.5 + 0.6 * u[1]) * x + rng.normal(size=40)
+    fit = jm.fit(pd.DataFrame({"id": at, "x": x, "m": m, "y": u[2] + 0.4 * m + 0.2 * x + rng.normal(size=40)}), FULL)
+    assert fit.singular
+    assert not fit.flat
+    error = fit.bse["m~x"]
+    curve = fit.profile("m~x")
+    near = curve[np.abs(curve["zeta"]).between(1e-6, 0.7)]
+    assert len(near) >= 2
+    np.testing.assert_allclose((near["value"] - fit.params["m~x"]) / error, near["zeta"], rtol=0.2)
+
+
+@pytest.mark.filterwarnings("ignore::jaxmed.ConvergenceWarning")
+def test_files_of_flat_fits_are_checked_and_old_ones_show_less(tmp_path):
+    """A file from before directions were kept has errors by parameters; one whose directions are damaged is refused."""
+    fit = jm.fit(*balanced(0))
+    plain = fit.to_dict()
+
+    def changed(estimable):
+        store.write(tmp_path / "fit.jaxmed", plain | {"estimable": estimable}, fit.moments)
+        return tmp_path / "fit.jaxmed"
+
+    old = jm.load(changed(None))
+    assert old.flat
+    for kind in ("joint", "robust"):
+        found = old.effects(se=kind)["se"]
+        assert found[["a_within", "a_between", "total_within"]].notna().all()
+        assert found[["b_between", "total_between"]].isna().all()
+    n = len(fit.labels)
+    for wrong in ([[None]] * n, [[]] * n, [[1.0]], "x", 1):
+        with pytest.raises(jm.DataError, match="is not a fit that jaxmed saved"):
+            jm.load(changed(plain["estimable"] | {"directions": wrong}))
+
+
+def test_errors_of_functions_of_the_parameters(reml):
+    """A list of derivatives, one function or many; b + c' by hand."""
+    joint, n = reml.joint, len(reml.labels)
+    sum_of_two = [0, 0, 0, 1, 1, *[0] * (n - 5)]
+    expected = np.sqrt(joint[3, 3] + joint[4, 4] + 2 * joint[3, 4])
+    assert reml.errors(sum_of_two) == pytest.approx(expected, rel=1e-12)
+    np.testing.assert_allclose(reml.errors([sum_of_two, np.eye(n)[0]]), [expected, reml.bse["m~1"]], rtol=1e-12)
+    for wrong in ([1.0, 2.0], "x", None, [[1.0], [1.0, 2.0]]):
+        with pytest.raises(jm.SpecError, match="one column for each of the 22 parameters"):
+            reml.errors(wrong)
 
 
 @pytest.mark.filterwarnings("ignore::jaxmed.ConvergenceWarning")
