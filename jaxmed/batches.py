@@ -138,10 +138,6 @@ class Refitter:
             for kept, new in zip(found, alone, strict=True):
                 kept[at] = new
         singular = inference.are_singular(self.program.layout, found.theta, self.mean_square)
-        lost = ~found.regular & ~singular  # as in a fit: the rank is taken as known only where G is singular
-        found.errors[lost] = np.nan
-        found.effect_errors[lost] = np.nan
-        found.joint[lost] = np.nan
         return Refits(
             np.array(numbers, dtype=np.int64),
             found.values,

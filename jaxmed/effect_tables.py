@@ -101,13 +101,13 @@ class Quantities(NamedTuple):
         """Positions of some terms among the labels, see :func:`positions`."""
         return positions(terms, self.labels, self.n_params)
 
-    def jacobian(self, found: Estimates) -> Floats:
-        """Derivatives of all of them in the parameters of their fit, shape (labels, parameters)."""
+    def jacobian(self, values: Floats) -> Floats:
+        """Derivatives of all of them in the parameters, at some values of these, shape (labels, parameters)."""
         slopes = np.eye(self.n_params)
         if self.targets is None:
             return slopes
         of = self.targets
-        return np.vstack([slopes, effects.combined_and_jacobian(of.plan, found.values, of.weights, of.combination)[1]])
+        return np.vstack([slopes, effects.combined_and_jacobian(of.plan, values, of.weights, of.combination)[1]])
 
     def rows(self, at: Sequence[int]) -> pd.Index[Any]:
         """Index of a table of some of them: that of a table of effects if these are effects alone."""

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from jaxmed.likelihood import Data
 from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
 from jaxmed.moments import Floats, Intake, Moments
 from jaxmed.optimise import Solution
-from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_precision
+from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_precision, theta_of
 from jaxmed.plain import visible
 from jaxmed.predict import moderators_of, predict_clusters
 from jaxmed.progress import progress
@@ -43,7 +43,7 @@ from jaxmed.residuals import cluster_residual_table, residual_table
 from jaxmed.result import Estimable, Estimates, Working, fields_from_dict, plain_data
 from jaxmed.satterthwaite import satterthwaite_table
 from jaxmed.scores import Scores, cluster_scores
-from jaxmed.shards import Shards, make_shards, value_shards
+from jaxmed.shards import Shards, make_shards, profile_shards, value_shards
 from jaxmed.tables import export, numbers
 from jaxmed.totals import Totals, add_up
 
@@ -131,7 +131,7 @@ def fit(
     layout = make_layout(design, bool(reml))
     solution, covariances = _solve(layout, design, totals, int(max_iter), hosts)
     values = _moderator_values(spec, facts, moments, intake, hosts)
-    fit = _assemble(spec, facts, layout, design, totals, moments, intake, values, solution, covariances)
+    fit = _assemble(spec, facts, layout, design, totals, moments, intake, values, solution, covariances, hosts)
     return fit if hosts == ALONE else replace(fit, moderator_means=_moderator_means(fit, hosts))
 
 
@@ -242,6 +242,7 @@ def solve_from(
 
 
 _covariances = jit_by_key(inference.covariances)
+_root_and_precision = float64(jit_by_key(root_and_precision))
 
 
 def _assemble(
@@ -255,22 +256,27 @@ def _assemble(
     moderator_values: dict[str, tuple[float | str, ...]],
     solution: Solution,
     found: inference.Covariances,
+    hosts: Hosts,
 ) -> Fit:
     """Estimates on the user's scale, with everything a reader asks of them."""
     theta = np.asarray(solution.theta)
     mean_square = inference.mean_squares(design.system, totals)
     singular = inference.is_singular(layout, theta, mean_square)
-    known, flat = bool(np.all(np.isfinite(found.joint))), np.zeros((len(found.values), 0))
+    known, p = bool(np.all(np.isfinite(found.joint))), layout.n_fixed
+    flat, changes = np.zeros((len(found.values), 0)), np.zeros((0, p, p))
     if not known:
-        found, flat = inference.without_inverse(layout, theta, solution.evaluation, found, singular)
+        shards = make_shards(design.table, count_rows(layout, design.system, totals), hosts)
+        found, flat, changes = inference.without_inverse(
+            layout, theta, solution.evaluation, found, singular, partial(_beta_cov_at, layout, shards)
+        )
     used = tuple(sums.rows for sums in totals.equations)
     scale = make_scale(design, layout, used)
     offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])
     joint, block = (_carried(scale.matrix, np.asarray(part)) for part in (found.joint, found.block))
-    estimable = Estimable(joint, block, scale.matrix @ flat)
+    estimable = Estimable(joint, block, scale.matrix @ flat, scale.linear @ changes @ scale.linear.T)
     moved = estimable.moves(np.eye(len(joint)), joint)
     if moved.any():
-        joint, block = _without(joint, moved), _without(block, moved & (np.arange(len(moved)) >= layout.n_fixed))
+        joint, block = _without(joint, moved), _without(block, moved & (np.arange(len(moved)) >= p))
     null, null_pooled = inference.null_models(design.system, design.scale, totals, layout.reml)
     made = int(np.sum(np.isfinite(solution.trace[:, 1])))
     fit = Fit(
@@ -305,6 +311,12 @@ def _assemble(
     for note in fit.notes:
         warnings.warn(note, DesignWarning, stacklevel=3)
     return fit
+
+
+def _beta_cov_at(layout: Layout, shards: Shards, values: Floats) -> Floats:
+    """(X'V^-1X)^-1 at some (free entries of G, residual (co)variances), on the working scale."""
+    root, tau = _root_and_precision(layout, theta_of(layout, values))
+    return np.asarray(profile_shards(layout, root, tau, shards)[1])
 
 
 def _carried(matrix: Floats, covariance: Floats) -> Floats:
@@ -1076,7 +1088,9 @@ def _check_whole(fit: Fit) -> None:
     shapes["theta"] = (n_theta,)
     wrong += [name for name, part in fit.working._asdict().items() if part.shape != shapes[name]]
     if fit.estimable is not None:
-        shapes["directions"] = (n, max(fit.estimable.directions.size // n, 1))
+        kept, p = fit.estimable, n - n_theta
+        shapes["directions"] = (n, max(kept.directions.size // n, 1))
+        shapes["changes"] = (len(kept.changes), p, p) if kept.changes.size else kept.changes.shape
         wrong += [
             name
             for name, part in fit.estimable._asdict().items()
@@ -1093,9 +1107,6 @@ def _check_whole(fit: Fit) -> None:
     of = [name for name, _ in fit.spec.moderators] if isinstance(fit.spec, Mediation) else []
     if list(fit.moderator_values) != of or not all(fit.moderator_values.values()):
         raise ValueError("its values of moderators are not those of its model")
-
-
-_root_and_precision = jit_by_key(root_and_precision)
 
 
 @float64

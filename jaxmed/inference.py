@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -33,8 +33,13 @@ from jaxmed.totals import Totals
 
 SINGULAR_EIGENVALUE = 1e-6  # of the correlation matrix of the random effects
 SINGULAR_VARIANCE = 1e-9  # of a random effect's share, relative to the residual variance
-FLAT = 1e-10  # ridge on the unit-curvature Hessian in the root
+FLAT = 1e-8  # ridge on the Hessian in the root, in natural units: an error of 1e4 of them along a flat direction
+BEYOND = 100.0  # natural units: a standard error of a refit that says nothing
 CURVED = 1e-6  # least curvature in units of :func:`_natural`: a standard error of a thousand of them says nothing
+RISING = 1e-3  # most negative curvature in the root of a singular G, where optimisers stop a little beside the maximum
+STILL = 1e-3  # natural units of G: a flat direction in the root that moves less is that of a variance of zero
+STEP = 1e-4  # natural units, for central differences of Cov(beta)
+CHANGED = 1e-4  # of log|Cov(beta)|, in a natural unit: the differences are right to 1e-8
 
 
 class Covariances(NamedTuple):
@@ -102,19 +107,32 @@ def rank_constrained(layout: Layout, theta: Array, evaluation: Evaluation) -> Co
     """Covariances at a singular G with its rank taken as known.
 
     At the boundary the Hessian in G can be indefinite: the likelihood would rise towards matrices that are no
-    covariances. The Hessian in the root L (G = LL') is positive semi-definite there, and flat only in columns of the
+    covariances. The Hessian in the root L (G = LL') is positive semi-definite there, and flat in columns of the
     pivoted root that are zero, which do not move G to first order. Its inverse, with a ridge that keeps flat directions
-    finite, is carried over to (G, sigma^2): the covariance among matrices of that rank. For a regular G it equals the
-    inverse Hessian in (G, sigma^2).
+    finite (and large, see :func:`errors`), is carried over to (G, sigma^2): the covariance among matrices of that rank.
+    For a regular G it equals the inverse Hessian in (G, sigma^2).
     """
-    root, hessian, moves, _ = _in_root(layout, theta, evaluation)
-    diagonal = jnp.abs(jnp.diagonal(hessian))
-    unit = 1 / jnp.sqrt(jnp.maximum(diagonal, 1e-12 * jnp.max(diagonal)))
-    flat = FLAT * jnp.eye(len(hessian))
-    inverse = linalg.inverse(hessian * unit[:, None] * unit + flat) * unit[:, None] * unit
+    root, hessian, moves, natural = _in_root(layout, theta, evaluation)
+    hessian = hessian + jnp.diag(FLAT / natural**2)
+    unit = 1 / jnp.sqrt(jnp.abs(jnp.diagonal(hessian)))
+    inverse = linalg.inverse(hessian * unit[:, None] * unit) * unit[:, None] * unit
     variances = spread_to_variances(layout, theta[len(layout.free) :])
     slope, _ = _in_variances(layout, variances, evaluation)
     return _assembled(layout, root, variances, evaluation, moves @ inverse @ moves.T, slope)
+
+
+def errors(layout: Layout, theta: Array, jacobian: Array, covariance: Array) -> Array:
+    """Standard errors of functions from their derivatives in all estimates, on the working scale, shape (functions,).
+
+    NaN beyond ``BEYOND`` natural units, as of what moves along a flat direction of :func:`rank_constrained`.
+    """
+    root, variances = lower(layout, theta[: len(layout.free)]), spread_to_variances(layout, theta[len(layout.free) :])
+    fixed = jnp.sqrt(variances[np.repeat(np.arange(layout.n_equations), layout.sizes)])
+    fixed = fixed.at[np.array(layout.random, dtype=int)].set(_spreads(layout, root, variances))
+    unit = jnp.concatenate([fixed, _natural(layout, root, variances)])
+    variance = jnp.sum((jacobian @ covariance) * jacobian, axis=1)
+    known = (variance >= 0) & (variance <= BEYOND**2 * jnp.sum((jacobian * unit) ** 2, axis=1))
+    return jnp.sqrt(jnp.where(known, variance, jnp.nan))
 
 
 def _in_root(layout: Layout, theta: Array, evaluation: Evaluation) -> tuple[Array, Array, Array, Array]:
@@ -137,42 +155,62 @@ def _in_root(layout: Layout, theta: Array, evaluation: Evaluation) -> tuple[Arra
 
 
 def without_inverse(
-    layout: Layout, theta: Floats, evaluation: Evaluation, found: Covariances, singular: bool
-) -> tuple[Covariances, Floats]:
-    """Covariances where the Hessian in (G, sigma^2) has no inverse, and the flat directions, shape (p + n, k).
+    layout: Layout,
+    theta: Floats,
+    evaluation: Evaluation,
+    found: Covariances,
+    singular: bool,
+    beta_cov_at: Callable[[Floats], Floats],
+) -> tuple[Covariances, Floats, Floats]:
+    """Covariances where the Hessian in (G, sigma^2) has no inverse; flat directions (p + n, k) and changes (r, p, p).
 
     At a singular G the Hessian in its root counts, as in :func:`rank_constrained`. The likelihood may be flat in some
     directions, as of balanced data with the cluster means of m among the predictors of y: what a random intercept of y
     shares with that of m cannot be told from the effect of the means. What no flat direction moves is known as well as
     ever, from the inverse of the Hessian in the others. Where the point is no maximum ``found`` stands, with its NaN.
+
+    ``beta_cov_at`` gives C = (X'V^-1X)^-1 at other values of (G, sigma^2), working scale. Where fixed effects take up
+    all that clusters differ in, the restricted likelihood does not depend on a variance between them, but |C| does:
+    how C changes along such directions is returned beside them.
     """
-    hessian, moves, unit = (np.asarray(part) for part in _directions(layout, singular, theta, evaluation))
+    hessian, moves, unit, natural = (np.asarray(part) for part in _directions(layout, singular, theta, evaluation))
     scaled = hessian * unit[:, None] * unit
-    nothing = np.zeros((len(found.values), 0))
+    beta_cov = np.asarray(evaluation.beta_cov)
+    p, n = len(beta_cov), layout.n_theta
+    nothing = np.zeros((p + n, 0)), np.zeros((0, p, p))
     if not np.all(np.isfinite(scaled)):
-        return found, nothing
+        return found, *nothing
     curvature, vectors = np.linalg.eigh(scaled)
-    if not singular and np.any(curvature < -CURVED):
-        return found, nothing
+    if np.any(curvature < -(RISING if singular else CURVED)):
+        return found, *nothing
     steep = curvature > CURVED
     directions = moves @ (unit[:, None] * vectors)
-    beta_cov, inner = np.asarray(evaluation.beta_cov), directions[:, steep] / np.sqrt(curvature[steep])
-    rest = block_diag(np.zeros_like(beta_cov), np.ones((layout.n_theta, layout.n_theta)))
-    joint = inner @ inner.T
-    known = block_diag(beta_cov, np.zeros((layout.n_theta, layout.n_theta)))
-    return Covariances(found.values, joint + known, joint * rest + known), directions[:, ~steep]
+    inner = directions[:, steep] / np.sqrt(curvature[steep])
+    joint, known = inner @ inner.T, block_diag(beta_cov, np.zeros((n, n)))
+    block = known + block_diag(np.zeros((p, p)), joint[p:, p:])
+    flat = directions[:, ~steep]
+    flat = flat[:, np.max(np.abs(flat[p:]) / natural[:, None], axis=0, initial=0.0) > STILL]
+    values, changes = np.asarray(found.values)[p:], []
+    for along in flat[p:].T * STEP:
+        slope = (beta_cov_at(values + along) - beta_cov_at(values - along)) / (2 * STEP)
+        if abs(np.trace(np.linalg.solve(beta_cov, slope))) > CHANGED:  # d log|C|
+            changes.append(slope)
+    return Covariances(found.values, joint + known, block), flat, np.array(changes).reshape(-1, p, p)
 
 
 @float64
 @partial(jit_by_key, static=2)
-def _directions(layout: Layout, singular: bool, theta: Array, evaluation: Evaluation) -> tuple[Array, Array, Array]:
-    """Hessian in (G, residual (co)variances), or in the root of G; what these move in all estimates; their units."""
+def _directions(
+    layout: Layout, singular: bool, theta: Array, evaluation: Evaluation
+) -> tuple[Array, Array, Array, Array]:
+    """Hessian in (G, residual (co)variances), or in the root of G; what these move in all estimates; units of both."""
     variances = spread_to_variances(layout, theta[len(layout.free) :])
     hessian, slope = _curvature(layout, variances, evaluation)
-    inner, unit = jnp.eye(layout.n_theta), _natural(layout, lower(layout, theta[: len(layout.free)]), variances)
+    natural = _natural(layout, lower(layout, theta[: len(layout.free)]), variances)
+    inner, unit = jnp.eye(layout.n_theta), natural
     if singular:
         _, hessian, inner, unit = _in_root(layout, theta, evaluation)
-    return hessian, jnp.vstack([evaluation.beta_jacobian @ slope @ inner, inner]), unit
+    return hessian, jnp.vstack([evaluation.beta_jacobian @ slope @ inner, inner]), unit, natural
 
 
 def _assembled(

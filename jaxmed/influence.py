@@ -50,8 +50,8 @@ def influence_table(
         changes, index=pd.Index(scores.clusters, name=found.system.cluster), columns=list(known.labels[shown])
     )
     told, joint = np.arange(len(found.labels)), found.working.joint
-    if found.flat:  # other parameters move along the flat direction at no loss, and refits end anywhere on it
-        told, inside, joint = np.flatnonzero(np.isfinite(np.diag(found.joint))), moved, found.joint
+    if found.flat:  # others move along the flat direction at no loss, and refits end anywhere on it
+        told = np.flatnonzero(np.isfinite(np.diag(found.joint)))
     for name, chosen in (("cook", told[told < p]), ("cook_all", told)):
         table[name] = cook(inside[:, chosen], joint[np.ix_(chosen, chosen)])
     return table

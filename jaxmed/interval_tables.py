@@ -15,7 +15,7 @@ from jaxmed.errors import FitError, SpecError
 from jaxmed.intervals import check_level, critical_value, draws_table, normal_table, quantile_limits
 from jaxmed.moments import Floats, Moments
 from jaxmed.params import lower_root
-from jaxmed.result import Estimates, delta
+from jaxmed.result import Estimates
 
 KINDS = {
     "delta": ("joint", "block", "robust", "bauer"),
@@ -58,7 +58,7 @@ def _delta(
         if min(chosen) < known.n_params:
             raise SpecError("se='bauer' is of effects; for parameters choose 'joint', 'block' or 'robust'")
         return effect_table(found, se, level, at, False).iloc[[k - known.n_params for k in chosen]]
-    errors = known.errors if se == "joint" else found.errors(known.jacobian(found), se)
+    errors = known.errors if se == "joint" else found.errors(known.jacobian(found.values), se)
     labels = [known.labels[k] for k in chosen]
     return normal_table(labels, known.values[chosen], errors[chosen], critical_value(level))
 
@@ -71,22 +71,30 @@ def _monte_carlo(
     At a flat maximum NaN of all that depends on a parameter without an error: what is known of a sum in the first order
     is not so of the product of two draws in it.
     """
-    kind = "block" if se == "independent" else se
-    covariance = found.generalized(kind)
+    covariance = found.covariance("block" if se == "independent" else se)
     if se == "independent":
         covariance = np.diag(np.diag(covariance))
-    if not np.all(np.isfinite(covariance)):
+    if np.all(np.isnan(np.diag(covariance))):
         raise FitError(f"the {se} covariance of this fit is not available ({found.message}); use the bootstrap")
-    drawn = normal_draws(found.values, covariance, seed, draws)
-    if known.targets is not None:
-        of = known.targets
-        drawn = np.hstack([drawn, effects.combined_at(of.plan, drawn, of.weights, of.combination)])
-    if found.flat:
-        drawn[:, np.isnan(delta(known.jacobian(found), found.covariance(kind)))] = np.nan
-    drawn = drawn[:, chosen]
+    drawn = draw_all(known, found.values, covariance, seed, draws)[:, chosen]
     limits = [quantile_limits(column, level) for column in drawn.T]
     labels = [known.labels[k] for k in chosen]
     return draws_table(labels, known.values[chosen], drawn.std(axis=0, ddof=1), limits)
+
+
+def draw_all(known: Quantities, values: Floats, covariance: Floats, seed: int, draws: int) -> Floats:
+    """Parameters from N(values, covariance) and the effects at them, shape (draws, labels).
+
+    NaN of all that depends on a parameter whose covariance is NaN.
+    """
+    unknown = np.isnan(np.diag(covariance))
+    drawn = normal_draws(values, np.where(np.isnan(covariance), 0.0, covariance), seed, draws)
+    if known.targets is not None:
+        of = known.targets
+        drawn = np.hstack([drawn, effects.combined_at(of.plan, drawn, of.weights, of.combination)])
+    if unknown.any():
+        drawn[:, np.any(known.jacobian(values)[:, unknown] != 0, axis=1)] = np.nan
+    return drawn
 
 
 def normal_draws(values: Floats, covariance: Floats, seed: int, draws: int) -> Floats:

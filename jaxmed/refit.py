@@ -95,13 +95,11 @@ class Refit(NamedTuple):
     Attributes
     ----------
     values, errors : Array, shape (p + n,)
-        Parameters on the user's scale, and their joint standard errors.
+        Parameters on the user's scale, and their joint standard errors; NaN of what the data do not tell.
     effects, effect_errors : Array
     theta : Array, shape (n,)
     status, n_iter, grad_norm, decrement
         As :class:`jaxmed.optimise.Solution`; the status is ``newton.GOING`` where ``Program.limit`` steps did not do.
-    regular : Array, bool
-        Whether the Hessian in G is definite; if not, the errors take the rank of G as known.
     value : Array
         The negative log likelihood on the working scale.
     joint, block : Array, shape (p + n, p + n)
@@ -117,7 +115,6 @@ class Refit(NamedTuple):
     n_iter: Array
     grad_norm: Array
     decrement: Array
-    regular: Array
     value: Array
     joint: Array
     block: Array
@@ -211,10 +208,11 @@ def _described(program: Program, setting: Setting, solution: optimise.Solution) 
     regular = inference.covariances(layout, solution.theta, solution.evaluation)
     singular = inference.rank_constrained(layout, solution.theta, solution.evaluation)
     definite = jnp.all(jnp.isfinite(regular.joint))
-    joint = matrix @ jnp.where(definite, regular.joint, singular.joint) @ matrix.T
+    joint = jnp.where(definite, regular.joint, singular.joint)
+    errors = inference.errors(layout, solution.theta, matrix, joint)
     block = _moved_block(matrix, jnp.where(definite, regular.block, singular.block), layout.n_fixed)
     values = matrix @ regular.values + setting.offset
-    nothing = jnp.zeros(0)
+    nothing, empty = jnp.zeros(0), jnp.zeros((0, 0))
     found, found_errors = nothing, nothing
     plan = program.effects
     if plan is not None:
@@ -224,10 +222,11 @@ def _described(program: Program, setting: Setting, solution: optimise.Solution) 
 
         found = at(values)
         slope = jax.jacfwd(at)(values)
-        found_errors = _root(jnp.sum((slope @ joint) * slope, axis=1))
+        found_errors = inference.errors(layout, solution.theta, slope @ matrix, joint)
+    unknown = jnp.isnan(errors)
     return Refit(
         values,
-        _root(jnp.diagonal(joint)),
+        errors,
         found,
         found_errors,
         solution.theta,
@@ -235,10 +234,9 @@ def _described(program: Program, setting: Setting, solution: optimise.Solution) 
         solution.n_iter,
         solution.grad_norm,
         solution.decrement,
-        definite,
         solution.evaluation.value,
-        joint if program.matrices else jnp.zeros((0, 0)),
-        block if program.matrices else jnp.zeros((0, 0)),
+        jnp.where(unknown | unknown[:, None], jnp.nan, matrix @ joint @ matrix.T) if program.matrices else empty,
+        block if program.matrices else empty,
     )
 
 
@@ -246,7 +244,3 @@ def _moved_block(matrix: Array, block: Array, p: int) -> Array:
     """Block covariance on the user's scale; that of the p fixed effects stands where that of the variances is NaN."""
     fixed, rest = matrix[:p, :p], matrix[p:, p:]
     return block_diagonal(fixed @ block[:p, :p] @ fixed.T, rest @ block[p:, p:] @ rest.T)
-
-
-def _root(variance: Array) -> Array:
-    return jnp.sqrt(jnp.where(variance >= 0, variance, jnp.nan))

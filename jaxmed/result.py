@@ -22,6 +22,7 @@ from jaxmed.terms import INTERCEPT
 
 FORMAT = 3
 MOVED = 1e-6  # of its standard error: less than this a flat direction does not move a parameter or an effect
+CHANGED = 1e-4  # of its variance: less than this its error does not change along a flat direction
 NAMED = 8  # parameters in a message; ``Estimates.unknown`` has all
 IMPRECISE = 1e7  # standard errors are right to 1e-6 at 1e6, and wrong in the second digit at 1e8
 KINDS = ("joint", "block", "robust")
@@ -100,23 +101,32 @@ class Estimable(NamedTuple):
         Covariances by the generalised inverse, without NaN.
     directions : ndarray, shape (p + n, k)
         How the flat directions move ``values``, where the least that counts is a part ``MOVED`` of a standard error.
+    changes : ndarray, shape (r, p, p)
+        How Cov(beta) at known variances changes along those directions on which it depends: the restricted likelihood
+        of clusters whose differences fixed effects take up. Errors that change with it are not known either.
     """
 
     joint: Floats
     block: Floats
     directions: Floats
+    changes: Floats
 
     def errors(self, jacobian: Floats, covariance: Floats, n_fixed: int = 0) -> Floats:
-        """As :func:`delta`, NaN where a flat direction moves a sum.
+        """As :func:`delta`, NaN where a flat direction moves a sum or changes its error.
 
         Of block errors, only where it does so by parameters after the ``n_fixed`` first ones: these do not depend on G.
         """
         return np.where(self.moves(jacobian, covariance, n_fixed), np.nan, delta(jacobian, covariance))
 
     def moves(self, jacobian: Floats, covariance: Floats, n_fixed: int = 0) -> NDArray[np.bool_]:
-        """Whether a flat direction moves a function of the parameters."""
-        size = np.abs(jacobian[..., n_fixed:] @ self.directions[n_fixed:])
-        return np.asarray(np.any(size > MOVED * delta(jacobian, covariance)[..., None], axis=-1))
+        """Whether a flat direction moves a function of the parameters, or changes its error."""
+        error = delta(jacobian, covariance)[..., None]
+        moved = np.any(np.abs(jacobian[..., n_fixed:] @ self.directions[n_fixed:]) > MOVED * error, axis=-1)
+        if n_fixed or not self.changes.size:
+            return np.asarray(moved)
+        fixed = jacobian[..., : self.changes.shape[1]]
+        change = np.einsum("...a,kab,...b->...k", fixed, self.changes, fixed)
+        return np.asarray(moved | np.any(np.abs(change) > CHANGED * error**2, axis=-1))
 
 
 @dataclass(frozen=True)
@@ -716,14 +726,17 @@ def _arrays(part: NamedTuple) -> dict[str, Any]:
 
 
 def _read_arrays(plain: Mapping[str, Any], dimensions: Mapping[str, int]) -> dict[str, Floats]:
-    """Arrays of one or two dimensions by name, from :func:`_arrays`."""
-    vector: Any = [float | None]
-    check_form(plain, {name: vector if n == 1 else [vector] for name, n in dimensions.items()})
+    """Arrays of so many dimensions by name, from :func:`_arrays`."""
+    forms: list[Any] = [float | None]
+    for _ in range(max(dimensions.values())):
+        forms.append([forms[-1]])
+    check_form(plain, {name: forms[n] for name, n in dimensions.items()})
     return {name: np.array(plain[name], dtype=float) for name in dimensions}
 
 
 def _estimable(plain: Mapping[str, Any] | None) -> Estimable | None:
-    return None if plain is None else Estimable(**_read_arrays(plain, dict.fromkeys(Estimable._fields, 2)))
+    dimensions = {"joint": 2, "block": 2, "directions": 2, "changes": 3}
+    return None if plain is None else Estimable(**_read_arrays(plain, dimensions))
 
 
 def _frame(table: pd.DataFrame) -> dict[str, Any]:

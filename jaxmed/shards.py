@@ -95,9 +95,14 @@ def full_evaluation(
 
 def value_shards(layout: Layout, root: Array, tau: Array, shards: Shards) -> float:
     """The negative log likelihood f over all shards of all processes."""
+    return float(profile_shards(layout, root, tau, shards)[0])
+
+
+def profile_shards(layout: Layout, root: Array, tau: Array, shards: Shards) -> tuple[Array, Array, Array]:
+    """:func:`jaxmed.likelihood.profile` over all shards of all processes: value, Cov(beta), contrast."""
     point = np.asarray(root), np.asarray(tau)
     first = _over_shards(shards, partial(_first_pass, layout, *point))
-    return float(_profile(layout, first, point[1], shards.n_rows)[0])
+    return _profile(layout, first, point[1], shards.n_rows)
 
 
 def _over_shards(shards: Shards, run: Callable[[Data], Any]) -> Any:

@@ -21,7 +21,7 @@ from jaxmed.counts import one_or_more
 from jaxmed.effect_tables import Quantities, bauer_critical, make_targets, positions, quantities
 from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, SpecError, Status
 from jaxmed.fit import Fit, fit
-from jaxmed.interval_tables import normal_draws
+from jaxmed.interval_tables import draw_all
 from jaxmed.intervals import critical_value, quantile_limits
 from jaxmed.mediation import Mediation, Spec
 from jaxmed.moments import Floats, root
@@ -277,13 +277,7 @@ class Study:
 
     def _monte_carlo(self, found: Refits, at: int, seed: int) -> Floats:
         """Monte Carlo limits of a data set, shape (labels, 2)."""
-        covariance = found.joint[at]
-        if not np.all(np.isfinite(covariance)):
-            return np.full((len(self._chosen), 2), np.nan)
-        drawn = normal_draws(found.values[at], covariance, seed, DRAWS)
-        of = self._known.targets
-        if of is not None:
-            drawn = np.hstack([drawn, effects.combined_at(of.plan, drawn, of.weights, of.combination)])
+        drawn = draw_all(self._known, found.values[at], found.joint[at], seed, DRAWS)
         limits = [quantile_limits(column, self.analysis.level) for column in drawn[:, self._chosen].T]
         return np.array([[one.lower, one.upper] for one in limits])
 

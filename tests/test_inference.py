@@ -506,6 +506,24 @@ def test_a_flat_maximum_is_said_and_leaves_block_errors():
 
 
 @pytest.mark.filterwarnings("ignore::jaxmed.ConvergenceWarning")
+@pytest.mark.parametrize("apart", [1, 3, 10])
+def test_an_error_that_rests_on_a_variance_the_data_do_not_tell_is_none(apart):
+    """Two clusters that x tells apart: their restricted likelihood is the same for any variance between them.
+
+    The optimum it started from decided: the error of x was .65, .26 or .25, by how far apart the clusters are.
+    """
+    rng = np.random.default_rng(0)
+    ids = np.repeat([0, 1], 20)
+    data = pd.DataFrame({"id": ids, "x": ids * 1.0, "y": apart * ids + rng.normal(size=40)})
+    model = jm.System([jm.Equation("y", ["1", "x"], ["1"])], "id")
+    fit = jm.fit(data, model)
+    assert fit.unknown == ["y~1", "y~x", "var(y~1)"]
+    assert fit.bse.isna().all()
+    assert fit.residual_var_se["y"] == pytest.approx(fit.residual_var["y"] * np.sqrt(2 / 38), rel=1e-6)
+    assert jm.fit(data, model, reml=False).bse.notna().all()
+
+
+@pytest.mark.filterwarnings("ignore::jaxmed.ConvergenceWarning")
 @pytest.mark.parametrize(("clusters", "few"), [(2, True), (4, True), (30, False)])
 def test_clusters_too_few_for_the_random_effects_are_counted(clusters, few):
     """So many clusters, less their mean, span a covariance of fewer dimensions."""

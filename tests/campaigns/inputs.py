@@ -475,6 +475,11 @@ def check_refusal(error, words):
         raise Defect(f"message names none of {sorted(words)[:8]}: {text[:300]}") from error
 
 
+def rounding_of(shares):
+    """Relative error of residual sums of squares that are these shares of the cross-products they are left from."""
+    return 1e-15 / max(np.min(shares), 1e-300)
+
+
 def check_fit(rng, fit, rows, number, names, missing):
     """Against the dense likelihood."""
     parts = {"params": fit.params, "random_cov": fit.random_cov, "residual_var": fit.residual_var}
@@ -495,7 +500,9 @@ def check_fit(rng, fit, rows, number, names, missing):
         model, _ = make_model(number, PLAIN_NAMES)
         model = jm.Mediation(**model) if isinstance(model, dict) else model
         moved = jm.fit(rows, model, reml=fit.reml, missing=missing)
-        if fit.converged and not abs(fit.loglik - moved.loglik) <= 1e-7 * (abs(fit.loglik) + len(rows)):
+        spread = [np.nanvar(dense.term(rows, name, "id")) for name in moved.system.outcomes]
+        lost = rounding_of(moved.residual_var.to_numpy() / spread)
+        if fit.converged and not abs(fit.loglik - moved.loglik) <= (1e-7 + lost) * (abs(fit.loglik) + len(rows)):
             raise Defect(f"log likelihood {fit.loglik!r}, of columns less {far.to_dict()} {moved.loglik!r}")
         fit, names = moved, PLAIN_NAMES
     system = clean_system(number, fit, names)
@@ -528,7 +535,7 @@ def check_fit(rng, fit, rows, number, names, missing):
     found = dense.loglik(clusters, g, sigma, fit.reml, beta)
     # The dense likelihood loses digits with the condition of its matrices, ours with the ratio of variances.
     condition = max(np.linalg.cond(dense.covariance(cluster, g, sigma)) for cluster in clusters)
-    lost = 1e-13 * fit.largest_share if fit.imprecise else 0.0
+    lost = rounding_of(sigma) + (1e-13 * fit.largest_share if fit.imprecise else 0.0)
     tolerance = (1e-8 + 1e-15 * condition + lost) * (abs(found) + abs(constant) + counts.sum())
     if not abs(found + constant - fit.loglik) <= tolerance:
         raise Defect(f"log likelihood {fit.loglik!r}, dense {found + constant!r}, converged={fit.converged}")
