@@ -476,8 +476,11 @@ def check_refusal(error, words):
 
 
 def rounding_of(shares):
-    """Relative error of residual sums of squares that are these shares of the cross-products they are left from."""
-    return 1e-15 / max(np.min(shares), 1e-300)
+    """Relative error of residual sums of squares that are these shares of the cross-products they are left from.
+
+    Outcomes predict each other, so that what one leaves is the predictor of the next.
+    """
+    return 1e-15 / max(np.prod(np.minimum(shares, 1.0)), 1e-300)
 
 
 def check_fit(rng, fit, rows, number, names, missing):
