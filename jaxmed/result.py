@@ -338,7 +338,7 @@ class Estimates:
         return self.estimable.errors(jacobian, covariance, self._n_fixed if kind == "block" else 0)
 
     def generalized(self, kind: str = "joint") -> Floats:
-        """As :meth:`covariance`; at a flat maximum by a generalised inverse, without NaN.
+        """As :meth:`covariance`; at a flat maximum whole, by a generalised inverse.
 
         Right for what :meth:`errors` gives an error of, and meaningless for the rest.
 
