@@ -115,7 +115,7 @@ def bootstrap(
     if fit.n_clusters > np.count_nonzero(_sizes(fit)):
         raise FitError("this fit holds only some of its clusters (it was made over several processes); fit them in one")
     if fit.flat:
-        said = f"replicates say nothing of what the fit does not know: {fit.message}"
+        said = f"replicates say nothing of what the fit does not know, and give no intervals of it: {fit.message}"
         warnings.warn(said, ConvergenceWarning, stacklevel=2)
     origin, targets = make_origin(fit, method, seed, n, at)
     base = fitted(fit, fit.moments, targets)

@@ -324,7 +324,8 @@ def bootstrap_command(
     rows = settings.get("data")
     if rows is not None and not is_moments(rows):
         options["data"] = Path(rows)
-    found = bootstrap(fitted, settings["n"], seed=settings["seed"], shard=part, **options)
+    with _notes():
+        found = bootstrap(fitted, settings["n"], seed=settings["seed"], shard=part, **options)
     if part[1] > 1:
         typer.echo(f"shard {part[0]} of {part[1]}: {len(found)} replicates in {settings['out']}")
         return
@@ -373,13 +374,20 @@ def merge(
 app.command()(report)
 
 
-def _show(found: Replicates, kind: str, level: float, fitted: Fit | None, json: Path | None, quiet: bool) -> None:
-    """Intervals from replicates, as a table or as JSON."""
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Say warnings of jaxmed's as one line each."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", ConvergenceWarning)
-        table = found.intervals(kind, level, fit=fitted)
+        yield
     for warning in said:
         typer.echo(f"jaxmed: note: {visible(str(warning.message))}", err=True)
+
+
+def _show(found: Replicates, kind: str, level: float, fitted: Fit | None, json: Path | None, quiet: bool) -> None:
+    """Intervals from replicates, as a table or as JSON."""
+    with _notes():
+        table = found.intervals(kind, level, fit=fitted)
     if not quiet and str(json) != "-":
         typer.echo(
             f"{len(found)} replicates, {found.method} bootstrap, seed {found.seed}: {kind} intervals, level {level:g}\n"

@@ -41,6 +41,8 @@ class Conflation:
 
     def __str__(self) -> str:
         test = f"{self.test.hypothesis}: chi2({self.test.df}) = {self.test.statistic:.2f}, p = {self.test.p:.4f}"
+        if np.isnan(self.test.p):
+            test = f"{self.test.hypothesis}: no test, since the data do not tell some of these ({self.fit.message})"
         return f"{self.table.rename(visible).round(4).to_string()}\n{visible(test)}"
 
 

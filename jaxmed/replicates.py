@@ -223,8 +223,8 @@ class Replicates:
         -------
         DataFrame
             Columns ``estimate, se, z, p, ci_lower, ci_upper``, with ``se`` the standard deviation of the replicates and
-            z and p from it, then ``ci_lower_mcse, ci_upper_mcse``, the Monte Carlo standard errors of the limits. Index
-            as that of :meth:`jaxmed.Fit.effects`.
+            z and p from it, then ``ci_lower_mcse, ci_upper_mcse``, the Monte Carlo standard errors of the limits. NaN
+            of what the data do not tell (``fit.flat``). Index as that of :meth:`jaxmed.Fit.effects`.
 
         Raises
         ------
@@ -262,8 +262,10 @@ class Replicates:
                 stacklevel=2,
             )
         labels = [self.origin.labels[k] for k in at]
-        draws = used[labels].to_numpy()
+        draws = used[labels].to_numpy(copy=True)
         estimate, error = self.origin.values[at], self.origin.errors[at]
+        if np.isfinite(self.origin.errors[: self.origin.n_params]).any():
+            draws[:, np.isnan(error)] = np.nan  # of a flat maximum: replicates end anywhere on it
         if kind in ("percentile", "basic"):
             limits = [
                 quantile_limits(draws[:, k], level, estimate[k], reflected=kind == "basic") for k in range(len(at))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pandas as pd
 
 from jaxmed import report_plots, tables
@@ -48,7 +50,8 @@ def _kinds(of: Content) -> Html:
         shown["df"] = freedom["df"].reindex(shown.index)
         note += " df: Satterthwaite's degrees of freedom; below about 30 intervals of the t distribution are wider."
     except FitError:
-        note += " Satterthwaite's degrees of freedom are not available, because the fit is singular."
+        why = "singular" if fit.singular else "flat"
+        note += f" Satterthwaite's degrees of freedom are not available, because the fit is {why}."
     numbers = tables.Numbers("kinds", "By kind of standard error", shown, of.level)
     return join([element("h3", "Standard errors"), paragraphs(words), number_table("kinds", numbers, note)])
 
@@ -61,7 +64,8 @@ def _summed(key: object) -> bool:
 def _influence(of: Content) -> Html:
     """Clusters by Cook's distance, and what the first indirect effect would be without each."""
     found = of.fit.influence(at=of.at)
-    terms = [name for name in found.columns if name.startswith("indirect")] or list(found.columns[:1])
+    told = found.columns[found.notna().any()]
+    terms = [name for name in told if name.startswith("indirect")] or list(told[:1])
     top = found.nlargest(SHOWN, "cook")
     rows = [
         [str(cluster), *(f"{row[term]:+.3g}" for term in terms[:2]), f"{row['cook']:.3f}", f"{row['cook_all']:.3f}"]
@@ -110,13 +114,17 @@ def _conflation(of: Content) -> Html:
         found = conflation(of.fit, level=of.level)
     except (FitError, DataError) as error:
         return join([title, element("p", f"Not tested: {error}.")])
-    p = found.test.p
-    same = "no sign that they differ" if p >= 0.05 else "they differ: read the paths with center='cluster'"
-    text = tables.p_value(p)
+    if math.isnan(found.test.p):
+        test = "There is no test of all: the data do not tell some of them."
+    else:
+        p, text = found.test.p, tables.p_value(found.test.p)
+        p_text = text.replace("<", "< ") if "<" in text else f"= {text}"
+        differ = "they differ" if of.fit.spec.center else "they differ: read the paths with center='cluster'"
+        same = "no sign that they differ" if p >= 0.05 else differ
+        test = f"Test that all are equal: χ²({found.test.df}) = {found.test.statistic:.2f}, p {p_text}; {same}."
     words = [
         "Cluster means of the predictor and the mediators, added to the equations, tell paths between clusters from "
-        f"paths within. Test that all are equal: χ²({found.test.df}) = {found.test.statistic:.2f}, p "
-        f"{text.replace('<', '< ') if '<' in text else f'= {text}'}; {same}."
+        f"paths within. {test}"
     ]
     shown = found.table[["within", "between", "estimate", "se", "z", "p"]]
     numbers = tables.Numbers("conflation", "Paths within and between clusters", shown, of.level)

@@ -111,7 +111,7 @@ def _content(
     note = "\n".join(f"LR test vs. {against}: {_test(test)}" for against, test in tests)
     shown.append(Table("Random effects (covariance G) and residuals", _variances(fit, level, se), note))
     notes = [f"Note: {note}." for note in fit.notes]
-    if isinstance(spec, Mediation) and spec.center is not None and _confounded(fit):
+    if isinstance(spec, Mediation) and spec.center is not None and not fit.flat and _confounded(fit):
         notes.append(
             "Note: between effects of a mediator and the covariance of random intercepts explain the same differences "
             "between clusters and are told apart only weakly; covariance=[[...], ...] can hold that covariance at zero."

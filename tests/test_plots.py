@@ -376,7 +376,11 @@ def test_a_flat_fit_shows_what_it_knows(flat, tmp_path):
     assert changes.columns[changes.isna().all()].tolist() == unknown
     assert changes.drop(columns=unknown).notna().all().all()
     jm.report(flat, tmp_path / "flat.html")
-    assert "these data cannot tell" in (tmp_path / "flat.html").read_text(encoding="utf-8")
+    page = (tmp_path / "flat.html").read_text(encoding="utf-8")
+    assert "these data cannot tell" in page
+    assert "There is no test of all: the data do not tell some of them." in page
+    assert "not available, because the fit is flat" in page
+    assert "+nan" not in page
     assert not any("[, ]" in text.get_text() for text in jm.plots.path_diagram(flat).texts)
     assert jm.plots.influence(changes).get_xlabel() == "what the cluster adds to indirect_within"
     with pytest.warns(jm.ConvergenceWarning, match="replicates say nothing of what the fit does not know"):
@@ -384,6 +388,13 @@ def test_a_flat_fit_shows_what_it_knows(flat, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", jm.ConvergenceWarning)
         assert jm.plots.replicates(replicates).get_xlabel() == "indirect_within"
+        for kind in ("percentile", "basic", "bc", "bca", "studentized"):
+            table = replicates.intervals(kind)
+            assert table.loc[unknown, ["se", "ci_lower", "ci_upper"]].isna().all(axis=None)
+            assert table.loc[error.index[error > 0], ["ci_lower", "ci_upper"]].notna().all(axis=None)
+        with pytest.raises(jm.JaxmedError):
+            jm.plots.replicates(replicates, "nothing")
+    assert "no test, since the data do not tell some of these" in str(jm.conflation(flat))
     with pytest.raises(jm.FitError, match="no degrees of freedom of its standard errors"):
         flat.satterthwaite()
     assert "Hessian positive definite" not in flat.message
