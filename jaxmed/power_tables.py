@@ -125,7 +125,7 @@ class Power:
             "singular",
             "replications",
         ]
-        lost = chosen["coverage"].notna() & (chosen["used"] < chosen["converged"])
+        lost = (chosen["sd"] > 0) & (chosen["used"] < chosen["converged"])
         measures += ["used"] if lost.any() else []  # else every data set that converged has its intervals
         shown = chosen[[*design, "effect", "interval", *measures]].dropna(axis=1, how="all")
         text = shown.to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="")

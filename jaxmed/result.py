@@ -22,7 +22,7 @@ from jaxmed.terms import INTERCEPT
 
 FORMAT = 3
 MOVED = 1e-6  # of its standard error: less than this a flat direction does not move a parameter or an effect
-CHANGED = 1e-4  # of its variance: less than this its error does not change along a flat direction
+CHANGED = 1e-4  # of its variance: less than this the error of a sum does not change along a flat direction
 NAMED = 8  # parameters in a message; ``Estimates.unknown`` has all
 IMPRECISE = 1e7  # standard errors are right to 1e-6 at 1e6, and wrong in the second digit at 1e8
 KINDS = ("joint", "block", "robust")

@@ -35,7 +35,8 @@ def compile_quickly() -> None:
 def compile_once() -> None:
     """Share compiled programs among the processes of one run of the tests, in a folder that goes with it.
 
-    Workers and the programs that tests start compile much the same: a sixth of the time of all went to doing so again.
+    Workers and the programs that tests start compile much the same: of five files a sixth of the CPU time
+    went to doing so again.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = tempfile.mkdtemp(prefix="jaxmed-tests-")

@@ -654,7 +654,7 @@ def test_a_flat_direction_along_one_covariance_is_seen(seed):
 def test_at_a_singular_fit_flatness_is_that_of_the_root(seed):
     """Of two clusters the Hessian in G is flat where no covariance of rank one goes: 20 of 22 errors were NaN.
 
-    The profile of a is a parabola of the curvature that its error says, to 20% as far as a tenth of it.
+    The profile of a is a parabola of the curvature that its error says, to 20% as far as .7 of it.
     """
     rng = np.random.default_rng(seed)
     at = np.repeat([0, 1], 20)

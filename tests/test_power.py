@@ -489,6 +489,17 @@ def test_a_search_without_a_truth():
         jm.power(jm.Population(system), {"size": 4}, 16, seed=1, model=FLAT, target=0.8)
 
 
+def test_a_summary_says_of_how_many_data_sets_intervals_are():
+    """Centred and balanced: nearly no data set tells b between clusters, all tell b within."""
+    model = jm.Mediation("x", "m", "y", "id", center="cluster", random={"m": ["1"], "y": ["1"]})
+    study = jm.power(jm.Population(model), {"clusters": [30], "size": [6]}, 16, seed=1, intervals=["delta"])
+    used = study.table.set_index("effect")["used"]
+    assert used["indirect_within"] == study.table["converged"].iloc[0] > 0.8
+    assert used["b_between"] < 0.5
+    assert study.summary().splitlines()[0].split()[-1] == "used"
+    assert "used" not in study.summary("indirect_within")
+
+
 def test_a_study_saved_where_a_file_is(tmp_path):
     study = jm.power({"a": 0.3, "b": 0.3, "cov_ab": 0}, {"clusters": [20]}, 4, seed=1)
     (tmp_path / "taken").write_text("")
