@@ -39,7 +39,7 @@ CURVED = 1e-6  # least curvature in units of :func:`_natural`: a standard error 
 RISING = 1e-3  # most negative curvature in the root of a singular G; beside the maximum there it is -1e-4 or so
 STILL = 1e-3  # natural units of G: a flat direction in the root that moves less is that of a variance of zero
 STEP = 1e-4  # natural units, for central differences of Cov(beta)
-CHANGED = 1e-4  # of log|Cov(beta)|, in a natural unit: the differences are right to 1e-8
+CHANGED = 1e-4  # of log|Cov(beta)|, in a natural unit: of nothing the differences make 1e-10
 
 
 class Covariances(NamedTuple):

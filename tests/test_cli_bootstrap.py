@@ -143,3 +143,14 @@ def test_nothing_to_merge(run, tmp_path):
     code, _, err = run("merge", tmp_path)
     assert code == 2
     assert "there are no replicates in" in err
+
+
+def test_a_flat_fit_is_noted_in_one_line(run, tmp_path):
+    jm.datasets.load_example().to_csv(tmp_path / "data.csv", index=False)
+    columns = ["--x", "x", "--m", "m", "--y", "y", "--cluster", "id", "--center", "cluster"]
+    code, out, err = run("bootstrap", tmp_path / "data.csv", *columns, "--n", 16, "--seed", 1)
+    assert code == 0
+    assert "indirect_within" in out
+    notes = [line for line in err.splitlines() if "replicates say nothing of what the fit does not know" in line]
+    assert [note.startswith("jaxmed: note: ") for note in notes] == [True]
+    assert "Warning" not in err
