@@ -672,6 +672,22 @@ def test_at_a_singular_fit_flatness_is_that_of_the_root(seed):
 
 
 @pytest.mark.filterwarnings("ignore::jaxmed.ConvergenceWarning")
+def test_errors_of_what_is_known_are_those_of_a_maximum():
+    """Newton steps to a flat maximum: two steps before it the curvature along its flat line is -1.6e-2, then -2.8e-5.
+
+    The first is no maximum and has no errors. The second errs by less than it would show: log likelihood to 1e-6,
+    errors to 1e-3, by the converged fit. Its errors were all NaN, by a threshold that converged fits came near.
+    """
+    data, model = balanced(0)
+    early, late, fit = (jm.fit(data, model, max_iter=steps) for steps in (2, 3, 100))
+    assert (early.converged, late.converged, fit.converged) == (False, False, True)
+    assert np.isnan(np.diag(early.joint)).all()
+    assert late.loglik == pytest.approx(fit.loglik, abs=1e-6)
+    known = ["a_within", "b_within", "indirect_within", "total_within", "a_between"]
+    assert late.effects().loc[known, "se"].to_numpy() == pytest.approx(fit.effects().loc[known, "se"], rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::jaxmed.ConvergenceWarning")
 def test_files_of_flat_fits_are_checked_and_old_ones_show_less(tmp_path):
     """A file from before directions were kept has errors by parameters; one whose directions are damaged is refused."""
     fit = jm.fit(*balanced(0))
