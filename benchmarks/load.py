@@ -18,7 +18,7 @@ jaxmed's own caches after each fifth:
 
 fits        1,000 fits of ten models to data of 20 to 300 clusters
 models      84 fits that take turns between fourteen models, more than programs are kept for
-bootstraps  1,000 bootstraps of 8 replicates
+bootstraps  1,000 bootstraps of 8 replicates, of fits to data of 30, 60, 90 and 120 clusters in turn
 cells       200 designs of a power study, two data sets each
 reads       1,000 reads of csv, parquet, feather, dta and moments files
 """
@@ -215,7 +215,8 @@ def models() -> Iterator[None]:
 def bootstraps() -> Iterator[None]:
     for k in range(1000):
         method = "cluster" if k % 2 else "parametric"
-        jm.bootstrap(jm.fit(drawn(k), SPEC), 8, method, seed=k)
+        fit = jm.fit(jm.simulate(clusters=30 + 30 * (k // 2 % 4), size=6, seed=k), SPEC)
+        jm.bootstrap(fit, 8, method, seed=k)
         yield
 
 

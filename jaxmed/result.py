@@ -582,7 +582,7 @@ class Estimates:
         Returns
         -------
         TestResult
-            b' V^-1 b of the k terms, df k; NaN where their covariance is not available.
+            b' V^-1 b of the k terms, df k; NaN where one has no standard error, and its hypothesis says which.
 
         Raises
         ------
@@ -609,14 +609,17 @@ class Estimates:
         if not terms or len(set(known)) < len(terms):
             raise SpecError(f"terms={terms!r}: choose from {labels}, each once")
         at = [labels.index(term) for term in terms]
+        hypothesis = f"{', '.join(terms)} = 0"
         covariance = self.covariance(kind)[np.ix_(at, at)]
         if not np.all(np.isfinite(covariance)):
-            return TestResult(float("nan"), len(at), float("nan"), f"{', '.join(terms)} = 0")
+            without = [term for term, variance in zip(terms, np.diag(covariance), strict=True) if np.isnan(variance)]
+            why = f"{hypothesis} (no standard error of {', '.join(without)}: read fit.message)"
+            return TestResult(float("nan"), len(at), float("nan"), why)
         try:
             statistic = float(self.values[at] @ np.linalg.solve(covariance, self.values[at]))
         except np.linalg.LinAlgError:  # x so far from zero that intercept and slope are one number
             statistic = float("nan")
-        return chi_squared(statistic, len(at), f"{', '.join(terms)} = 0")
+        return chi_squared(statistic, len(at), hypothesis)
 
     # Plain data ------------------------------------------------------------------------------------------------------
 

@@ -729,6 +729,10 @@ def test_a_flat_fit_has_intervals_of_what_it_knows_and_comes_back_from_its_file(
     at = ["a_within", "b_within", "total_within", "a_between"]
     np.testing.assert_allclose(drawn.loc[at, "se"], fit.effects().loc[at, "se"], rtol=0.05)
     assert drawn.loc[["b_between", "total_between"], ["se", "ci_lower", "ci_upper"]].isna().all(axis=None)
+    test = fit.wald(["y~within(m)", "y~between(m)"])
+    assert (np.isnan(test.statistic), np.isnan(test.p), test.df) == (True, True, 2)
+    assert test.hypothesis == "y~within(m), y~between(m) = 0 (no standard error of y~between(m): read fit.message)"
+    assert fit.wald(["y~within(m)"]).p < 0.05
     table = jm.conflation(fit).table
     assert table.loc["a", "se"] == pytest.approx(fit.effects().loc["contextual_a", "se"], rel=1e-9)
     assert np.isnan(table.loc["b", "se"])
