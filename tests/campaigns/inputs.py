@@ -483,6 +483,13 @@ def rounding_of(shares):
     return 1e-15 / max(np.prod(np.minimum(shares, 1.0)), 1e-300)
 
 
+def nearly_collinear(clusters):
+    """Relative error of a log likelihood from cross-products, by the share that predictors leave of each other."""
+    x = np.vstack([cluster.x for cluster in clusters])
+    x = x / np.maximum(np.linalg.norm(x, axis=0), 1e-300)
+    return 1e-16 / max(np.linalg.svd(x, compute_uv=False)[-1] ** 2, 1e-300)
+
+
 def check_fit(rng, fit, rows, number, names, missing):
     """Against the dense likelihood."""
     parts = {"params": fit.params, "random_cov": fit.random_cov, "residual_var": fit.residual_var}
@@ -538,7 +545,7 @@ def check_fit(rng, fit, rows, number, names, missing):
     found = dense.loglik(clusters, g, sigma, fit.reml, beta)
     # The dense likelihood loses digits with the condition of its matrices, ours with the ratio of variances.
     condition = max(np.linalg.cond(dense.covariance(cluster, g, sigma)) for cluster in clusters)
-    lost = rounding_of(sigma) + (1e-13 * fit.largest_share if fit.imprecise else 0.0)
+    lost = rounding_of(sigma) + (1e-13 * fit.largest_share if fit.imprecise else 0.0) + nearly_collinear(clusters)
     tolerance = (1e-8 + 1e-15 * condition + lost) * (abs(found) + abs(constant) + counts.sum())
     if not abs(found + constant - fit.loglik) <= tolerance:
         raise Defect(f"log likelihood {fit.loglik!r}, dense {found + constant!r}, converged={fit.converged}")
