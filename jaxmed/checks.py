@@ -30,7 +30,7 @@ def check_identified(design: Design, totals: Totals, add: Callable[[Floats], Flo
                 f"{len(equation.predictors)} coefficients of {equation.outcome!r}"
             )
         _check_collinear(equation, design.names(e), sums.among(design.names(e)))
-        _check_within(equation, sums, design.constant)
+        _check_within(equation, sums, design.constant, design.system.cluster)
         if equation.random:
             _check_variances(design, e, sums, add)
 
@@ -88,12 +88,12 @@ def _all_left(gram: Floats) -> bool:
         return False
 
 
-def _check_within(equation: Equation, sums: EquationTotals, constant: frozenset[str]) -> None:
-    """Next to a random intercept, random slopes and the outcome must vary within clusters."""
+def _check_within(equation: Equation, sums: EquationTotals, constant: frozenset[str], cluster: str) -> None:
+    """Next to a random intercept, the outcome and random slopes must vary within clusters."""
     if INTERCEPT not in equation.random:
         return
     total = sums.total
-    for k, name in enumerate(sums.names):
+    for k, name in reversed(list(enumerate(sums.names))):
         is_outcome = k == len(sums.names) - 1
         if name == INTERCEPT or not (is_outcome or name in equation.random):
             continue
@@ -103,7 +103,8 @@ def _check_within(equation: Equation, sums: EquationTotals, constant: frozenset[
         if is_outcome:
             raise DataError(
                 f"{name!r} does not vary within any cluster, so its residual variance cannot be told from its random "
-                "intercept; give a cluster-level outcome an Equation with level=2, one row per cluster"
+                "intercept; give a cluster-level outcome an Equation with level=2, one row per cluster; or does "
+                f"{cluster!r} tell rows apart, not clusters?"
             )
         raise DataError(
             f"{name!r} does not vary within any cluster, so its slope in the equation of {equation.outcome!r} cannot "

@@ -56,7 +56,7 @@ from jaxmed.plain import visible
 from jaxmed.replicates import KINDS, Replicates, load_replicates
 from jaxmed.result import plain_data
 from jaxmed.schedulers import find_shard
-from jaxmed.store import is_moments, save_moments, write_text
+from jaxmed.store import check_folder_of, is_moments, save_moments, write_text
 
 BAD_INPUT, NO_FIT, INTERRUPTED = 2, 1, 130
 
@@ -175,6 +175,9 @@ def fit(
     moments = settings.get("moments")
     if moments is not None and not is_moments(moments):
         raise SpecError(f"--moments {str(moments)!r}: the name of a file of moments must end in .moments")
+    for name in ("json", "save", "moments"):
+        if settings.get(name) not in (None, "-"):
+            check_folder_of(Path(settings[name]))
     fitted = _fit(settings, model)
     if moments is not None:
         save_moments(fitted.moments, moments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +12,10 @@ import typer
 
 from jaxmed import jobs
 from jaxmed.cli_options import Job
-from jaxmed.errors import SpecError
+from jaxmed.errors import ConvergenceWarning, SpecError
 from jaxmed.fit import load
 from jaxmed.mediation import Spec
+from jaxmed.plain import visible
 from jaxmed.population import Population
 from jaxmed.power import power
 from jaxmed.power_tables import Power
@@ -149,13 +151,15 @@ def power_command(
         raise SpecError("--shard needs --out FOLDER, where the shards are put together")
     names = ("seed", "intervals", "level", "terms", "reml", "replicates", "method", "target", "effect", "out")
     options = {name: settings[name] for name in names if settings.get(name) is not None}
-    found = power(
-        _population(settings, _numbers(numbers, one=True)),
-        _designs(settings),
-        settings.get("replications", 1000),
-        shard=part,
-        **options,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # shown below
+        found = power(
+            _population(settings, _numbers(numbers, one=True)),
+            _designs(settings),
+            settings.get("replications", 1000),
+            shard=part,
+            **options,
+        )
     if part[1] > 1:
         typer.echo(f"shard {part[0]} of {part[1]}: {len(found.replications)} data sets in {settings['out']}")
         return
@@ -164,6 +168,9 @@ def power_command(
 
 def _show(found: Power, settings: Mapping[str, Any]) -> None:
     target = settings.get("json")
+    if str(target) == "-" or settings.get("quiet"):
+        for note in found.notes:
+            typer.echo(f"jaxmed: note: {visible(note)}", err=True)
     if str(target) == "-":
         typer.echo(found.to_json())
         return

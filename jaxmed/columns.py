@@ -214,10 +214,10 @@ def _check_numeric(source: Source, name: str, dtype: nw.dtypes.DType) -> None:
         raise DataError(f"column {name!r} has no values: it is missing in every row")
     example = first[0] if first else None
     raise DataError(
-        f"column {name!r} must be numeric, but it has type {dtype} with values such as {example!r}; "
-        f"convert it first, e.g. data[{name!r}] = pandas.to_numeric(data[{name!r}], errors='coerce'), "
-        "or code its categories as 0 and 1 (a categorical covariate or moderator: name the category to compare with in "
-        f"reference={{{name!r}: ...}})"
+        f"column {name!r} must be numeric, but it has type {dtype} with values such as {example!r}; of a "
+        f"categorical covariate or moderator name the category to compare with in reference={{{name!r}: ...}}; code "
+        f"other categories as 0 and 1, and make numbers of text, e.g. data[{name!r}] = "
+        f"pandas.to_numeric(data[{name!r}], errors='coerce')"
     )
 
 

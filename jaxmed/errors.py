@@ -31,7 +31,7 @@ class DesignWarning(UserWarning):
 
 
 class ConvergenceWarning(UserWarning):
-    """The optimiser stopped without its certificate, or what it found has few correct digits or no standard errors."""
+    """The optimiser has no certificate, or what it found has few correct digits, no standard errors or few clusters."""
 
 
 def _cut(message: str) -> str:

@@ -102,7 +102,8 @@ def fit(
     -----
     ConvergenceWarning
         The optimiser ended without its certificate, the log likelihood is flat at its maximum (no joint standard
-        errors), or double precision leaves few correct digits; ``fit.status`` and ``fit.message`` say why.
+        errors), there are no more clusters than random effects that covary, or double precision leaves few correct
+        digits; ``fit.status`` and ``fit.message`` say why.
     DesignWarning
         Coefficients were fixed because the data cannot show that they vary; see ``fit.notes``.
 
@@ -306,7 +307,7 @@ def _assemble(
         trace=tuple((int(stage), float(f), float(left)) for stage, f, left in solution.trace[:made]),
         moments=moments,
     )
-    if not fit.converged or fit.imprecise or fit.flat:
+    if not fit.converged or fit.imprecise or fit.flat or fit.too_few_clusters:
         warnings.warn(fit.message, ConvergenceWarning, stacklevel=3)
     for note in fit.notes:
         warnings.warn(note, DesignWarning, stacklevel=3)

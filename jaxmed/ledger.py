@@ -185,7 +185,7 @@ def read_table(path: Path, what: str) -> tuple[pd.DataFrame, dict[str, Any]]:
             raise ValueError("its checksum is another")
         return table, parse(metadata[b"jaxmed"])
     except FileNotFoundError as error:
-        raise DataError(f"there is no file {str(path)!r}") from error
+        raise DataError(f"there is no file or folder {str(path)!r}") from error
     except OSError as error:
         if error.strerror is not None:
             raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from error
@@ -210,7 +210,7 @@ def all_files(paths: str | Path | Iterable[str | Path], what: str) -> list[Path]
     folders = [check_path("paths", path) for path in given]
     files = [file for path in folders for file in (files_of(path) if path.is_dir() else [path])]
     if not files:
-        raise DataError(f"there are no {what} in paths={given!r}")
+        raise DataError(f"there are no {what} in {', '.join(repr(str(folder)) for folder in folders) or 'paths=[]'}")
     return files
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxmed.errors import DataError
+from jaxmed.plain import visible
 from jaxmed.terms import INTERCEPT
 
 Floats = NDArray[np.float64]
@@ -101,7 +102,7 @@ class Pattern:
     products: Floats
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Moments:
     """Per-cluster counts and cross-products of the working columns ``(value - shift) / scale``.
 
@@ -142,6 +143,12 @@ class Moments:
     categories: dict[str, tuple[str, ...]]
     constants: dict[str, Floats]
     intake: Intake = field(repr=False)
+
+    def __repr__(self) -> str:
+        rows, columns = self.intake.rows, ", ".join(self.columns)
+        return visible(
+            f"<{type(self).__name__}: {columns} in {rows} rows of {self.n_clusters} clusters ({self.cluster})>"
+        )
 
     @property
     def n_clusters(self) -> int:

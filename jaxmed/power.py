@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -14,7 +15,7 @@ from scipy.special import ndtr, ndtri
 from jaxmed.batches import batch_size
 from jaxmed.bootstrap import check_method
 from jaxmed.counts import check_choice, check_count, check_flag, check_shard, one_or_more
-from jaxmed.errors import DataError, FitError, SpecError
+from jaxmed.errors import ConvergenceWarning, DataError, FitError, SpecError
 from jaxmed.intervals import check_level
 from jaxmed.ledger import Ledger, as_folder, claim, interrupted, open_folder
 from jaxmed.mediation import Spec, check_spec
@@ -96,6 +97,11 @@ def power(
     -------
     Power
 
+    Warns
+    -----
+    ConvergenceWarning
+        No data set of a design could be fitted.
+
     Raises
     ------
     SpecError
@@ -141,7 +147,10 @@ def power(
         if part != (0, 1):
             raise SpecError("a search for a target goes step by step and has no shards; leave out one of them")
         return _search(work, grid, designs, target, effect)
-    return make_power(work.run(grid, part))
+    found = make_power(work.run(grid, part))
+    for note in found.notes:
+        warnings.warn(note, ConvergenceWarning, stacklevel=2)
+    return found
 
 
 # Designs -------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -91,6 +91,16 @@ class Power:
         """Confidence level of the intervals."""
         return float(self._cells[0].about["analysis"]["level"])
 
+    @property
+    def notes(self) -> list[str]:
+        """Designs of which no data set could be fitted, a sentence each."""
+        failed = [cell for cell in self._cells if len(cell.table) and converged(cell.table).empty]
+        return [
+            f"none of {len(cell.table)} data sets of the design ({_named(cell.columns)}) could be fitted: as a rule "
+            "the model is then too rich for them; take more clusters, larger ones, or fewer random effects"
+            for cell in failed
+        ]
+
     def __repr__(self) -> str:
         designs = len(self._cells)
         return f"<{type(self).__name__}: {designs} designs, {len(self.replications)} data sets>"
@@ -129,6 +139,8 @@ class Power:
         measures += ["used"] if lost.any() else []  # else every data set that converged has its intervals
         shown = chosen[[*design, "effect", "interval", *measures]].dropna(axis=1, how="all")
         text = shown.to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="")
+        for note in self.notes:
+            text += f"\n\nNote: {note}"
         if self.needed is not None:
             needed = self.needed.to_string(index=False, float_format=lambda value: f"{value:.3f}")
             text += f"\n\nNumber of clusters for the power asked for\n{needed}"
@@ -257,6 +269,10 @@ def measures(cell: Cell) -> list[dict[str, Any]]:
             lower, upper, error = limits_of(used, label, kind, level)
             rows.append(own | {"interval": kind} | _interval(lower, upper, truth, n) | _errors(error, estimate))
     return rows
+
+
+def _named(columns: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in columns.items())
 
 
 def _share(name: str, count: int, of: int) -> dict[str, float]:

@@ -25,7 +25,7 @@ from jaxmed.replicates import KINDS, Replicates, check_fit
 from jaxmed.report_diagnostics import diagnostics
 from jaxmed.report_pieces import Content, code, matrix, number_table, paragraph_list, paragraphs, pictures
 from jaxmed.result import TestResult
-from jaxmed.store import write_atomically
+from jaxmed.store import check_folder_of, write_atomically
 from jaxmed.summary import SE_NOTES, legend
 
 MOST = 4  # pictures of replicates
@@ -83,6 +83,7 @@ def report(
     if np.all(np.isnan(np.diag(fit.joint))):
         raise FitError(f"this fit has no joint standard errors to report ({fit.message})")
     path = check_path("path", path)
+    check_folder_of(path)
     level = check_level(level)
     if replicates is not None:
         check_fit(fit, replicates.origin)
@@ -108,7 +109,7 @@ def _question(of: Content) -> Html:
 
 
 def _answer(of: Content) -> Html:
-    warning = not of.fit.converged or of.fit.singular
+    warning = not of.fit.converged or of.fit.singular or of.fit.flat
     parts = []
     if warning:
         parts.append(element("div", *paragraph_list(report_text.convergence(of.fit)), class_="warning"))
@@ -308,6 +309,8 @@ def _fit(of: Content) -> Html:
 
 
 def _test(test: TestResult) -> str:
+    if np.isnan(test.p):
+        return "not available, since some have no standard error"
     text = tables.p_value(test.p)
     return f"χ²({test.df}) = {test.statistic:.2f}, p {text.replace('<', '< ') if '<' in text else f'= {text}'}"
 

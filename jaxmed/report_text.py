@@ -6,6 +6,7 @@ import platform
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from jaxmed._version import __version__
@@ -130,6 +131,8 @@ def estimate_words(row: pd.Series, level: float) -> str:
     """``0.473 (SE 0.055, 95% CI 0.365 to 0.580, p <0.001)``."""
     digits = decimals([row["se"]], 2)
     estimate, se, low, high = (rounded(row[name], digits) for name in ("estimate", "se", "ci_lower", "ci_upper"))
+    if np.isnan(row["se"]):
+        return f"not determined by these data ({estimate} is one of many values that fit as well)"
     if not se:
         return f"{estimate} (no standard error available)"
     return f"{estimate} (SE\u00a0{se}, {100 * level:g}%\u00a0CI {low} to {high}, p\u00a0{_p(row['p'])})"
@@ -236,6 +239,11 @@ def methods(fit: Fit, level: float, replicates: Replicates | None, kind: str) ->
         "Standard errors come from the joint covariance matrix of fixed effects and (co)variances, those of effects "
         f"by the delta method; intervals have the level {100 * level:g}%."
     )
+    if fit.flat:
+        sentences.append(
+            f"The likelihood was flat at its maximum: the data could not tell {listed(fit.unknown)} apart; these, "
+            "and effects that differ among fits as good, have no standard errors."
+        )
     if replicates is not None:
         sentences.append(
             f"{kind.capitalize() if kind not in ('bc', 'bca') else {'bc': 'BC', 'bca': 'BCa'}[kind]} bootstrap "

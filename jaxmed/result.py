@@ -479,6 +479,12 @@ class Estimates:
         return self.largest_share > IMPRECISE
 
     @property
+    def too_few_clusters(self) -> bool:
+        """Whether there are no more clusters than random effects that covary freely, so that G is singular."""
+        q = len(self.system.random_labels)
+        return q > 1 and self.n_clusters <= q and len(self.free) == q * (q + 1) // 2
+
+    @property
     def flat(self) -> bool:
         """Whether some joint standard errors are NaN: the log likelihood is flat in a direction that moves these.
 
@@ -495,15 +501,16 @@ class Estimates:
     def message(self) -> str:
         """How the optimiser ended, what it means and what helps."""
         text, unknown, fewer = Status(self.status).message, self.unknown, "consider fewer random effects"
-        q = len(self.system.random_labels)
-        if self.n_clusters <= q and len(self.free) == q * (q + 1) // 2:
-            fewer = f"{self.n_clusters} clusters cannot show how {q} random effects covary; take fewer of these"
         if unknown:
             text = text.removesuffix(" and Hessian positive definite")
         if self.singular:
             text += (
                 "; singular: a random-effect variance is zero or a correlation is one, so standard errors of "
                 f"(co)variances and intervals that rest on normality are rough; {fewer}"
+            )
+        if self.too_few_clusters:
+            text += (
+                f"; {self.n_clusters} clusters cannot show how {len(self.system.random_labels)} random effects covary"
             )
         if len(unknown) == len(self.labels):
             text += (
@@ -514,8 +521,8 @@ class Estimates:
             some = [*unknown[:NAMED], f"{len(unknown) - NAMED} others"] if len(unknown) > NAMED + 1 else unknown
             text += (
                 f"; flat: these data cannot tell {', '.join(some)} apart: their estimates are some of many that fit "
-                f"as well, and have no joint standard errors; {fewer}, or hold a covariance at zero by the "
-                "groups of covariance=[[...], ...]"
+                f"as well, and have no joint standard errors; {fewer}, or hold {self._covariance_to_hold()} at zero by "
+                "the groups of covariance=[[...], ...]"
             )
         if self.reduced_rank and len(unknown) < len(self.labels):
             text += "; standard errors take the rank of the random-effects covariance as known"
@@ -526,6 +533,14 @@ class Estimates:
                 "check the column, or fit the outcome without what hardly varies"
             )
         return text
+
+    def _covariance_to_hold(self) -> str:
+        """A covariance between equations that the data do not tell."""
+        for k in np.flatnonzero(np.isnan(np.diag(self.joint))):
+            one, _, other = self.labels[k].partition("~~")
+            if "~" in one and other and one.partition("~")[0] != other.partition("~")[0]:
+                return _in_words(self.labels[k])
+        return "a covariance"
 
     # Tests -----------------------------------------------------------------------------------------------------------
 

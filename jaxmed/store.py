@@ -142,6 +142,12 @@ def _write(path: str | Path, arrays: dict[str, NDArray[Any]]) -> None:
     write_atomically(check_path("path", path), lambda stream: np.savez(stream, allow_pickle=False, **arrays))
 
 
+def check_folder_of(path: Path) -> None:
+    """:class:`FitError` where the folder of a file to write is not there: known before the work that makes the file."""
+    with _words_of_writing(path):
+        path.parent.stat()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file, all or nothing."""
     write_atomically(path, lambda stream: stream.write(text.encode()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import dense
@@ -533,7 +534,11 @@ def test_clusters_too_few_for_the_random_effects_are_counted(clusters, few):
     x, m, y = rng.normal(size=(3, len(at)))
     m += u[0] + u[1] * x
     data = pd.DataFrame({"id": at, "x": x, "m": m, "y": y + u[2] + u[3] * m + u[4] * x})
-    fit = jm.fit(data, FULL)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit = jm.fit(data, FULL)
+    assert [str(one.message) for one in said] == ([fit.message] if few else [])
+    assert fit.too_few_clusters == few
     assert fit.singular == few
     assert (f"{clusters} clusters cannot show how 5 random effects covary" in fit.message) == few
     assert len(fit.message) < 1000
@@ -569,6 +574,7 @@ def test_a_flat_direction_takes_the_errors_of_what_it_moves_and_no_others(seed):
     assert {"y~between(m)", "m~1~~y~1"} <= set(unknown)
     assert len(fit.unknown) == len(unknown)
     assert f"flat: these data cannot tell {', '.join(fit.unknown)} apart" in fit.message
+    assert "or hold cov(m~1,y~1) at zero by the groups of covariance=" in fit.message
     assert {"y~between(m)", "cov(m~1,y~1)", "var(y~1)"} <= set(fit.unknown)
     known = ["a_within", "b_within", "indirect_within", "total_within", "a_between", "total_between"]
     assert fit.effects().loc[known, "se"].notna().all()

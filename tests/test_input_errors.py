@@ -93,6 +93,11 @@ def test_columns_that_are_no_numbers(name, column, seen):
     refused(f"column '{name}' must be numeric, but it has type .* with values such as .*{seen}", data)
 
 
+def test_ids_that_tell_rows_apart():
+    """One row a cluster: it was said of x that it cannot vary, and to leave its slope out."""
+    refused("'m' does not vary within any cluster.*or does 'id' tell rows apart, not clusters", changed(id=range(60)))
+
+
 @pytest.mark.parametrize("convert", [pl.from_pandas, pa.Table.from_pandas, duckdb.from_arrow])
 def test_text_in_other_frames(convert):
     data = changed(x=[f"v{k}" for k in range(60)])
@@ -340,7 +345,7 @@ def test_nearly_collinear_predictors_are_accepted_in_any_unit(scale):
         ("rows.csv", "", "rows.csv' is empty"),
         ("rows.parquet", "", "rows.parquet' is empty"),
         ("rows.csv", "\n\n", "rows.csv': the data has no rows"),
-        ("rows.csv", "id;x;m;y\n1;2;3;4\n", "no column 'id' in the data; the columns are 'id;x;m;y'"),
+        ("rows.csv", "id;x;m;y\n1;2;3;4\n", "no column 'id' in the data; its one column is 'id;x;m;y': separate"),
         ("rows.csv", "id,x,x,y\n1,2,3,4\n", "the data has 2 columns named 'x'"),
         ("rows.csv", b"\xff\xfei\x00d\x00", "the data has no rows: .* or the file is not text in UTF-8"),
         ("rows.csv", "id,x,m,y\n1,a,3,4\n2,b,5,6\n", "column 'x' must be numeric.*'a'"),

@@ -380,6 +380,10 @@ def test_a_flat_fit_shows_what_it_knows(flat, tmp_path):
     assert "these data cannot tell" in page
     assert "There is no test of all: the data do not tell some of them." in page
     assert "not available, because the fit is flat" in page
+    assert "The average indirect effect (between) is not determined by these data (" in page
+    assert "the data could not tell" in page  # the paragraph for a paper
+    assert "not available, since some have no standard error" in page  # the Wald test of all
+    assert "= nan" not in page
     assert "+nan" not in page
     assert not any("[, ]" in text.get_text() for text in jm.plots.path_diagram(flat).texts)
     assert jm.plots.influence(changes).get_xlabel() == "what the cluster adds to indirect_within"

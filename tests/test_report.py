@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -389,6 +390,12 @@ def test_job_file(run, saved, tmp_path):
     assert "90% lower" in (saved / "job.html").read_text(encoding="utf-8")
     assert run("report", "--job", saved / "job.toml", "-o", tmp_path / "own.html")[0] == 0
     assert (tmp_path / "own.html").exists()
+
+
+def test_a_folder_that_is_not_there_is_said_before_the_report_is_made(fit, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["jaxmed.report"], "_document", lambda _: pytest.fail("made"))
+    with pytest.raises(jm.FitError, match=r"r\.html' could not be written"):
+        jm.report(fit, tmp_path / "no" / "r.html")
 
 
 def test_exit_codes(run, saved, tmp_path):
