@@ -30,7 +30,7 @@ def check_identified(design: Design, totals: Totals, add: Callable[[Floats], Flo
                 f"{len(equation.predictors)} coefficients of {equation.outcome!r}"
             )
         _check_collinear(equation, design.names(e), sums.among(design.names(e)))
-        _check_within(equation, sums, design.constant, design.system.cluster)
+        _check_within(equation, sums, design.constant, design.system.cluster if sums.rows <= totals.clusters else "")
         if equation.random:
             _check_variances(design, e, sums, add)
 
@@ -89,11 +89,11 @@ def _all_left(gram: Floats) -> bool:
 
 
 def _check_within(equation: Equation, sums: EquationTotals, constant: frozenset[str], cluster: str) -> None:
-    """Next to a random intercept, the outcome and random slopes must vary within clusters."""
+    """Next to a random intercept the outcome and random slopes must vary within clusters; ids may be those of rows."""
     if INTERCEPT not in equation.random:
         return
     total = sums.total
-    for k, name in reversed(list(enumerate(sums.names))):
+    for k, name in [(len(sums.names) - 1, sums.names[-1]), *enumerate(sums.names[:-1])]:
         is_outcome = k == len(sums.names) - 1
         if name == INTERCEPT or not (is_outcome or name in equation.random):
             continue
@@ -103,8 +103,8 @@ def _check_within(equation: Equation, sums: EquationTotals, constant: frozenset[
         if is_outcome:
             raise DataError(
                 f"{name!r} does not vary within any cluster, so its residual variance cannot be told from its random "
-                "intercept; give a cluster-level outcome an Equation with level=2, one row per cluster; or does "
-                f"{cluster!r} tell rows apart, not clusters?"
+                "intercept; give a cluster-level outcome an Equation with level=2, one row per cluster"
+                + (f"; or does {cluster!r} tell rows apart, not clusters?" if cluster else "")
             )
         raise DataError(
             f"{name!r} does not vary within any cluster, so its slope in the equation of {equation.outcome!r} cannot "

@@ -56,7 +56,7 @@ from jaxmed.plain import visible
 from jaxmed.replicates import KINDS, Replicates, load_replicates
 from jaxmed.result import plain_data
 from jaxmed.schedulers import find_shard
-from jaxmed.store import check_folder_of, is_moments, save_moments, write_text
+from jaxmed.store import check_outputs, is_moments, save_moments, write_text
 
 BAD_INPUT, NO_FIT, INTERRUPTED = 2, 1, 130
 
@@ -175,9 +175,7 @@ def fit(
     moments = settings.get("moments")
     if moments is not None and not is_moments(moments):
         raise SpecError(f"--moments {str(moments)!r}: the name of a file of moments must end in .moments")
-    for name in ("json", "save", "moments"):
-        if settings.get(name) not in (None, "-"):
-            check_folder_of(Path(settings[name]))
+    check_outputs(settings, "json", "save", "moments")
     fitted = _fit(settings, model)
     if moments is not None:
         save_moments(fitted.moments, moments)
@@ -236,6 +234,7 @@ def stack(
 ) -> None:
     """Write the stacked long table (y on m, with indicators and products) as CSV, for teaching or another program."""
     settings = jobs.settings_of("stack", job, _given(locals()), ("data", "out"))
+    check_outputs(settings, "out")
     text = stack_data(_data(settings), jobs.model_of(settings)).to_csv(index=False)
     if settings.get("out") is None:
         typer.echo(text, nl=False)
@@ -316,6 +315,7 @@ def bootstrap_command(
     part = find_shard(str(settings.get("shard", "0/1")), os.environ)
     if part[1] > 1 and settings.get("out") is None:
         raise SpecError("--shard needs --out FOLDER, where the shards are put together")
+    check_outputs(settings, "json")
     if settings.get("fit") is not None:
         extra = [name for name in (*jobs.MODEL, "reml", "missing", "max_iter") if settings.get(name) is not None]
         if extra:
@@ -355,6 +355,7 @@ def merge(
 
     Refuses replicates of different models, data or seeds. Exit code 0: all replicates are there; 1: some are missing.
     """
+    check_outputs({"out": out, "json": json}, "out", "json")
     found = load_replicates(paths)
     if out is not None:
         found.save(out)

@@ -22,7 +22,7 @@ from jaxmed.power_tables import Power
 from jaxmed.schedulers import find_shard
 from jaxmed.simulate import simulate
 from jaxmed.sizes import check_size
-from jaxmed.store import write_text
+from jaxmed.store import check_outputs, write_text
 
 SIMULATE_SETTINGS = ("population", "clusters", "size", "seed", "out", "fit")
 POWER_SETTINGS = (
@@ -66,6 +66,7 @@ def simulate_command(
     settings = jobs.settings_of("simulate", job, given, SIMULATE_SETTINGS)
     if settings.get("seed") is None:
         raise SpecError("give --seed: the seed of the random numbers")
+    check_outputs(settings, "out")
     chosen = {name: settings[name] for name in ("clusters", "size", "seed") if settings.get(name) is not None}
     text = simulate(_population(settings, _numbers(numbers, one=True)), **chosen).to_csv(index=False)
     if settings.get("out") is None:
@@ -149,6 +150,7 @@ def power_command(
     part = find_shard(str(settings.get("shard", "0/1")), os.environ)
     if part[1] > 1 and settings.get("out") is None:
         raise SpecError("--shard needs --out FOLDER, where the shards are put together")
+    check_outputs(settings, "json")
     names = ("seed", "intervals", "level", "terms", "reml", "replicates", "method", "target", "effect", "out")
     options = {name: settings[name] for name in names if settings.get(name) is not None}
     with warnings.catch_warnings():
@@ -162,15 +164,20 @@ def power_command(
         )
     if part[1] > 1:
         typer.echo(f"shard {part[0]} of {part[1]}: {len(found.replications)} data sets in {settings['out']}")
+        _note(found)
         return
     _show(found, settings)
+
+
+def _note(found: Power) -> None:
+    for note in found.notes:
+        typer.echo(f"jaxmed: note: {visible(note)}", err=True)
 
 
 def _show(found: Power, settings: Mapping[str, Any]) -> None:
     target = settings.get("json")
     if str(target) == "-" or settings.get("quiet"):
-        for note in found.notes:
-            typer.echo(f"jaxmed: note: {visible(note)}", err=True)
+        _note(found)
     if str(target) == "-":
         typer.echo(found.to_json())
         return

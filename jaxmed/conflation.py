@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmed.counts import check_choice
-from jaxmed.errors import FitError, SpecError
+from jaxmed.errors import ConvergenceWarning, FitError, SpecError
 from jaxmed.fit import Fit, fit
 from jaxmed.frame import equation_groups
 from jaxmed.intervals import critical_value, normal_table
@@ -176,7 +177,10 @@ def _with_means(found: Fit, pairs: Pairs, data: Any, intercepts: str) -> Fit:
     whole = System(equations, system.cluster, covariance, system.residuals)
     listwise = found.moments.groups == equation_groups(system, "listwise")[0]
     missing = "listwise" if listwise and any(found.intake.missing.values()) else "available"
-    return fit(found.moments if data is None else data, whole, reml=found.reml, missing=missing)
+    with warnings.catch_warnings():
+        if found.too_few_clusters:  # said of that fit
+            warnings.filterwarnings("ignore", "converged: .* clusters cannot show", ConvergenceWarning)
+        return fit(found.moments if data is None else data, whole, reml=found.reml, missing=missing)
 
 
 def _apart(found: Fit) -> Any:

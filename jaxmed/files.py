@@ -94,11 +94,11 @@ def _hint(present: Sequence[Any], name: str) -> str:
     text = [other for other in present if isinstance(other, str)]
     if len(text) < len(present) and name in map(str, present):
         return "its column names are not text: data.columns = data.columns.astype(str) makes them so"
+    if len(present) == 1 and any(mark in str(present[0]) for mark in ";\t|"):
+        return f"its one column is {present[0]!r}: separate columns by commas, or give pandas.read_csv(path, sep=...)"
     close = difflib.get_close_matches(name, text, n=3)
     if close:
         return f"did you mean {' or '.join(map(repr, close))}?"
-    if len(present) == 1 and any(mark in str(present[0]) for mark in ";\t|"):
-        return f"its one column is {present[0]!r}: separate columns by commas, or give pandas.read_csv(path, sep=...)"
     shown = ", ".join(repr(other) for other in present[:12])
     return f"the columns are {shown}" + (f" and {len(present) - 12} more" if len(present) > 12 else "")
 

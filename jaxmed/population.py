@@ -396,7 +396,11 @@ class Population:
             if name.startswith(f"{kind}_") and name.removeprefix(f"{kind}_") in self.columns:
                 return kind, name.removeprefix(f"{kind}_")
         known = [*self.labels, *self._aliases, *(f"{kind}_{c}" for kind in ("mean", "sd", "icc") for c in self.columns)]
-        close = difflib.get_close_matches(name, [*known, "clusters", "size"], n=1)
+        if name in ("clusters", "size"):
+            raise SpecError(
+                f"{name!r} is no number of a population; it is an argument of its own, or one of the designs"
+            )
+        close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
         raise SpecError(f"this population has no {name!r}; {hint}")
 

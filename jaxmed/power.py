@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
@@ -100,7 +101,7 @@ def power(
     Warns
     -----
     ConvergenceWarning
-        No data set of a design could be fitted.
+        No fit of a design converged.
 
     Raises
     ------
@@ -196,6 +197,10 @@ def _design(base: Population, point: Mapping[str, Any]) -> Design:
     shapes = {name: rest.pop(name) for name in ("random_effects", "residuals") if name in rest}
     for name, shape in shapes.items():
         check_choice(name, shape, SHAPES)
+    for given in rest:
+        meant = difflib.get_close_matches(given, ("clusters", "size"), n=1, cutoff=0.8)
+        if meant:
+            raise SpecError(f"the designs have {given!r}; did you mean {meant[0]!r}?")
     population = base.replace(rest, **shapes, clusters=clusters, size=size)
     return Design(population, clusters, size, varied)
 

@@ -93,11 +93,11 @@ class Power:
 
     @property
     def notes(self) -> list[str]:
-        """Designs of which no data set could be fitted, a sentence each."""
+        """Designs of which no fit converged, a sentence each."""
         failed = [cell for cell in self._cells if len(cell.table) and converged(cell.table).empty]
         return [
-            f"none of {len(cell.table)} data sets of the design ({_named(cell.columns)}) could be fitted: as a rule "
-            "the model is then too rich for them; take more clusters, larger ones, or fewer random effects"
+            f"no fit of {len(cell.table)} data sets of the design ({_named(cell.columns)}) converged: as a rule the "
+            "model is then too rich for them; take more clusters, larger ones, or fewer random effects"
             for cell in failed
         ]
 

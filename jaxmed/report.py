@@ -109,7 +109,7 @@ def _question(of: Content) -> Html:
 
 
 def _answer(of: Content) -> Html:
-    warning = not of.fit.converged or of.fit.singular or of.fit.flat
+    warning = not of.fit.converged or of.fit.singular or of.fit.flat or of.fit.imprecise
     parts = []
     if warning:
         parts.append(element("div", *paragraph_list(report_text.convergence(of.fit)), class_="warning"))
@@ -310,7 +310,7 @@ def _fit(of: Content) -> Html:
 
 def _test(test: TestResult) -> str:
     if np.isnan(test.p):
-        return "not available, since some have no standard error"
+        return "not available"
     text = tables.p_value(test.p)
     return f"χ²({test.df}) = {test.statistic:.2f}, p {text.replace('<', '< ') if '<' in text else f'= {text}'}"
 

@@ -64,8 +64,11 @@ def _summed(key: object) -> bool:
 def _influence(of: Content) -> Html:
     """Clusters by Cook's distance, and what the first indirect effect would be without each."""
     found = of.fit.influence(at=of.at)
-    told = found.columns[found.notna().any()]
-    terms = [name for name in told if name.startswith("indirect")] or list(told[:1])
+    told = [str(name) for name in found if found[name].notna().any() and name not in ("cook", "cook_all")]
+    terms = [name for name in told if name.startswith("indirect")] or told[:1]
+    if not terms:
+        words = "Not available: without any one of the clusters these data do not determine the model."
+        return join([element("h3", "Influence"), paragraphs([words])])
     top = found.nlargest(SHOWN, "cook")
     rows = [
         [str(cluster), *(f"{row[term]:+.3g}" for term in terms[:2]), f"{row['cook']:.3f}", f"{row['cook_all']:.3f}"]

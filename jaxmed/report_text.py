@@ -132,7 +132,7 @@ def estimate_words(row: pd.Series, level: float) -> str:
     digits = decimals([row["se"]], 2)
     estimate, se, low, high = (rounded(row[name], digits) for name in ("estimate", "se", "ci_lower", "ci_upper"))
     if np.isnan(row["se"]):
-        return f"not determined by these data ({estimate} is one of many values that fit as well)"
+        return f"{estimate}, without a standard error: these data leave it, or how precise it is, undetermined"
     if not se:
         return f"{estimate} (no standard error available)"
     return f"{estimate} (SE\u00a0{se}, {100 * level:g}%\u00a0CI {low} to {high}, p\u00a0{_p(row['p'])})"
@@ -170,9 +170,19 @@ def convergence(fit: Fit) -> list[str]:
     extra = ["Standard errors take the rank of that covariance as known."] if fit.reduced_rank else []
     if fit.flat:
         extra.append(
-            f"The likelihood is flat at its maximum: these data cannot tell {listed(fit.unknown)} apart. Their "
-            "estimates are some of many that fit as well, and have no standard errors, nor have effects that differ "
-            "among these fits."
+            f"The likelihood is flat at its maximum: these data cannot tell {listed(fit.unknown)} apart. Other values "
+            "of them, or of variances that their errors rest on, fit as well. They have no standard errors, nor have "
+            "effects that such values change."
+        )
+    if fit.too_few_clusters:
+        extra.append(
+            f"{fit.n_clusters} clusters are too few to show how {fit.largest_group} random effects covary: take "
+            "fewer of these."
+        )
+    if fit.imprecise:
+        extra.append(
+            f"A random effect varies {fit.largest_share:.0e} times as much as the residual of its outcome, which "
+            "leaves few correct digits in double precision."
         )
     return [first, second, *extra]
 
@@ -242,7 +252,7 @@ def methods(fit: Fit, level: float, replicates: Replicates | None, kind: str) ->
     if fit.flat:
         sentences.append(
             f"The likelihood was flat at its maximum: the data could not tell {listed(fit.unknown)} apart; these, "
-            "and effects that differ among fits as good, have no standard errors."
+            "and effects that depend on which of them it is, have no standard errors."
         )
     if replicates is not None:
         sentences.append(

@@ -479,10 +479,15 @@ class Estimates:
         return self.largest_share > IMPRECISE
 
     @property
+    def largest_group(self) -> int:
+        """Random effects that covary freely with each other, of the largest such group; 0 without random effects."""
+        of = np.array(self.free, dtype=int).reshape(-1, 2)
+        return int(np.max(np.bincount(of.ravel()), initial=1)) - 1
+
+    @property
     def too_few_clusters(self) -> bool:
         """Whether there are no more clusters than random effects that covary freely, so that G is singular."""
-        q = len(self.system.random_labels)
-        return q > 1 and self.n_clusters <= q and len(self.free) == q * (q + 1) // 2
+        return self.n_clusters <= self.largest_group > 1
 
     @property
     def flat(self) -> bool:
@@ -495,7 +500,11 @@ class Estimates:
     @property
     def unknown(self) -> list[str]:
         """Parameters without a joint standard error, as tables name them; see :attr:`flat`."""
-        return [_in_words(self.labels[k]) for k in np.flatnonzero(np.isnan(np.diag(self.joint)))]
+        return list(map(_in_words, self._untold))
+
+    @property
+    def _untold(self) -> list[str]:
+        return [self.labels[k] for k in np.flatnonzero(np.isnan(np.diag(self.joint)))]
 
     @property
     def message(self) -> str:
@@ -509,9 +518,7 @@ class Estimates:
                 f"(co)variances and intervals that rest on normality are rough; {fewer}"
             )
         if self.too_few_clusters:
-            text += (
-                f"; {self.n_clusters} clusters cannot show how {len(self.system.random_labels)} random effects covary"
-            )
+            text += f"; {self.n_clusters} clusters cannot show how {self.largest_group} random effects covary"
         if len(unknown) == len(self.labels):
             text += (
                 "; the Hessian in (G, residual variances) is not positive definite, so joint standard errors are not "
@@ -520,10 +527,13 @@ class Estimates:
         elif unknown:
             some = [*unknown[:NAMED], f"{len(unknown) - NAMED} others"] if len(unknown) > NAMED + 1 else unknown
             text += (
-                f"; flat: these data cannot tell {', '.join(some)} apart: their estimates are some of many that fit "
-                f"as well, and have no joint standard errors; {fewer}, or hold {self._covariance_to_hold()} at zero by "
-                "the groups of covariance=[[...], ...]"
+                f"; flat: these data cannot tell {', '.join(some)} apart: other values of them, or of variances that "
+                f"their errors rest on, fit as well, so they have no joint standard errors; {fewer}"
             )
+            across = [_in_words(label) for label in self._untold if _across(label)]
+            if across:
+                text += f", or hold covariances of different outcomes at zero, as {across[0]}, by the groups of "
+                text += "covariance=[[...], ...]"
         if self.reduced_rank and len(unknown) < len(self.labels):
             text += "; standard errors take the rank of the random-effects covariance as known"
         if self.imprecise:
@@ -533,14 +543,6 @@ class Estimates:
                 "check the column, or fit the outcome without what hardly varies"
             )
         return text
-
-    def _covariance_to_hold(self) -> str:
-        """A covariance between equations that the data do not tell."""
-        for k in np.flatnonzero(np.isnan(np.diag(self.joint))):
-            one, _, other = self.labels[k].partition("~~")
-            if "~" in one and other and one.partition("~")[0] != other.partition("~")[0]:
-                return _in_words(self.labels[k])
-        return "a covariance"
 
     # Tests -----------------------------------------------------------------------------------------------------------
 
@@ -627,7 +629,8 @@ class Estimates:
         hypothesis = f"{', '.join(terms)} = 0"
         covariance = self.covariance(kind)[np.ix_(at, at)]
         if not np.all(np.isfinite(covariance)):
-            without = [term for term, variance in zip(terms, np.diag(covariance), strict=True) if np.isnan(variance)]
+            told = np.isfinite(np.diag(covariance))
+            without = [term for term, one in zip(terms, told, strict=True) if not one]
             why = f"{hypothesis} (no standard error of {', '.join(without)}: read fit.message)"
             return TestResult(float("nan"), len(at), float("nan"), why)
         try:
@@ -722,6 +725,12 @@ def _in_words(label: str) -> str:
     """A parameter as tables name it: ``"m~1~~y~1"`` is ``"cov(m~1,y~1)"``."""
     one, pair, other = label.partition("~~")
     return label if not pair else f"var({one})" if one == other else f"cov({one},{other})"
+
+
+def _across(label: str) -> bool:
+    """Whether a parameter is the covariance of random effects of different outcomes."""
+    one, pair, other = label.partition("~~")
+    return bool(pair) and "~" in one and one.partition("~")[0] != other.partition("~")[0]
 
 
 def plain_data(value: Any) -> Any:

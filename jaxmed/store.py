@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import secrets
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -143,9 +144,19 @@ def _write(path: str | Path, arrays: dict[str, NDArray[Any]]) -> None:
 
 
 def check_folder_of(path: Path) -> None:
-    """:class:`FitError` where the folder of a file to write is not there: known before the work that makes the file."""
+    """:class:`FitError` where a file cannot be written for want of a folder: known before the work that makes it."""
     with _words_of_writing(path):
         path.parent.stat()
+        for wrong, code in ((not path.parent.is_dir(), errno.ENOTDIR), (path.is_dir(), errno.EISDIR)):
+            if wrong:
+                raise OSError(code, os.strerror(code))
+
+
+def check_outputs(settings: Mapping[str, Any], *names: str) -> None:
+    """:func:`check_folder_of` of the files that settings name."""
+    for name in names:
+        if settings.get(name) is not None:
+            check_folder_of(check_path(name, settings[name]))
 
 
 def write_text(path: Path, text: str) -> None:

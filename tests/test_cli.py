@@ -235,6 +235,29 @@ def test_bad_input_is_code_2(run, data, options, message):
     failed(run("fit", data, *COLUMNS, *options), 2, message)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["fit", "DATA", *COLUMNS, option] for option in ("--json", "--save")),
+        ["stack", "DATA", *COLUMNS, "--out"],
+        ["bootstrap", "DATA", *COLUMNS, "--n", "8", "--seed", "1", "--json"],
+        ["power", "--seed", "1", "--json"],
+        ["simulate", "--seed", "1", "--out"],
+        ["merge", "DATA", "--json"],
+    ],
+    ids=lambda arguments: f"{arguments[0]} {arguments[-1]}",
+)
+@pytest.mark.parametrize(
+    ("where", "why"), [("no/x", "No such file"), ("rows.csv/x", "Not a direc"), (".", "Is a direc")]
+)
+def test_what_cannot_be_written_is_known_before_the_work(run, data, tmp_path, monkeypatch, arguments, where, why):
+    (tmp_path / "rows.csv").touch()
+    for worker in ("cli._fit", "cli._data", "cli_studies.power", "cli_studies.simulate", "cli.load_replicates"):
+        monkeypatch.setattr(f"jaxmed.{worker}", lambda *_, **__: pytest.fail("worked"))
+    result = run(*(data if word == "DATA" else word for word in arguments), tmp_path / where)
+    failed(result, 1, f"could not be written: {why}")
+
+
 @pytest.mark.parametrize("command", ["fit", "describe", "stack"])
 def test_bad_data_is_code_2(run, command, tmp_path):
     (tmp_path / "two\nlines.csv").write_text("id,x,m\n1,2,3\n", encoding="utf-8")

@@ -120,6 +120,7 @@ def test_standardised_and_searched(tmp_path):
         ("'big' is no number", ["simulate", "--seed", "1", "--set", "a=big"]),
         ("'a' is given twice", ["simulate", "--seed", "1", "--set", "a=1", "--set", "a=2"]),
         ("this population has no 'q'", ["simulate", "--seed", "1", "--set", "q=1"]),
+        ("'size' is no number of a population", ["simulate", "--seed", "1", "--set", "size=8"]),
         ("the job file .* cannot be read", ["power", "nowhere.toml"]),
     ],
 )

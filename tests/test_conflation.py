@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -115,6 +116,15 @@ def test_missing_values_and_moderators():
     assert list(found.table.index) == ["a", "a:w", "b", "c_prime"]
     assert found.test.df == 4
     assert found.fit.nobs == fit.nobs
+
+
+def test_too_few_clusters_are_said_of_the_fit_alone():
+    """The model with cluster means has as few: a second warning named a line of jaxmed's own."""
+    with pytest.warns(jm.ConvergenceWarning, match="5 clusters cannot show how 5 random effects"):
+        fit = jm.fit(jm.simulate(clusters=5, size=30, seed=1), x="x", m="m", y="y", cluster="id")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert jm.conflation(fit, intercepts="free").fit.too_few_clusters
 
 
 def test_errors(found):

@@ -544,6 +544,9 @@ def test_clusters_too_few_for_the_random_effects_are_counted(clusters, few):
     assert len(fit.message) < 1000
     apart = jm.fit(data, jm.Mediation("x", "m", "y", "id", covariance="diagonal"))
     assert "cannot show" not in apart.message
+    block = jm.fit(data, jm.Mediation("x", "m", "y", "id", covariance="block"))
+    assert block.too_few_clusters == (clusters == 2)  # y's three covary
+    assert ("2 clusters cannot show how 3 random effects covary" in block.message) == (clusters == 2)
 
 
 def balanced(seed: int) -> tuple[pd.DataFrame, jm.Mediation]:
@@ -574,7 +577,7 @@ def test_a_flat_direction_takes_the_errors_of_what_it_moves_and_no_others(seed):
     assert {"y~between(m)", "m~1~~y~1"} <= set(unknown)
     assert len(fit.unknown) == len(unknown)
     assert f"flat: these data cannot tell {', '.join(fit.unknown)} apart" in fit.message
-    assert "or hold cov(m~1,y~1) at zero by the groups of covariance=" in fit.message
+    assert "at zero, as cov(m~1,y~1), by the groups of covariance=" in fit.message
     assert {"y~between(m)", "cov(m~1,y~1)", "var(y~1)"} <= set(fit.unknown)
     known = ["a_within", "b_within", "indirect_within", "total_within", "a_between", "total_between"]
     assert fit.effects().loc[known, "se"].notna().all()
@@ -679,9 +682,9 @@ def test_at_a_singular_fit_flatness_is_that_of_the_root(seed):
 
 @pytest.mark.filterwarnings("ignore::jaxmed.ConvergenceWarning")
 def test_errors_of_what_is_known_are_those_of_a_maximum():
-    """Newton steps to a flat maximum: two steps before it the curvature along its flat line is -1.6e-2, then -2.8e-5.
+    """Newton steps to a flat maximum: the curvature along its flat line is -1.6e-2, after one more step -2.8e-5.
 
-    The first is no maximum and has no errors. The second errs by less than it would show: log likelihood to 1e-6,
+    The first point is no maximum and has no errors. The second errs by less than it would show: log likelihood to 1e-6,
     errors to 1e-3, by the converged fit. Its errors were all NaN, by a threshold that converged fits came near.
     """
     data, model = balanced(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import re
 import signal
 import subprocess
 import sys
@@ -434,6 +435,7 @@ def test_moments_saved_and_loaded(label, tmp_path):
     rows = make_rows()
     rows["id"] = LABELS[label](rows["id"])
     moments = jm.read_moments(rows, MODEL)
+    assert re.fullmatch(r"<Moments: .*x.* in [0-9]+ rows of [0-9]+ clusters \(.+\)>", repr(moments))
     path = tmp_path / "rows.moments"
     jm.save_moments(moments, path)
     loaded = jm.load_moments(path)

@@ -86,7 +86,7 @@ def test_sizes_and_clusters_share_compiled_programs():
 
 def test_a_design_of_which_nothing_can_be_fitted_is_said():
     """Two of five random effects a cluster can show, in three clusters: the table was NaN without a word."""
-    with pytest.warns(jm.ConvergenceWarning, match=r"none of 4 data sets of the design \(clusters 3, size 2\)"):
+    with pytest.warns(jm.ConvergenceWarning, match=r"no fit of 4 data sets of the design \(clusters 3, size 2\)"):
         study = jm.power(None, [{"clusters": 3, "size": 2}, DESIGN], 4, seed=1, intervals="delta")
     assert len(study.notes) == 1
     assert study.summary().splitlines()[-1] == f"Note: {study.notes[0]}"
@@ -438,6 +438,8 @@ def test_a_search_for_nothing():
         ({"designs": {"clusters": 1}}, r"clusters=1 must be a whole number from 2"),
         ({"designs": {"size": [4, 4]}}, r"is there twice; name each once"),
         ({"designs": {"slope": [1]}}, r"this population has no 'slope'"),
+        ({"designs": {"cluster": [20]}}, r"the designs have 'cluster'; did you mean 'clusters'"),
+        ({"designs": {"sizes": 4}}, r"the designs have 'sizes'; did you mean 'size'"),
         ({"designs": {"residuals": "odd"}}, r"residuals='odd' is not known"),
         ({"designs": {"size": 1}}, r"the design \(clusters 100, size 1\) cannot answer the model: 'm' does not vary"),
         ({"model": "m ~ x"}, r"must be a jaxmed.Mediation or jaxmed.System"),

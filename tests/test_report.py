@@ -398,6 +398,30 @@ def test_a_folder_that_is_not_there_is_said_before_the_report_is_made(fit, tmp_p
         jm.report(fit, tmp_path / "no" / "r.html")
 
 
+@pytest.mark.filterwarnings("ignore::jaxmed.ConvergenceWarning", "ignore::jaxmed.DesignWarning")
+def test_a_fit_that_needs_every_cluster(tmp_path):
+    """Three cluster means and three coefficients between clusters: the picture of influences had none to show.
+
+    The total effect between clusters has one value and no error: without a random intercept of y it is the same.
+    """
+    rng = np.random.default_rng(0)
+    at = np.repeat([0, 1, 2], 40)
+    x, m, y = rng.normal(size=(3, 120)) + 0.5 * at
+    data = pd.DataFrame({"id": at, "x": x, "m": m + x, "y": y + m})
+    fits = [
+        jm.fit(data, jm.Mediation("x", "m", "y", "id", {"m": ["1"], "y": of_y}, "diagonal", center="cluster"))
+        for of_y in (["1"], [])
+    ]
+    between = [found.effects()["estimate"]["total_between"] for found in fits]
+    assert between[0] == pytest.approx(between[1], rel=1e-8)
+    assert np.isnan(fits[0].effects()["se"]["total_between"])
+    assert "at zero" not in fits[0].message  # none of its covariances is free
+    jm.report(fits[0], tmp_path / "report.html")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "without any one of the clusters these data do not determine the model" in text
+    assert "without a standard error: these data leave it, or how precise it is, undetermined" in text
+
+
 def test_exit_codes(run, saved, tmp_path):
     out = tmp_path / "report.html"
     for arguments, code, message in (
