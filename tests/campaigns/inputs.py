@@ -458,6 +458,8 @@ def clean_system(number, fit, names):
         frozenset(back.get(name, name) for name in fit.facts.cluster_level),
     )
     model, _ = make_model(number, PLAIN_NAMES)
+    if number == 4 and names["x"] == "1":  # to a formula an intercept
+        model = jm.System.from_formulas(["m ~ 1 + (1 | id)"])
     return compiled(jm.Mediation(**model) if isinstance(model, dict) else model, facts)
 
 
