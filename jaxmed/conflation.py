@@ -177,10 +177,14 @@ def _with_means(found: Fit, pairs: Pairs, data: Any, intercepts: str) -> Fit:
     whole = System(equations, system.cluster, covariance, system.residuals)
     listwise = found.moments.groups == equation_groups(system, "listwise")[0]
     missing = "listwise" if listwise and any(found.intake.missing.values()) else "available"
-    with warnings.catch_warnings():
-        if found.too_few_clusters:  # said of that fit
-            warnings.filterwarnings("ignore", "converged: .* clusters cannot show", ConvergenceWarning)
-        return fit(found.moments if data is None else data, whole, reml=found.reml, missing=missing)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with_means = fit(found.moments if data is None else data, whole, reml=found.reml, missing=missing)
+    same = found.too_few_clusters and with_means.converged and not with_means.flat  # as is said of that fit
+    for warning in said:
+        if not (same and issubclass(warning.category, ConvergenceWarning)):
+            warnings.warn(f"of the model with cluster means: {warning.message}", warning.category, stacklevel=3)
+    return with_means
 
 
 def _apart(found: Fit) -> Any:

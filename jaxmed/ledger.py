@@ -23,6 +23,10 @@ from jaxmed.store import write_atomically, write_once
 
 EVERY = 10.0  # seconds of work that are written to a file
 ROOM = 1000  # bytes in memory for a byte of a file, at the most: tables of one value repeated come to a tenth of it
+READERS = {  # what a file of results holds -> how it is read
+    "replicates": "read them with jaxmed.load_replicates or jaxmed merge",
+    "a power study": "read it with jaxmed.load_power, or by the jaxmed power command that made it, without --shard",
+}
 
 
 class Ledger:
@@ -183,7 +187,7 @@ def read_table(path: Path, what: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         # Files of earlier versions have none.
         if b"checksum" in metadata and metadata[b"checksum"].decode() != _checksum(table, metadata[b"jaxmed"]):
             raise ValueError("its checksum is another")
-        return table, parse(metadata[b"jaxmed"])
+        about = parse(metadata[b"jaxmed"])
     except FileNotFoundError as error:
         raise DataError(f"there is no file or folder {str(path)!r}") from error
     except OSError as error:
@@ -192,6 +196,10 @@ def read_table(path: Path, what: str) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise damaged(path, what, error) from error
     except (pa.ArrowException, ValueError) as error:
         raise damaged(path, what, error) from error
+    kind = about.get("kind", "replicates" if "method" in about else what) if isinstance(about, dict) else what
+    if kind in READERS and kind != what:
+        raise DataError(f"{str(path)!r} holds {kind}, not {what}: {READERS[kind]}, or give another folder")
+    return table, about
 
 
 def damaged(path: Path, what: str, error: Exception) -> DataError:

@@ -532,8 +532,8 @@ class Estimates:
             )
             across = [_in_words(label) for label in self._untold if _across(label)]
             if across:
-                text += f", or hold covariances of different outcomes at zero, as {across[0]}, by the groups of "
-                text += "covariance=[[...], ...]"
+                text += f", or hold covariances between different outcomes, {across[0]} and others like it, at zero by "
+                text += "the groups of covariance=[[...], ...]"
         if self.reduced_rank and len(unknown) < len(self.labels):
             text += "; standard errors take the rank of the random-effects covariance as known"
         if self.imprecise:

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import secrets
+import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -167,15 +168,33 @@ def write_text(path: Path, text: str) -> None:
 def write_atomically(target: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Write a file beside its target and move it there when it is whole; an earlier file stays until then.
 
-    A target that is no regular file, such as /dev/stdout, is written to as it is.
+    A target that is no regular file is written to as it is, as are the standard streams of this process, by whatever
+    name; of a link the file that it leads to is replaced.
     """
     with _words_of_writing(target):
+        own = _own_stream(target)
+        if own is not None:
+            with suppress(AttributeError, ValueError):  # none, or closed
+                sys.stdout.flush()
+            with open(os.dup(own), "wb") as stream:
+                fill(stream)
+            return
+        target = Path(os.path.realpath(target))
         if target.exists() and not target.is_file():
             with open(target, "wb") as stream:
                 fill(stream)
             return
         with _beside(target, fill) as written:
             os.replace(written, target)
+
+
+def _own_stream(target: Path) -> int | None:
+    """1 or 2 where a path, such as /dev/stdout, leads to where that stream of this process goes."""
+    for descriptor in (1, 2):
+        with suppress(OSError):
+            if os.path.samestat(target.stat(), os.fstat(descriptor)):
+                return descriptor
+    return None
 
 
 def write_once(target: Path, fill: Callable[[BinaryIO], object]) -> None:

@@ -49,6 +49,7 @@ def power(study: Power, effect: str | None = None, interval: str | None = None, 
     check_shown("study", study, Power, "what jaxmed.power returns")
     effect = main_effect(study.table["effect"]) if effect is None else effect
     rows = _rows(study, effect, interval)
+    _check_fitted(rows, study)
     if rows["power"].isna().all():
         raise SpecError(f"{effect!r} has no power: it is zero in the population")
     ax = make_axes(ax)
@@ -101,6 +102,7 @@ def coverage(study: Power, effect: str | None = None, interval: str | None = Non
     check_shown("study", study, Power, "what jaxmed.power returns")
     effect = main_effect(study.table["effect"]) if effect is None else effect
     rows = _rows(study, effect, interval)
+    _check_fitted(rows, study)
     groups = _groups(rows, ("clusters",))
     clusters = sorted(rows["clusters"].unique())
     grid = np.full((len(groups), len(clusters)), np.nan)
@@ -124,6 +126,12 @@ def coverage(study: Power, effect: str | None = None, interval: str | None = Non
     title = f"coverage of {effect} in %, {rows['interval'].iloc[0]}, nominal {100 * level:g}"
     ax.set(xlabel="clusters", title=title)
     return ax
+
+
+def _check_fitted(rows: pd.DataFrame, study: Power) -> None:
+    """There is nothing to draw where no fit has the interval."""
+    if not (rows["used"] > 0).any():
+        raise SpecError(f"no fit of this study has the interval{''.join(f'; {note}' for note in study.notes)}")
 
 
 def _rows(study: Power, effect: str, interval: str | None) -> pd.DataFrame:

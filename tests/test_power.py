@@ -90,6 +90,23 @@ def test_a_design_of_which_nothing_can_be_fitted_is_said():
         study = jm.power(None, [{"clusters": 3, "size": 2}, DESIGN], 4, seed=1, intervals="delta")
     assert len(study.notes) == 1
     assert study.summary().splitlines()[-1] == f"Note: {study.notes[0]}"
+    pytest.importorskip("matplotlib")
+    with pytest.warns(jm.ConvergenceWarning):
+        alone = jm.power(None, {"clusters": 3, "size": 2}, 4, seed=1, intervals="delta")
+    for plot in (jm.plots.power, jm.plots.coverage):
+        with pytest.raises(jm.SpecError, match="no fit of this study has the interval; no fit of 4 data sets"):
+            plot(alone)
+
+
+def test_files_of_replicates_and_of_studies_are_told_apart(tmp_path, study):
+    """They were called damaged, with the advice to delete them."""
+    study.save(tmp_path / "study")
+    with pytest.raises(jm.DataError, match=r"holds a power study, not replicates: read it with jaxmed\.load_power"):
+        jm.load_replicates(tmp_path / "study")
+    fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+    jm.bootstrap(fit, 4, seed=1, out=tmp_path / "replicates")
+    with pytest.raises(jm.DataError, match=r"holds replicates, not a power study: read them with"):
+        jm.power(None, DESIGN, 4, seed=1, out=tmp_path / "replicates")
 
 
 # The table -----------------------------------------------------------------------------------------------------------
