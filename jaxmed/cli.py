@@ -42,6 +42,8 @@ from jaxmed.cli_options import (
     StandardErrors,
     X,
     Y,
+    check_outputs,
+    note,
 )
 from jaxmed.cli_report import report
 from jaxmed.counts import check_choice
@@ -56,7 +58,7 @@ from jaxmed.plain import visible
 from jaxmed.replicates import KINDS, Replicates, load_replicates
 from jaxmed.result import plain_data
 from jaxmed.schedulers import find_shard
-from jaxmed.store import check_outputs, is_moments, save_moments, write_text
+from jaxmed.store import is_moments, save_moments, write_text
 
 BAD_INPUT, NO_FIT, INTERRUPTED = 2, 1, 130
 
@@ -385,7 +387,7 @@ def _notes() -> Iterator[None]:
         warnings.simplefilter("always", ConvergenceWarning)
         yield
     for warning in said:
-        typer.echo(f"jaxmed: note: {visible(str(warning.message))}", err=True)
+        note(str(warning.message))
 
 
 def _show(found: Replicates, kind: str, level: float, fitted: Fit | None, json: Path | None, quiet: bool) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from jaxmed.counts import check_path
+from jaxmed.plain import visible
+from jaxmed.store import check_folder_of
 
 
 class StandardErrors(StrEnum):
@@ -134,3 +139,15 @@ Job = Annotated[
     Path | None,
     typer.Option("--job", metavar="TOML", help="A job file with the options of this command; options given here win."),
 ]
+
+
+def check_outputs(settings: Mapping[str, Any], *names: str) -> None:
+    """:func:`check_folder_of` of the files that settings name."""
+    for name in names:
+        if settings.get(name) is not None:
+            check_folder_of(check_path(name, settings[name]))
+
+
+def note(text: str) -> None:
+    """Say something beside the results, in a line of stderr."""
+    typer.echo(f"jaxmed: note: {visible(text)}", err=True)

@@ -11,18 +11,17 @@ from typing import Annotated, Any
 import typer
 
 from jaxmed import jobs
-from jaxmed.cli_options import Job
+from jaxmed.cli_options import Job, check_outputs, note
 from jaxmed.errors import ConvergenceWarning, SpecError
 from jaxmed.fit import load
 from jaxmed.mediation import Spec
-from jaxmed.plain import visible
 from jaxmed.population import Population
 from jaxmed.power import power
 from jaxmed.power_tables import Power
 from jaxmed.schedulers import find_shard
 from jaxmed.simulate import simulate
 from jaxmed.sizes import check_size
-from jaxmed.store import check_outputs, write_text
+from jaxmed.store import write_text
 
 SIMULATE_SETTINGS = ("population", "clusters", "size", "seed", "out", "fit")
 POWER_SETTINGS = (
@@ -164,20 +163,17 @@ def power_command(
         )
     if part[1] > 1:
         typer.echo(f"shard {part[0]} of {part[1]}: {len(found.replications)} data sets in {settings['out']}")
-        _note(found)
+        for text in found.notes:
+            note(text)
         return
     _show(found, settings)
-
-
-def _note(found: Power) -> None:
-    for note in found.notes:
-        typer.echo(f"jaxmed: note: {visible(note)}", err=True)
 
 
 def _show(found: Power, settings: Mapping[str, Any]) -> None:
     target = settings.get("json")
     if str(target) == "-" or settings.get("quiet"):
-        _note(found)
+        for text in found.notes:
+            note(text)
     if str(target) == "-":
         typer.echo(found.to_json())
         return

@@ -111,7 +111,7 @@ def check_path(name: str, value: Any) -> Path:
         if error.errno != errno.ENAMETOOLONG:  # whoever opens it says what is wrong
             return path
         why = f" ({error.strerror})"
-    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    value = str(value) if isinstance(value, Path) else value
     raise SpecError(f"{name}={value!r} must be a path: text that can name a file, or a pathlib.Path{why}")
 
 

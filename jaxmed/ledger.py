@@ -197,7 +197,7 @@ def read_table(path: Path, what: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     except (pa.ArrowException, ValueError) as error:
         raise damaged(path, what, error) from error
     kind = about.get("kind", "replicates" if "method" in about else what) if isinstance(about, dict) else what
-    if kind in READERS and kind != what:
+    if isinstance(kind, str) and kind in READERS and kind != what:
         raise DataError(f"{str(path)!r} holds {kind}, not {what}: {READERS[kind]}, or give another folder")
     return table, about
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +19,7 @@ from jaxmed.ledger import all_files, damaged, open_folder, read_table, write_tab
 from jaxmed.moments import Floats
 from jaxmed.plain import check_form, shown, visible
 from jaxmed.result import plain_data
-from jaxmed.studies import OWN, Analysis, Design, Truth, columns_of, converged, limits_of
+from jaxmed.studies import OWN, Analysis, Design, Truth, columns_of, converged, limits_of, named
 
 FORMAT = 1
 WHAT = "a power study"
@@ -96,7 +96,7 @@ class Power:
         """Designs of which no fit converged, a sentence each."""
         failed = [cell for cell in self._cells if len(cell.table) and converged(cell.table).empty]
         return [
-            f"no fit of {len(cell.table)} data sets of the design ({_named(cell.columns)}) converged: as a rule the "
+            f"no fit of {len(cell.table)} data sets of the design ({named(cell.columns)}) converged: as a rule the "
             "model is then too rich for them; take more clusters, larger ones, or fewer random effects"
             for cell in failed
         ]
@@ -269,10 +269,6 @@ def measures(cell: Cell) -> list[dict[str, Any]]:
             lower, upper, error = limits_of(used, label, kind, level)
             rows.append(own | {"interval": kind} | _interval(lower, upper, truth, n) | _errors(error, estimate))
     return rows
-
-
-def _named(columns: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in columns.items())
 
 
 def _share(name: str, count: int, of: int) -> dict[str, float]:

@@ -6,7 +6,6 @@ import platform
 from importlib import metadata
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from jaxmed._version import __version__
@@ -131,10 +130,8 @@ def estimate_words(row: pd.Series, level: float) -> str:
     """``0.473 (SE 0.055, 95% CI 0.365 to 0.580, p <0.001)``."""
     digits = decimals([row["se"]], 2)
     estimate, se, low, high = (rounded(row[name], digits) for name in ("estimate", "se", "ci_lower", "ci_upper"))
-    if np.isnan(row["se"]):
-        return f"{estimate}, without a standard error: these data leave it, or how precise it is, undetermined"
     if not se:
-        return f"{estimate} (no standard error available)"
+        return f"{estimate}, without a standard error: these data leave it, or how precise it is, undetermined"
     return f"{estimate} (SE\u00a0{se}, {100 * level:g}%\u00a0CI {low} to {high}, p\u00a0{_p(row['p'])})"
 
 

@@ -9,7 +9,7 @@ import os
 import secrets
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -153,13 +153,6 @@ def check_folder_of(path: Path) -> None:
                 raise OSError(code, os.strerror(code))
 
 
-def check_outputs(settings: Mapping[str, Any], *names: str) -> None:
-    """:func:`check_folder_of` of the files that settings name."""
-    for name in names:
-        if settings.get(name) is not None:
-            check_folder_of(check_path(name, settings[name]))
-
-
 def write_text(path: Path, text: str) -> None:
     """Write a text file, all or nothing."""
     write_atomically(path, lambda stream: stream.write(text.encode()))
@@ -169,7 +162,7 @@ def write_atomically(target: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Write a file beside its target and move it there when it is whole; an earlier file stays until then.
 
     A target that is no regular file is written to as it is, as are the standard streams of this process, by whatever
-    name; of a link the file that it leads to is replaced.
+    name. Another link is replaced itself: one that a stranger left in a folder of results leads nowhere.
     """
     with _words_of_writing(target):
         own = _own_stream(target)
@@ -179,7 +172,6 @@ def write_atomically(target: Path, fill: Callable[[BinaryIO], object]) -> None:
             with open(os.dup(own), "wb") as stream:
                 fill(stream)
             return
-        target = Path(os.path.realpath(target))
         if target.exists() and not target.is_file():
             with open(target, "wb") as stream:
                 fill(stream)

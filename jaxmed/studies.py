@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -136,7 +136,12 @@ class Design:
         return pd.DataFrame({self.population.spec.cluster: cluster} | columns)
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {value}" for name, value in self.columns.items())
+        return named(self.columns)
+
+
+def named(columns: Mapping[str, Any]) -> str:
+    """Columns of a design for a message."""
+    return ", ".join(f"{name} {value}" for name, value in columns.items())
 
 
 def digest(plain: dict[str, Any]) -> str:

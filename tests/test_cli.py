@@ -258,18 +258,20 @@ def test_what_cannot_be_written_is_known_before_the_work(run, data, tmp_path, mo
     failed(result, 1, f"could not be written: {why}")
 
 
-def test_a_link_to_a_file_or_to_stdout_stays_one(data, tmp_path):
+def test_a_link_to_stdout_stays_one_and_others_lead_nowhere(data, tmp_path):
     """--json /dev/stdout > FILE put a file in the place of the link, and nothing in FILE."""
+    (tmp_path / "elsewhere").write_text("mine")
     (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
-    (tmp_path / "link").symlink_to("whole.json")
+    (tmp_path / "link").symlink_to("elsewhere")
     for name in ("stdout", "link"):
         command = [sys.executable, "-m", "jaxmed", "fit", data, *COLUMNS, "--quiet", "--json", tmp_path / name]
         with open(tmp_path / f"{name}.out", "wb") as out:
             subprocess.run(command, check=True, stdout=out)
-        assert (tmp_path / name).is_symlink()
+    assert (tmp_path / "stdout").is_symlink()
+    assert (tmp_path / "elsewhere").read_text() == "mine"
     assert (tmp_path / "link.out").read_bytes() == b""
     written = (tmp_path / "stdout.out").read_text(encoding="utf-8")
-    assert json.loads(written) == json.loads((tmp_path / "whole.json").read_text(encoding="utf-8"))
+    assert json.loads(written) == json.loads((tmp_path / "link").read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("command", ["fit", "describe", "stack"])

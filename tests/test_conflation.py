@@ -127,6 +127,16 @@ def test_too_few_clusters_are_said_of_the_fit_alone():
         assert jm.conflation(fit, intercepts="free").fit.too_few_clusters
 
 
+def test_a_warning_of_the_model_with_cluster_means_names_it():
+    """Three clusters, three cluster means: flat, in terms that the model of the user has not."""
+    population = jm.Population(a=0.3, b=0.3, c_prime=0.2, cov_ab=0.05)
+    data = jm.simulate(population, clusters=3, size=40, seed=1)
+    fit = jm.fit(data, jm.Mediation("x", "m", "y", "id", covariance="diagonal"))
+    with pytest.warns(jm.ConvergenceWarning, match="^of the model with cluster means: converged.*flat") as said:
+        jm.conflation(fit)
+    assert said[0].filename == __file__
+
+
 def test_errors(found):
     with pytest.raises(jm.SpecError, match="conflation needs a Fit first"):
         jm.conflation(3)

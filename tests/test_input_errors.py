@@ -629,6 +629,17 @@ def test_anything_that_is_a_path_will_do(plain_fit, tmp_path):
         assert jm.fit(Place(name), plain_fit.spec).loglik == pytest.approx(plain_fit.loglik, rel=1e-12)
 
 
+def test_a_path_that_says_it_is_a_number(plain_fit):
+    """Its message asked again and ended in a TypeError."""
+
+    class Place:
+        def __fspath__(self):
+            return 3
+
+    with pytest.raises(jm.SpecError, match="must be a path"):
+        plain_fit.save(Place())
+
+
 @pytest.mark.parametrize("read", [jm.load, jm.load_moments, lambda path: jm.describe(path, MODEL)])
 def test_a_path_without_text_is_not_the_current_folder(read):
     with pytest.raises(jm.SpecError, match="='' must be a path"):

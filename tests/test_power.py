@@ -15,7 +15,7 @@ import pytest
 from scipy import stats
 
 import jaxmed as jm
-from jaxmed.ledger import claim
+from jaxmed.ledger import claim, write_table
 from jaxmed.power import _line, _reached, make_designs
 from jaxmed.power_tables import _errors, _kurtosis, _sd, no_cell
 from jaxmed.studies import Analysis, roomy
@@ -107,6 +107,10 @@ def test_files_of_replicates_and_of_studies_are_told_apart(tmp_path, study):
     jm.bootstrap(fit, 4, seed=1, out=tmp_path / "replicates")
     with pytest.raises(jm.DataError, match=r"holds replicates, not a power study: read them with"):
         jm.power(None, DESIGN, 4, seed=1, out=tmp_path / "replicates")
+    write_table(tmp_path / "forged.parquet", pd.DataFrame({"a": [1.0]}), {"kind": [1]})  # no text: a TypeError
+    for load in (jm.load_replicates, jm.load_power):
+        with pytest.raises(jm.DataError, match="or is damaged"):
+            load(tmp_path / "forged.parquet")
 
 
 # The table -----------------------------------------------------------------------------------------------------------
