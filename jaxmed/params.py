@@ -108,9 +108,28 @@ class Layout:
 
     @property
     def blocks(self) -> tuple[tuple[int, ...], ...]:
-        """Random effects that may covary: G is zero outside these blocks."""
-        first = [min(col for row, col in self.free if row == k) for k in range(self.n_random)]
+        """Random effects that may covary, if only by way of others: G is zero outside these blocks."""
+        first = list(range(self.n_random))
+        for row, col in self.free:
+            low, high = sorted((first[row], first[col]))
+            first = [low if at == high else at for at in first]
         return tuple(tuple(k for k in range(self.n_random) if first[k] == at) for at in sorted(set(first)))
+
+    def leading(self, block: tuple[int, ...]) -> int:
+        """Random effects at the head of a block whose place among its rows matters, since the root has zeros there.
+
+        All others covary with every one before them, so that they may change places.
+        """
+        known = set(self.free)
+        partial = [k for k in range(len(block)) if any((block[k], block[at]) not in known for at in range(k))]
+        return partial[-1] + 1 if partial else 0
+
+    def allowed(self, block: tuple[int, ...]) -> Floats:
+        """1 where a root of a block of G may have an entry, 0 where the zeros of G forbid it, shape (size, size)."""
+        mask = np.ones((len(block), len(block)))
+        for row in range(self.leading(block)):
+            mask[row] = [col <= row and (block[row], block[col]) in self.free for col in range(len(block))]
+        return mask
 
     @property
     def owners(self) -> tuple[int, ...]:
@@ -293,20 +312,23 @@ def block_diagonal(one: Array, other: Array) -> Array:
 def triangular(layout: Layout, root: Array, *, pivot: bool) -> tuple[Array, Array]:
     """Rotate a root of G (G = RR' stays) so that its rows are triangular, block by block of G.
 
-    Modified Gram-Schmidt on the rows. With ``pivot`` the row with the largest remainder comes first; returns the root
-    and the order of its rows.
+    Modified Gram-Schmidt on the rows. With ``pivot`` the row with the largest remainder comes first, after those rows
+    whose place matters (:meth:`Layout.leading`); returns the root and the order of its rows.
     """
     result, order = jnp.zeros_like(root), jnp.arange(layout.n_random)
     for block in layout.blocks:
         at = np.array(block)
-        own, chosen = _triangular(root[np.ix_(at, at)], pivot=pivot)
+        head = layout.leading(block)
+        own, chosen = _triangular(root[np.ix_(at, at)], pivot=pivot, head=head)
+        if head:
+            own = own * layout.allowed(block)  # zero but for rounding
         result = result.at[np.ix_(at, at)].set(own)
         order = order.at[at].set(jnp.asarray(at)[chosen])
     return result, order
 
 
-@partial(jax.jit, static_argnames="pivot")
-def _triangular(root: Array, *, pivot: bool) -> tuple[Array, Array]:
+@partial(jax.jit, static_argnames=("pivot", "head"))
+def _triangular(root: Array, *, pivot: bool, head: int) -> tuple[Array, Array]:
     """:func:`triangular` of one block, a loop: unrolled it would cost half a second of compilation wherever it is."""
     size = len(root)
 
@@ -314,6 +336,8 @@ def _triangular(root: Array, *, pivot: bool) -> tuple[Array, Array]:
         rest, left, columns, order = state
         squares = jnp.where(left, jnp.sum(rest**2, axis=1), -1.0)
         row = jnp.argmax(squares) if pivot else k
+        if pivot and head:
+            row = jnp.where(k < head, k, row)
         norm = jnp.sqrt(jnp.maximum(squares[row], 0.0))
         direction = rest[row] / jnp.where(norm > 0, norm, 1.0)
         column = jnp.where(left, jnp.sum(rest * direction, axis=1), 0.0)

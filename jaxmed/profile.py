@@ -141,7 +141,7 @@ def _beside(layout: Layout, point: Point) -> Point:
     """A point near one where G is zero in some direction, from which that variance can grow."""
     within = np.zeros((layout.n_random, layout.n_random))
     for block in layout.blocks:
-        within[np.ix_(block, block)] = 1.0
+        within[np.ix_(block, block)] = layout.allowed(block)
     noise = np.random.default_rng(0).standard_normal(within.shape) * within
     return point._replace(root=point.root + 0.1 * float(np.exp(point.spread[: layout.n_equations].min())) * noise)
 

@@ -115,11 +115,15 @@ class System:
         within each of the groups of labels listed, ``[["m~1"], ["y~1"], ["m~x", "y~m"]]``.
     residuals : list of lists of str, optional
         Groups of outcomes whose residuals are correlated within rows; none by default.
+    zero : list of pairs of str, optional
+        Single covariances of random effects that are held at zero, ``[("m~1", "y~1")]``; all others are as
+        ``covariance`` says.
 
     Raises
     ------
     SpecError
-        Repeated outcomes, a circle among equations, an unknown covariance, outcomes that cannot share residuals.
+        Repeated outcomes, a circle among equations, an unknown covariance, outcomes that cannot share residuals, zeros
+        that leave a circle of covariances.
 
     Examples
     --------
@@ -133,6 +137,7 @@ class System:
     cluster: str
     covariance: str | tuple[tuple[str, ...], ...] = "unstructured"
     residuals: tuple[tuple[str, ...], ...] = ()
+    zero: tuple[tuple[str, str], ...] = ()
 
     def __init__(
         self,
@@ -140,6 +145,7 @@ class System:
         cluster: str,
         covariance: str | Iterable[Iterable[str]] = "unstructured",
         residuals: Iterable[Iterable[str]] = (),
+        zero: Iterable[Iterable[str]] | None = None,
     ) -> None:
         if isinstance(equations, Equation):
             equations = (equations,)
@@ -169,8 +175,11 @@ class System:
         object.__setattr__(self, "cluster", cluster)
         object.__setattr__(self, "covariance", covariance)
         object.__setattr__(self, "residuals", groups)
+        labels_of_random = self._labels_in_order
         if not isinstance(covariance, str):
-            _check_partition(covariance, self.random_labels)
+            _check_partition(covariance, labels_of_random)
+        object.__setattr__(self, "zero", check_zero(zero, labels_of_random))
+        _ = self.random_labels  # refuses zeros that leave a circle
 
     @classmethod
     def from_formulas(
@@ -179,6 +188,7 @@ class System:
         cluster: str | None = None,
         covariance: str | Iterable[Iterable[str]] = "unstructured",
         residuals: Iterable[Iterable[str]] = (),
+        zero: Iterable[Iterable[str]] | None = None,
     ) -> System:
         """A system from formulas in the convention of lme4 and brms.
 
@@ -190,7 +200,7 @@ class System:
         formulas : list of str
         cluster : str, optional
             Column of the cluster id; by default the one that the formulas name.
-        covariance, residuals
+        covariance, residuals, zero
             As for :class:`System`.
 
         Returns
@@ -213,7 +223,7 @@ class System:
         parsed = [parse(formula) for formula in formulas]
         named = [found[3] for found in parsed] + [cluster]
         equations = [Equation(outcome, predictors, random) for outcome, predictors, random, _ in parsed]
-        return cls(equations, common_cluster(formulas, named), covariance, residuals)
+        return cls(equations, common_cluster(formulas, named), covariance, residuals, zero)
 
     @cached_property
     def outcomes(self) -> tuple[str, ...]:
@@ -227,8 +237,31 @@ class System:
 
     @cached_property
     def random_labels(self) -> tuple[str, ...]:
-        """Labels of all random effects, equation by equation."""
+        """Labels of all random effects, equation by equation.
+
+        With ``zero`` those with fewer covariances come first: then an entry of the lower-triangular root of G is zero
+        exactly where that of G is.
+        """
+        if not self.zero:
+            return self._labels_in_order
+        return _elimination_order(self._labels_in_order, self._linked)
+
+    @cached_property
+    def _labels_in_order(self) -> tuple[str, ...]:
         return tuple(label for equation in self.equations for label in equation.random_labels)
+
+    @cached_property
+    def _linked(self) -> frozenset[frozenset[str]]:
+        """Pairs of random effects that covary freely."""
+        labels = self._labels_in_order
+        owner = {label: e for e, equation in enumerate(self.equations) for label in equation.random_labels}
+        if isinstance(self.covariance, str):
+            every = {"unstructured": dict.fromkeys(labels, 0), "block": owner}
+            group = every.get(self.covariance, {label: k for k, label in enumerate(labels)})
+        else:
+            group = {label: k for k, names in enumerate(self.covariance) for label in names}
+        pairs = {frozenset(pair) for pair in combinations(labels, 2) if group[pair[0]] == group[pair[1]]}
+        return frozenset(pairs - {frozenset(pair) for pair in self.zero})
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -255,17 +288,12 @@ class System:
     def random_pairs(self) -> tuple[tuple[int, int], ...]:
         """Free entries (row >= column) of the covariance of the random effects, row by row."""
         labels = self.random_labels
-        owner = [e for e, equation in enumerate(self.equations) for _ in equation.random]
-        group: dict[str, list[Any]] = {
-            "unstructured": [0] * len(labels),
-            "diagonal": list(range(len(labels))),
-            "block": owner,
-        }
-        if isinstance(self.covariance, str):
-            of = group[self.covariance]
-        else:
-            of = [next(k for k, names in enumerate(self.covariance) if label in names) for label in labels]
-        return tuple((a, b) for a in range(len(labels)) for b in range(a + 1) if of[a] == of[b])
+        return tuple(
+            (a, b)
+            for a in range(len(labels))
+            for b in range(a + 1)
+            if a == b or frozenset((labels[a], labels[b])) in self._linked
+        )
 
     @cached_property
     def residual_groups(self) -> tuple[tuple[int, ...], ...]:
@@ -341,7 +369,7 @@ class System:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, from which :func:`from_dict` makes an equal system."""
-        return {
+        plain = {
             "kind": "system",
             "equations": [
                 {"outcome": e.outcome, "predictors": list(e.predictors), "random": list(e.random), "level": e.level}
@@ -351,6 +379,7 @@ class System:
             "covariance": plain_covariance(self.covariance),
             "residuals": [list(group) for group in self.residuals],
         }
+        return plain | ({"zero": [list(pair) for pair in self.zero]} if self.zero else {})
 
 
 def _check_triangular(equations: tuple[Equation, ...]) -> None:
@@ -409,6 +438,50 @@ def check_covariance(value: Any) -> str | tuple[tuple[str, ...], ...]:
         if names.count(name) > 1:
             raise SpecError(f"covariance lists {name!r} twice; each random effect belongs to one group")
     return groups
+
+
+def check_zero(value: Any, labels: tuple[str, ...] | None = None) -> tuple[tuple[str, str], ...]:
+    """Pairs of labels of random effects, each once; of ``labels`` where these are known."""
+    if value is None:
+        return ()
+    example = "of pairs of labels such as [('m~1', 'y~1')]"
+    found: dict[frozenset[str], tuple[str, str]] = {}
+    for given in check_list("zero", value, example):
+        pair = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+        if len(pair) != 2 or not all(isinstance(label, str) for label in pair) or pair[0] == pair[1]:
+            raise SpecError(
+                f"zero has {given!r}; each entry must be a pair of labels of two random effects, such as ('m~1', 'y~1')"
+            )
+        unknown = [label for label in pair if labels is not None and label not in labels]
+        if unknown:
+            raise SpecError(
+                f"zero names {unknown[0]!r}, which is not a random effect of this model; choose from "
+                f"{list(labels or ())}"
+            )
+        found.setdefault(frozenset(pair), pair)
+    return tuple(found.values())
+
+
+def _elimination_order(labels: tuple[str, ...], linked: frozenset[frozenset[str]]) -> tuple[str, ...]:
+    """Random effects in an order in which the lower-triangular root of G is zero where G is, those with fewer first.
+
+    That is a perfect elimination order of the graph of the covariances (Rose 1970): what covaries with an effect, of
+    those after it, covaries with each other. There is one if the graph is chordal.
+    """
+    degree = {one: sum(one in pair for pair in linked) for one in labels}
+    left: list[str] = list(labels)
+    found: list[str] = []
+    while left:
+        beside = {one: [other for other in left if frozenset((one, other)) in linked] for one in left}
+        ready = [one for one in left if all(frozenset(pair) in linked for pair in combinations(beside[one], 2))]
+        if not ready:
+            raise SpecError(
+                f"zero leaves covariances in a circle among {left}, which no root of the covariance matrix can hold at "
+                "zero; hold further covariances of these at zero too, or list groups in covariance"
+            )
+        found.append(min(ready, key=lambda one: degree[one]))
+        left.remove(found[-1])
+    return tuple(found)
 
 
 def plain_covariance(value: str | tuple[tuple[str, ...], ...]) -> str | list[list[str]]:
