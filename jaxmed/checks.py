@@ -14,6 +14,7 @@ from jaxmed.terms import INTERCEPT
 from jaxmed.totals import EquationTotals, Totals, outer_products, symmetric_basis
 
 COLLINEAR = 1e-10  # share of a column's sum of squares that the columns before it leave unexplained
+ROUNDING = 1e-14  # share of a column's sum of squares within clusters that rounding can make
 FAR = 1e3  # sds from zero, for columns whose origin matters to the model
 
 
@@ -100,14 +101,17 @@ def _check_within(equation: Equation, sums: EquationTotals, constant: frozenset[
         centred = total[k, k] - total[0, k] ** 2 / total[0, 0]
         if name not in constant and sums.within[k, k] > CONSTANT * max(centred, np.finfo(float).tiny):
             continue
+        flat = "does not vary within any cluster"
+        if name not in constant and sums.within[k, k] > ROUNDING * centred:
+            flat = "varies too little within clusters (by less than a millionth of its standard deviation on average)"
         if is_outcome:
             raise DataError(
-                f"{name!r} does not vary within any cluster, so its residual variance cannot be told from its random "
+                f"{name!r} {flat}, so its residual variance cannot be told from its random "
                 "intercept; give a cluster-level outcome an Equation with level=2, one row per cluster"
                 + (f"; or does {cluster!r} tell rows apart, not clusters?" if cluster else "")
             )
         raise DataError(
-            f"{name!r} does not vary within any cluster, so its slope in the equation of {equation.outcome!r} cannot "
+            f"{name!r} {flat}, so its slope in the equation of {equation.outcome!r} cannot "
             f"vary between clusters; leave it out of random, e.g. random={{{equation.outcome!r}: "
             f"{[other for other in equation.random if other != name]}, ...}}"
         )
@@ -132,7 +136,8 @@ def _check_variances(design: Design, e: int, sums: EquationTotals, add: Callable
     gram[-1, -1] = sums.rows
     unit = 1 / np.sqrt(np.diag(gram))
     if np.linalg.eigvalsh(gram * unit[:, None] * unit)[0] < COLLINEAR:
+        fewer = f"random={ {one.outcome: list(one.random[:1]) for one in design.system.equations} }"
         raise DataError(
-            f"the random effects {list(equation.random)} of {equation.outcome!r} cannot be told apart from each other "
-            "or from the residual in clusters this small; use fewer random effects or larger clusters"
+            f"the random effects {list(equation.random)} of {equation.outcome!r} cannot be separated from each other "
+            f"or from the residual in clusters this small; take fewer, such as {fewer}, or larger clusters"
         )

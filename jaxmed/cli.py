@@ -28,6 +28,7 @@ from jaxmed.cli_options import (
     Covariates,
     DataPath,
     Formulas,
+    InterceptsOption,
     Job,
     KindOption,
     Level,
@@ -42,6 +43,7 @@ from jaxmed.cli_options import (
     StandardErrors,
     X,
     Y,
+    Zero,
     check_outputs,
     note,
 )
@@ -123,14 +125,16 @@ def fit(
     random: Random = None,
     covariance: CovarianceOption = None,
     residuals: ResidualsOption = None,
+    intercepts: InterceptsOption = None,
+    zero: Zero = None,
     formulas: Formulas = None,
     ml: ML = None,
     missing: MissingOption = None,
     se: Annotated[
         StandardErrors | None,
         typer.Option(
-            help="joint: all parameters together (default). bauer: the formulas of Bauer et al. (2006). robust: "
-            "cluster-robust (sandwich)."
+            help="joint: all parameters together (default, unless rows of a cluster are less alike than others). "
+            "bauer: the formulas of Bauer et al. (2006). robust: cluster-robust (sandwich)."
         ),
     ] = None,
     level: Level = None,
@@ -167,8 +171,8 @@ def fit(
     given["at"] = jobs.parse_values(at)
     given["reml"] = None if ml is None else not ml
     settings = jobs.settings_of("fit", job, given, FIT_SETTINGS)
-    level, se = check_level(settings.get("level", 0.95)), settings.get("se", "joint")
-    if se not in tuple(StandardErrors):
+    level, se = check_level(settings.get("level", 0.95)), settings.get("se")
+    if se is not None and se not in tuple(StandardErrors):
         raise SpecError(f"se={se!r} is not known; choose one of {[choice.value for choice in StandardErrors]}")
     shown = {name: settings[name] for name in ("at", "difference", "heterogeneity") if settings.get(name)}
     model = jobs.model_of(settings)
@@ -259,6 +263,8 @@ def bootstrap_command(
     random: Random = None,
     covariance: CovarianceOption = None,
     residuals: ResidualsOption = None,
+    intercepts: InterceptsOption = None,
+    zero: Zero = None,
     formulas: Formulas = None,
     ml: ML = None,
     missing: MissingOption = None,
@@ -434,6 +440,7 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     found["formulas"] = found["formulas"] or None
     found["moderators"] = _moderators(found["moderators"])
     found["reference"] = _reference(found["reference"])
+    found["zero"] = [jobs.split_names(text) for text in found.get("zero") or ()] or None
     return found
 
 

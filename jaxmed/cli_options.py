@@ -45,6 +45,13 @@ class Residuals(StrEnum):
     INDEPENDENT = "independent"
 
 
+class Intercepts(StrEnum):
+    """Choices of --intercepts."""
+
+    INDEPENDENT = "independent"
+    CORRELATED = "correlated"
+
+
 class Method(StrEnum):
     """Choices of --method."""
 
@@ -68,6 +75,7 @@ class Center(StrEnum):
     """Choices of --center."""
 
     CLUSTER = "cluster"
+    NONE = "none"
 
 
 DataPath = Annotated[
@@ -92,7 +100,27 @@ Moderators = Annotated[
     typer.Option("--moderator", help="A column that paths depend on: W (all paths) or W=a,b; again per moderator."),
 ]
 Centered = Annotated[
-    Center | None, typer.Option("--center", help="Split x and m into deviations from cluster means, and these means.")
+    Center | None,
+    typer.Option(
+        "--center",
+        help="cluster: split x and m into cluster means and deviations from them. none: never, not even m where x does "
+        "not vary within clusters.",
+    ),
+]
+InterceptsOption = Annotated[
+    Intercepts | None,
+    typer.Option(
+        "--intercepts",
+        help="Whether random intercepts covary with other random effects (default: independent where m is split).",
+    ),
+]
+Zero = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--zero",
+        metavar="LABEL,LABEL",
+        help="A covariance of two random effects held at zero: M~1,Y~1; again for more.",
+    ),
 ]
 Reference = Annotated[
     list[str] | None,

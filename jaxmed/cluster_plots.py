@@ -394,8 +394,8 @@ def _routes(fit: Fit) -> list[Route]:
 
 
 def _slope_words(fit: Fit, path: str) -> str:
-    edges: Any = fit.spec.edges  # type: ignore[union-attr]
-    edge = next(edge for edge in edges if path in (edge.name, f"{edge.name}_within"))
+    edges: Any = fit.spec.edges_in(fit.facts)  # type: ignore[union-attr]
+    edge = next(edge for edge in edges if path in (edge.path(), edge.path("_within")))
     return f"{path}: {edge.source} → {edge.outcome}"
 
 

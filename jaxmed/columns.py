@@ -21,7 +21,15 @@ from jaxmed.spec import System
 
 @dataclass(frozen=True)
 class Column:
-    """Summary of one numeric column over its observed values."""
+    """Summary of one numeric column over its observed values.
+
+    Attributes
+    ----------
+    whole : bool, optional
+        Whether every value is a whole number; None where nobody looked.
+    distinct : tuple of float, optional
+        The values, sorted, where there are :data:`DISTINCT` at the most, else empty; None where nobody looked.
+    """
 
     name: str
     missing: int
@@ -30,6 +38,11 @@ class Column:
     minimum: float
     maximum: float
     infinite: int = 0
+    whole: bool | None = None
+    distinct: tuple[float, ...] | None = None
+
+
+DISTINCT = 7  # values that are told apart in passing
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,15 @@ class Grouped:
 
 
 class Source(Protocol):
-    """Data that can be asked for what moments need: rows in memory or in a file, or a query of some engine."""
+    """Data that can be asked for what moments need: rows in memory or in a file, or a query of some engine.
+
+    Attributes
+    ----------
+    filled : dict
+        Column -> rows whose missing value was filled in: whatever the source is asked for has it.
+    """
+
+    filled: dict[str, int]
 
     def schema(self) -> nw.Schema:
         """Columns and their types."""
@@ -127,6 +148,36 @@ class Source(Protocol):
         self, plan: Plan, names: Sequence[str]
     ) -> tuple[NDArray[np.generic], dict[str, tuple[Floats, Floats]]]:
         """Smallest and largest value of columns by cluster, over the rows that count; not finite for none."""
+
+    def fill(self, system: System, groups: Sequence[Sequence[str]], closeness: Mapping[str, float]) -> tuple[str, ...]:
+        """Fill in missing values by the value that a column has elsewhere in the cluster, from now on.
+
+        Parameters
+        ----------
+        groups : sequence of sequence of str
+            Columns that are filled in together, or not at all: where each has one value in every cluster.
+        closeness : mapping
+            Column -> difference up to which values are one.
+
+        Returns
+        -------
+        tuple of str
+            The columns that have rows to fill in.
+        """
+
+    def apart(self, system: System, name: str, codes: Sequence[float]) -> tuple[float, float, dict[float, int]]:
+        """Smallest and largest value of a column without codes, NaN if there is none, and rows by code."""
+
+    def rows_of(
+        self, system: System, names: Sequence[str], labels: Sequence[Any]
+    ) -> list[tuple[NDArray[np.int64], list[Floats]]] | None:
+        """Positions of the rows of some clusters, and their values in columns; None where rows have no order.
+
+        Of clusters that :meth:`grouped` found.
+        """
+
+    def whole(self, system: System, most: int) -> tuple[NDArray[np.intp], list[Floats]] | None:
+        """Code of every row's cluster, -1 for none, and the columns; None of more rows than ``most``, or of a query."""
 
     def to_pandas(self, system: System) -> pd.DataFrame:
         """The cluster id and the columns of a system, row by row."""
@@ -187,6 +238,11 @@ def _value(source: Source, schema: nw.Schema, name: str) -> nw.Expr:
     else:
         same = nw.col(column).cast(nw.String) == category
     return nw.when(present).then(same.cast(nw.Float64))
+
+
+def original(schema: Mapping[str, Any], name: str) -> str:
+    """The column of the data behind a column of a system: of an indicator its categorical column."""
+    return name if name in schema else indicator(name)[0]
 
 
 def _to_number(text: str) -> float:

@@ -60,7 +60,7 @@ def conflation(
     Parameters
     ----------
     found : Fit
-        Of a :class:`Mediation`. Of one with ``center="cluster"`` the within and between coefficients are compared as
+        Of a :class:`Mediation`. Of one whose mediators are split the within and between coefficients are compared as
         they are; its slopes vary with the deviations alone, so that the uncentred model is not a special case of it.
     data : frame or path, optional
         The data, where values are missing and the moments do not say which rows a cluster mean is of.
@@ -108,7 +108,7 @@ def conflation(
     critical = critical_value(level)
     if not isinstance(found.spec, Mediation):
         raise FitError("within and between paths are those of a jaxmed.Mediation; this fit is of a System")
-    centred = found.spec.center == "cluster"
+    centred = found.spec.is_split(found.facts)
     pairs = _centred_pairs(found, found.spec) if centred else _contextual_pairs(found, found.spec)
     if not pairs:
         raise FitError(
@@ -146,22 +146,23 @@ Pairs = list[tuple[str, str, str]]  # name of a path, labels of its coefficient 
 def _centred_pairs(found: Fit, spec: Mediation) -> Pairs:
     paths = spec.estimands(found.facts).paths
     pairs = []
-    for edge in spec.edges:
-        if f"{edge.name}_within" in paths and f"{edge.name}_between" in paths:
-            pieces = paths[f"{edge.name}_within"].pieces, paths[f"{edge.name}_between"].pieces
-            for (one, by), (other, _) in zip(*pieces, strict=True):
-                pairs.append((":".join([edge.name, *by]), one, other))
+    for edge in spec.edges_in(found.facts):
+        within, between = edge.path("_within"), edge.path("_between")
+        if within in paths and between in paths:
+            for (one, by), (other, _) in zip(paths[within].pieces, paths[between].pieces, strict=True):
+                pairs.append((":".join([edge.path(), *by]), one, other))
     return pairs
 
 
 def _contextual_pairs(found: Fit, spec: Mediation) -> Pairs:
     paths = spec.estimands(found.facts).paths
     pairs = []
-    for edge in spec.edges:
-        if edge.source not in found.facts.cluster_level:
-            for label, by in paths[edge.name].pieces:
+    alike = found.facts.cluster_level | found.facts.equal_means
+    for edge in spec.edges_in(found.facts):
+        if edge.source not in alike:
+            for label, by in paths[edge.path()].pieces:
                 mean = ":".join([f"between({edge.source})", *by])
-                pairs.append((":".join([edge.name, *by]), label, f"{edge.outcome}~{mean}"))
+                pairs.append((":".join([edge.path(), *by]), label, f"{edge.outcome}~{mean}"))
     return pairs
 
 
@@ -174,7 +175,7 @@ def _with_means(found: Fit, pairs: Pairs, data: Any, intercepts: str) -> Fit:
         means = [mean.removeprefix(own) for _, label, mean in pairs if label in equation.labels]
         equations.append(Equation(equation.outcome, (*equation.predictors, *means), equation.random, equation.level))
     covariance = _apart(found) if intercepts == "apart" else system.covariance
-    whole = System(equations, system.cluster, covariance, system.residuals)
+    whole = System(equations, system.cluster, covariance, system.residuals, system.zero)
     listwise = found.moments.groups == equation_groups(system, "listwise")[0]
     missing = "listwise" if listwise and any(found.intake.missing.values()) else "available"
     with warnings.catch_warnings(record=True) as said:

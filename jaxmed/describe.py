@@ -11,7 +11,7 @@ import pandas as pd
 from jaxmed.columns import no_ids
 from jaxmed.design import term_values
 from jaxmed.errors import SpecError
-from jaxmed.frame import check_finite, check_some_ids, read, summarise, survey
+from jaxmed.frame import check_finite, check_some_ids, intake_of, read, summarise, survey
 from jaxmed.mediation import Spec, compiled
 from jaxmed.moments import Intake, Moments
 from jaxmed.plain import visible
@@ -34,12 +34,19 @@ class Description:
         ``n_clusters``, and ``min, mean, median, max`` of the rows per cluster.
     intake : Intake
         Rows read, used and left out.
+    notes : tuple of str
+        What looks odd in the data, and what was filled in, one sentence each.
     """
 
     variables: pd.DataFrame
     correlations: pd.DataFrame
     clusters: pd.Series
     intake: Intake
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The remarks of the intake."""
+        return self.intake.remarks
 
     def __str__(self) -> str:
         missing = {name: count for name, count in self.intake.missing.items() if count}
@@ -57,6 +64,8 @@ class Description:
                 float_format=lambda value: f"{value:.4f}"
             ),
         ]
+        if self.notes:
+            lines += ["", "Notes", *(f"- {note}" for note in self.notes)]
         return visible("\n".join(lines), "\n")
 
 
@@ -90,7 +99,7 @@ def describe(data: Any, spec: Spec) -> Description:
     # Every column on its own, so that its intraclass correlation uses every row that has it.
     alone = System([Equation(name, [INTERCEPT]) for name in system.columns], system.cluster)
     summaries, rows, _ = summarise(source, alone)
-    moments = read(source, alone)
+    moments = read(source, alone, remarks=False)
     variables = pd.DataFrame(
         {
             name: {
@@ -105,7 +114,7 @@ def describe(data: Any, spec: Spec) -> Description:
             for name, column in summaries.items()
         }
     ).T.astype({"count": int, "missing": int})
-    return Description(variables, _correlations(moments), _clusters(moments), read(source, system).intake)
+    return Description(variables, _correlations(moments), _clusters(moments), intake_of(source, spec, facts))
 
 
 def describe_moments(moments: Moments) -> Description:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
+from scipy.special import chdtrc
 
 from jaxmed import effects
 from jaxmed.counts import check_choice, check_flag, is_number, one_or_more
@@ -264,6 +265,34 @@ def heterogeneity_table(
     return pd.DataFrame(table, index=index, columns=["estimate", "se", "ci_lower", "ci_upper"])
 
 
+def omnibus_table(found: Estimates, kind: str, at: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    """Table of :meth:`jaxmed.Fit.omnibus`."""
+    targets = make_targets(found, at)
+    contrasts = found.spec.contrasts(found.facts) if isinstance(found.spec, Mediation) else ()
+    if not contrasts:
+        raise FitError(
+            "tests over categories are of an x with at least three categories, reference={x: category}; effects() has "
+            "the test of every single effect"
+        )
+    value, slope = effects.combined_and_jacobian(targets.plan, found.values, targets.weights, targets.combination)
+    covariance = slope @ found.generalized(kind) @ slope.T
+    error = found.errors(slope, kind)
+    groups: dict[Any, list[int]] = {}
+    for k, (name, *point) in enumerate(targets.rows if targets.rows.nlevels > 1 else ((n,) for n in targets.rows)):
+        if name.endswith(tuple(f"[{one}]" for one in contrasts)) and " - " not in name:
+            short = name[: name.rindex("[")]
+            groups.setdefault((short, *point) if point else short, []).append(k)
+    rows = {}
+    for key, own in groups.items():
+        known = len(own) == len(contrasts) and bool(np.all(error[own] > 0))
+        statistic = float(value[own] @ np.linalg.pinv(covariance[np.ix_(own, own)]) @ value[own]) if known else np.nan
+        rows[key] = {"chi2": statistic, "df": len(own), "p": float(chdtrc(len(own), statistic)) if known else np.nan}
+    table = pd.DataFrame.from_dict(rows, orient="index")
+    if targets.rows.nlevels > 1:
+        table.index = pd.MultiIndex.from_tuples(list(rows), names=targets.rows.names)
+    return table
+
+
 def estimands_of(found: Model) -> Estimands:
     """The effects of a fit's model; only a mediation model has some."""
     if not isinstance(found.spec, Mediation):
@@ -274,7 +303,7 @@ def estimands_of(found: Model) -> Estimands:
 
 
 def _check_bauer(found: Estimates) -> None:
-    if isinstance(found.spec, Mediation) and not found.spec.simple:
+    if isinstance(found.spec, Mediation) and not found.spec.is_simple(found.facts):
         raise SpecError(
             "se='bauer' are the formulas of Bauer, Preacher & Gil (2006) for one mediator without moderators or "
             "centring; use se='joint'"

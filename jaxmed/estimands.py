@@ -56,19 +56,58 @@ class Estimands(NamedTuple):
 
 
 class Edge(NamedTuple):
-    """A path of the model from ``source`` to ``outcome``: ``kind`` a, b, c_prime or d, ``name`` as in effects."""
+    """A path of the model from ``source`` to ``outcome``.
+
+    Attributes
+    ----------
+    kind : {"a", "b", "c_prime", "d"}
+    name : str
+        As in effects, ``"a_m1"``.
+    source, outcome : str
+        Columns.
+    contrast : str
+        ``"[B]"`` where the source is the indicator of category B, one of several of x; otherwise empty.
+    """
 
     kind: str
     name: str
     source: str
     outcome: str
+    contrast: str = ""
+
+    def path(self, part: str = "") -> str:
+        """Name of the path, or of its part within or between clusters."""
+        return f"{self.name}{part}{self.contrast}"
+
+
+class Level(NamedTuple):
+    """Where effects run: within clusters, between them, or both at once.
+
+    Attributes
+    ----------
+    suffix : str
+        Of the names of indirect and total effects.
+    part : {"", "_within", "_between"}
+        Part of every path that they run along; of a path that is not split, the whole.
+    listed : tuple of str
+        Parts of paths that are rows of the table.
+    """
+
+    suffix: str
+    part: str
+    listed: tuple[str, ...]
+
+
+BOTH = (Level("", "", ("",)),)
+SPLIT = (Level("_within", "_within", ("_within",)), Level("_between", "_between", ("_between",)))
+ONLY_BETWEEN = (Level("", "_between", ("", "_within", "_between")),)
 
 
 def effect_rows(
     edges: tuple[Edge, ...],
     routes: Mapping[str, tuple[str, ...]],
     present: Mapping[str, Path],
-    suffixes: tuple[str, ...],
+    levels: tuple[Level, ...],
 ) -> tuple[Row, ...]:
     """Rows of the table of effects.
 
@@ -76,55 +115,80 @@ def effect_rows(
     ----------
     edges : tuple of Edge
     routes : mapping
-        Name of an indirect effect -> the edges along its way from x to y.
+        Name of an indirect effect -> the names of the edges along its way from x to y.
     present : mapping
-        Paths that there are, by edge and suffix.
-    suffixes : tuple of str
-        ``("",)``, or ``("_within", "_between")`` where sources are split.
+        Paths that there are, by name.
+    levels : tuple of Level
+        ``BOTH``, ``SPLIT`` where sources are split, ``ONLY_BETWEEN`` where x varies between clusters alone.
     """
     rows: list[Row] = []
     sums: dict[str, Terms] = {}
-    for suffix in suffixes:
-        names = [edge.name + suffix for edge in edges if edge.name + suffix in present]
-        along = {name + suffix: tuple(edge + suffix for edge in way) for name, way in routes.items()}
-        along = {name: way for name, way in along.items() if all(path in present for path in way)}
-        rows += [Row(name, ((1.0, (name,)),), "path", suffix) for name in names]
-        if suffix != "_between":  # the paths between clusters do not vary
-            for one, other in dict.fromkeys(pair for way in along.values() for pair in combinations(way, 2)):
-                name = _covariance_name(one.removesuffix(suffix), other.removesuffix(suffix))
-                rows.append(Row(name, ((1.0, (one, other)),), "covariance", suffix))
-        if len(along) > 1:
-            rows += [Row(name, ((1.0, way),), "indirect", suffix) for name, way in along.items()]
-        if along:
-            sums[f"indirect{suffix}"] = tuple((1.0, way) for way in along.values())
-            rows.append(Row(f"indirect{suffix}", sums[f"indirect{suffix}"], "indirect", suffix))
-        if along and f"c_prime{suffix}" in present:
-            sums[f"total{suffix}"] = (*sums[f"indirect{suffix}"], (1.0, (f"c_prime{suffix}",)))
-            rows.append(Row(f"total{suffix}", sums[f"total{suffix}"], "total", suffix))
-        if len(along) > 1:
+    known = {(edge.name, edge.contrast): edge for edge in edges}
+    contrasts = tuple(dict.fromkeys(edge.contrast for edge in edges if edge.kind in ("a", "c_prime")))
+
+    def along(name: str, part: str, contrast: str) -> str:
+        edge = known.get((name, contrast)) or known[name, ""]
+        return edge.path(part) if edge.path(part) in present else edge.path()
+
+    for level in levels:
+        for edge in edges:
             rows += [
-                Row(f"{one} - {other}", ((1.0, first), (-1.0, second)), "contrast", suffix)
-                for (one, first), (other, second) in combinations(along.items(), 2)
+                Row(edge.path(part), ((1.0, (edge.path(part),)),), "path", part)
+                for part in level.listed
+                if edge.path(part) in present
             ]
-    return (*rows, *_contextual(edges, present, sums))
+        for contrast in contrasts:
+            ways = {
+                f"{name}{level.suffix}{contrast}": tuple(along(edge, level.part, contrast) for edge in way)
+                for name, way in routes.items()
+            }
+            ways = {name: way for name, way in ways.items() if all(path in present for path in way)}
+            end = f"{level.suffix}{contrast}"
+            if level.part != "_between":  # the paths between clusters do not vary
+                for one, other in dict.fromkeys(pair for way in ways.values() for pair in combinations(way, 2)):
+                    rows.append(
+                        Row(_covariance_name(one, other, end), ((1.0, (one, other)),), "covariance", level.part)
+                    )
+            if len(ways) > 1:
+                rows += [Row(name, ((1.0, way),), "indirect", level.part) for name, way in ways.items()]
+            if ways:
+                sums[f"indirect{end}"] = tuple((1.0, way) for way in ways.values())
+                rows.append(Row(f"indirect{end}", sums[f"indirect{end}"], "indirect", level.part))
+            direct = along("c_prime", level.part, contrast)
+            if ways and direct in present:
+                sums[f"total{end}"] = (*sums[f"indirect{end}"], (1.0, (direct,)))
+                rows.append(Row(f"total{end}", sums[f"total{end}"], "total", level.part))
+            if len(ways) > 1:
+                rows += [
+                    Row(f"{one} - {other}", ((1.0, first), (-1.0, second)), "contrast", level.part)
+                    for (one, first), (other, second) in combinations(ways.items(), 2)
+                ]
+    return (*rows, *_contextual(edges, present, sums, contrasts))
 
 
-def _covariance_name(one: str, other: str) -> str:
+def _covariance_name(one: str, other: str, end: str) -> str:
     """``cov_ab``; with several mediators ``cov_ab_m1`` and, unless they are a and b of one, ``cov(a_m1, d_m1_m2)``."""
+    part, _, contrast = end.partition("[")
+    contrast = f"[{contrast}" if contrast else ""
+    one, other = (name.removesuffix(contrast).removesuffix(part) for name in (one, other))
     ends = one.removeprefix("a"), other.removeprefix("b")
-    return f"cov_ab{ends[0]}" if ends[0] == ends[1] else f"cov({one}, {other})"
+    return (f"cov_ab{ends[0]}" if ends[0] == ends[1] else f"cov({one}, {other})") + contrast
 
 
-def _contextual(edges: tuple[Edge, ...], present: Mapping[str, Path], sums: Mapping[str, Terms]) -> list[Row]:
+def _contextual(
+    edges: tuple[Edge, ...], present: Mapping[str, Path], sums: Mapping[str, Terms], contrasts: tuple[str, ...]
+) -> list[Row]:
     """Between minus within, of every path and of the indirect and total effects."""
-    split = [(edge.name, f"{edge.name}_within", f"{edge.name}_between") for edge in edges]
+    split = [(edge.path(), edge.path("_within"), edge.path("_between")) for edge in edges]
     rows = [
         Row(f"contextual_{name}", ((1.0, (between,)), (-1.0, (within,))), "contextual")
         for name, within, between in split
         if within in present and between in present
     ]
     for name in ("indirect", "total"):
-        if f"{name}_within" in sums and f"{name}_between" in sums:
-            minus = tuple((-weight, way) for weight, way in sums[f"{name}_within"])
-            rows.append(Row(f"contextual_{name}", (*sums[f"{name}_between"], *minus), "contextual"))
+        for contrast in contrasts:
+            within, between = f"{name}_within{contrast}", f"{name}_between{contrast}"
+            if within in sums and between in sums:
+                minus = tuple((-weight, way) for weight, way in sums[within])
+                rows.append(Row(f"contextual_{name}{contrast}", (*sums[between], *minus), "contextual"))
     return rows

@@ -6,8 +6,8 @@ import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -15,39 +15,51 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jax import Array
 from numpy.typing import NDArray
 
-from jaxmed import inference, likelihood, optimise, profile, robust, store, summary
+from jaxmed import inference, profile, robust, store, summary
 from jaxmed._runtime import float64, jit_by_key
 from jaxmed.checks import check_identified
-from jaxmed.counts import check_count, check_flag
+from jaxmed.counts import check_choice, check_count, check_flag
 from jaxmed.design import Design, make_design
 from jaxmed.distributed import agree, common_blocks, over_all, together
-from jaxmed.effect_tables import effect_table, heterogeneity_table
+from jaxmed.effect_tables import effect_table, heterogeneity_table, omnibus_table
 from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, JaxmedError, SpecError, Status
 from jaxmed.frame import check_complete, equation_groups, read_moments
 from jaxmed.hosts import ALONE, Hosts, all_hosts
 from jaxmed.influence import influence_table
+from jaxmed.intercepts import check_intercepts
 from jaxmed.interval_tables import interval_table
 from jaxmed.intervals import check_level
-from jaxmed.likelihood import Data
 from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
 from jaxmed.moments import Floats, Intake, Moments
 from jaxmed.optimise import Solution
 from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_precision, theta_of
 from jaxmed.plain import visible
 from jaxmed.predict import moderators_of, predict_clusters
-from jaxmed.progress import progress
 from jaxmed.residuals import cluster_residual_table, residual_table
 from jaxmed.result import Estimable, Estimates, Working, fields_from_dict, plain_data
 from jaxmed.satterthwaite import satterthwaite_table
 from jaxmed.scores import Scores, cluster_scores
+from jaxmed.scrutiny import barely_informed, negative_dependence, notes_on
 from jaxmed.shards import Shards, make_shards, profile_shards, value_shards
+from jaxmed.solve import solve
 from jaxmed.tables import export, numbers
 from jaxmed.totals import Totals, add_up
 
-SAMPLE = 1024  # clusters; a fit to four times as many starts at the optimum of so many
+OPTIONS = (
+    "random",
+    "covariance",
+    "covariates",
+    "moderators",
+    "center",
+    "serial",
+    "reference",
+    "residuals",
+    "intercepts",
+    "zero",
+)
+OWN = ("reml", "missing", "max_iter", "distributed")
 
 
 def fit(
@@ -62,6 +74,7 @@ def fit(
     missing: str = "available",
     max_iter: int = 100,
     distributed: bool = False,
+    **options: Any,
 ) -> Fit:
     """Fit a multilevel mediation model, or any system of mixed equations, by its exact marginal likelihood.
 
@@ -72,7 +85,7 @@ def fit(
         One row per observation. Moments stand for the data they were read from and save reading it again:
         ``fit.moments``, those of :func:`jaxmed.read_moments`, or the path of a .moments file.
     spec : Mediation or System, optional
-        The model. Without it, the 1-1-1 model of ``x``, ``m``, ``y`` and ``cluster`` with all coefficients random.
+        The model. Without it, the :class:`Mediation` of ``x``, ``m``, ``y``, ``cluster`` and ``options``.
     x, m, y, cluster : str, optional
         Columns of predictor, mediator, outcome and cluster id, instead of ``spec``.
     reml : bool
@@ -86,6 +99,9 @@ def fit(
         ``data`` holds the clusters of this process of ``jax.distributed``: every process calls ``fit`` with its own,
         small sums are added over processes, and all get the same estimates; ``moments`` and ``ranef()`` are those of
         their own clusters (docs/scale.md).
+    **options
+        Further options of :class:`Mediation`: ``random``, ``covariance``, ``covariates``, ``moderators``, ``center``,
+        ``serial``, ``reference``, ``residuals``, ``intercepts``, ``zero``.
 
     Returns
     -------
@@ -102,10 +118,11 @@ def fit(
     -----
     ConvergenceWarning
         The optimiser ended without its certificate, the log likelihood is flat at its maximum (no joint standard
-        errors), there are no more clusters than random effects that covary, or double precision leaves few correct
-        digits; ``fit.status`` and ``fit.message`` say why.
+        errors), there are no more clusters than random effects that covary, effects between clusters rest on a
+        covariance of intercepts that the data hardly show, or double precision leaves few correct digits;
+        ``fit.status`` and ``fit.message`` say why.
     DesignWarning
-        Coefficients were fixed because the data cannot show that they vary; see ``fit.notes``.
+        The data changed the model, or look odd; see ``fit.notes``.
 
     Examples
     --------
@@ -116,13 +133,16 @@ def fit(
     >>> list(fit.effects().index)
     ['a', 'b', 'c_prime', 'cov_ab', 'indirect', 'total']
     """
-    spec = _spec(spec, x, m, y, cluster)
+    spec = _spec(spec, {"x": x, "m": m, "y": y, "cluster": cluster}, options)
     max_iter = check_count("max_iter", max_iter)
     check_flag("distributed", distributed)
     if not isinstance(reml, (bool, np.bool_)):
         raise SpecError(f"reml={reml!r} must be True (REML) or False (maximum likelihood)")
     hosts = all_hosts() if distributed else ALONE
     facts, moments = together(hosts, lambda: _facts_and_moments(data, spec, missing))
+    if hosts != ALONE:
+        alike = [frozenset(names) for names in hosts.gather(sorted(facts.equal_means))]
+        facts = replace(facts, equal_means=frozenset.intersection(*alike))
     request = {"model": spec.to_dict(), "reml": bool(reml), "missing": missing, "max_iter": int(max_iter)}
     moments, intake = agree(moments, hosts, request)
     system = compiled(spec, facts)
@@ -130,9 +150,16 @@ def fit(
     totals = over_all(add_up(design), hosts)
     check_identified(design, totals, hosts.add)
     layout = make_layout(design, bool(reml))
-    solution, covariances = _solve(layout, design, totals, int(max_iter), hosts)
+    solution, covariances = solve(layout, design, totals, int(max_iter), hosts)
+    cautions: tuple[str, ...] = ()
+    if isinstance(spec, Mediation) and hosts == ALONE and solution.status == Status.CONVERGED:
+        solution, covariances, cautions = check_intercepts(
+            spec, facts, layout, design, totals, solution, covariances, int(max_iter)
+        )
     values = _moderator_values(spec, facts, moments, intake, hosts)
-    fit = _assemble(spec, facts, layout, design, totals, moments, intake, values, solution, covariances, hosts)
+    fit = _assemble(
+        spec, facts, layout, design, totals, moments, intake, values, solution, covariances, cautions, hosts
+    )
     return fit if hosts == ALONE else replace(fit, moderator_means=_moderator_means(fit, hosts))
 
 
@@ -151,7 +178,7 @@ def _facts_and_moments(data: Any, spec: Spec, missing: str) -> tuple[Facts, Mome
         moments = read_moments(data, spec, missing)
         facts = Facts(moments.categories)
     if isinstance(spec, Mediation):
-        facts = Facts(facts.categories, moments.cluster_level)
+        facts = Facts(facts.categories, moments.cluster_level, moments.equal_means)
     return facts, moments
 
 
@@ -163,86 +190,27 @@ def _known_categories(spec: Spec, moments: Moments) -> dict[str, tuple[str, ...]
     return {name: moments.categories[name] for name in spec.categorical}
 
 
-def _spec(spec: Spec | None, x: str | None, m: str | None, y: str | None, cluster: str | None) -> Spec:
-    roles = {"x": x, "m": m, "y": y, "cluster": cluster}
+def _spec(spec: Spec | None, roles: Mapping[str, Any], options: Mapping[str, Any]) -> Spec:
+    """The model that is meant: the one given, or the mediation model of the roles and options."""
     if spec is not None:
-        given = [role for role, name in roles.items() if name is not None]
+        given = [name for name, value in roles.items() if value is not None] + list(options)
         if given:
             raise SpecError(f"give either a model or its columns, not both (got a model and {given})")
         check_spec(spec)
         return spec
+    unknown = [name for name in options if name not in OPTIONS]
+    if unknown:
+        close = get_close_matches(unknown[0], (*roles, *OPTIONS, *OWN), n=1)
+        hint = f"did you mean {close[0]!r}?" if close else f"choose from {[*roles, *OPTIONS, *OWN]}"
+        raise SpecError(f"jaxmed.fit has no option {unknown[0]!r}; {hint}")
     absent = [role for role, name in roles.items() if name is None]
     if absent:
         raise SpecError(
             f"which columns are {', '.join(absent)}? Name x, m, y and cluster, or pass a Mediation or System"
         )
-    return Mediation(**roles)  # type: ignore[arg-type]
+    return Mediation(**roles, **options)
 
 
-@float64
-def _solve(
-    layout: Layout, design: Design, totals: Totals, max_iter: int, hosts: Hosts
-) -> tuple[Solution, inference.Covariances]:
-    """Optimise and infer. Many clusters start from the optimum of some thousand of them, evenly picked."""
-    n_rows = count_rows(layout, design.system, totals)
-    start: Any = optimise.starting_values(layout, design.system, totals)
-    if design.n_clusters < 4 * SAMPLE and hosts == ALONE:
-        return solve_at_once(layout, design, totals, start, max_iter)
-    shards = together(hosts, lambda: make_shards(design.table, n_rows, hosts))
-    sampled: Any = hosts.first(together(hosts, lambda: _sampled(layout, design, shards, start, max_iter)))
-    with progress(f"fitting {totals.clusters} clusters") as say:
-
-        def report(step: int, left: float) -> None:
-            say(f"Newton step {step}, {left:.1e} left to gain")
-
-        solution = optimise.solve_in_steps(layout, shards, sampled, max_iter, report)
-        if hosts.first(int(solution.status)) != Status.CONVERGED:  # all processes must try again, or none
-            solution = optimise.solve_in_steps(layout, shards, start, max_iter, report)
-    return solution, _covariances(layout, solution.theta, solution.evaluation)
-
-
-def _sampled(layout: Layout, design: Design, shards: Shards, start: Floats, max_iter: int) -> Floats:
-    """The optimum of some clusters, evenly picked among those with rows; where it is not found, the start itself.
-
-    Of several processes the first one's sample counts.
-    """
-    present = np.flatnonzero(design.sizes > 0)
-    part = design.part(present[:: max(len(present) // SAMPLE, 1)][:SAMPLE])
-    with ThreadPoolExecutor(1) as beside:  # compiling takes seconds, and the two sets of programs as long as each other
-        prepared = beside.submit(optimise.prepare_steps, layout, shards, start)
-        theta = start
-        if shards.hosts.index == 0 and len(present):
-            sample, _ = solve_at_once(layout, part, add_up(part), start, max_iter)
-            theta = np.asarray(sample.theta) if sample.status == Status.CONVERGED else start
-        prepared.result()
-    return theta
-
-
-def solve_at_once(
-    layout: Layout, design: Design, totals: Totals, start: Floats, max_iter: int
-) -> tuple[Solution, inference.Covariances]:
-    """Optimise and infer in one compiled program; where that leads nowhere, again from least squares by cluster."""
-    data = likelihood.make_data(design.table, count_rows(layout, design.system, totals))
-    found = solve_from(layout, data, start, max_iter, optimise.WARM_UP)
-    if found[0].status == Status.CONVERGED:
-        return found
-    start = optimise.starting_values_by_cluster(layout, design, totals)
-    other = solve_from(layout, data, start, max_iter, 0)
-    better = other[0].status == Status.CONVERGED or not found[0].evaluation.value <= other[0].evaluation.value
-    return other if better else found
-
-
-@float64
-@jit_by_key
-def solve_from(
-    layout: Layout, data: Data, start: Array, max_iter: int, warm_up: int
-) -> tuple[Solution, inference.Covariances]:
-    """Optimise from a start and infer."""
-    solution = optimise.solve(layout, data, start, max_iter, warm_up)
-    return solution, inference.covariances(layout, solution.theta, solution.evaluation)
-
-
-_covariances = jit_by_key(inference.covariances)
 _root_and_precision = float64(jit_by_key(root_and_precision))
 
 
@@ -257,6 +225,7 @@ def _assemble(
     moderator_values: dict[str, tuple[float | str, ...]],
     solution: Solution,
     found: inference.Covariances,
+    cautions: tuple[str, ...],
     hosts: Hosts,
 ) -> Fit:
     """Estimates on the user's scale, with everything a reader asks of them."""
@@ -280,10 +249,15 @@ def _assemble(
         joint, block = _without(joint, moved), _without(block, moved & (np.arange(len(moved)) >= p))
     null, null_pooled = inference.null_models(design.system, design.scale, totals, layout.reml)
     made = int(np.sum(np.isfinite(solution.trace[:, 1])))
+    alone = hosts == ALONE and solution.status == Status.CONVERGED
+    beta_cov = np.asarray(solution.evaluation.beta_cov)
     fit = Fit(
         spec=spec,
         facts=facts,
         moderator_values=moderator_values,
+        remarks=notes_on(design, barely_informed(design)) if hosts == ALONE else (),
+        cautions=cautions,
+        negative_icc=negative_dependence(layout, design, np.asarray(found.values), beta_cov) if alone else {},
         reml=layout.reml,
         values=scale.matrix @ found.values + offset,
         joint=joint,
@@ -307,7 +281,7 @@ def _assemble(
         trace=tuple((int(stage), float(f), float(left)) for stage, f, left in solution.trace[:made]),
         moments=moments,
     )
-    if not fit.converged or fit.imprecise or fit.flat or fit.too_few_clusters:
+    if not fit.converged or fit.imprecise or fit.flat or fit.too_few_clusters or fit.cautions:
         warnings.warn(fit.message, ConvergenceWarning, stacklevel=3)
     for note in fit.notes:
         warnings.warn(note, DesignWarning, stacklevel=3)
@@ -387,7 +361,7 @@ class Fit(Estimates):
 
     def effects(
         self,
-        se: str = "joint",
+        se: str | None = None,
         level: float = 0.95,
         at: Mapping[str, Any] | None = None,
         difference: bool = False,
@@ -396,7 +370,8 @@ class Fit(Estimates):
 
         Parameters
         ----------
-        se : {"joint", "bauer", "robust"}
+        se : {"joint", "bauer", "robust"}, optional
+            By default joint, or robust where residuals are negatively correlated within clusters (``default_se``).
             First-order delta method on the joint covariance of all parameters or on the cluster-robust one
             (:meth:`robust_cov`), or the formulas of Bauer, Preacher & Gil (2006) on the block covariance, as in the
             worked Stata example (one mediator, no moderators). For ``"bauer"`` at level .95 the limits of indirect and
@@ -435,7 +410,45 @@ class Fit(Estimates):
         >>> fit.effects().loc["indirect", ["estimate", "se", "ci_lower", "ci_upper"]].round(3).tolist()
         [0.557, 0.068, 0.424, 0.69]
         """
-        return effect_table(self, se, level, at, difference)
+        return effect_table(self, se or self.default_se, level, at, difference)
+
+    def omnibus(self, se: str | None = None, at: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """Wald tests that an effect is zero for all categories of x at once, of an x with three or more.
+
+        Parameters
+        ----------
+        se : {"joint", "robust"}, optional
+            Covariance of all parameters; by default as for :meth:`effects`.
+        at : dict, optional
+            Values of moderators, as in :meth:`effects`.
+
+        Returns
+        -------
+        DataFrame
+            Columns ``chi2, df, p``; a row for every effect that x has a contrast of: ``a``, ``c_prime``, ``cov_ab``,
+            ``indirect``, ``total``.
+
+        Raises
+        ------
+        SpecError
+            Another kind; moderators or values that the model does not have.
+        FitError
+            x is numeric or has two categories.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import jaxmed as jm
+        >>> data = jm.datasets.load_example()
+        >>> data["arm"] = np.array(["none", "half", "full"])[np.arange(len(data)) % 3]
+        >>> fit = jm.fit(data, x="arm", m="m", y="y", cluster="id", reference={"arm": "none"}, random={"m": ["1"]})
+        >>> [name for name in fit.effects().index if name.startswith("indirect")]
+        ['indirect[full]', 'indirect[half]']
+        >>> fit.omnibus().loc["indirect", "df"]
+        2
+        """
+        kind = check_choice("se", se or self.default_se, ("joint", "robust"))
+        return omnibus_table(self, kind, at)
 
     def heterogeneity(
         self, level: float = 0.95, at: Mapping[str, Any] | None = None, se: str = "joint"
@@ -482,7 +495,7 @@ class Fit(Estimates):
         level: float = 0.95,
         seed: int | None = None,
         *,
-        se: str = "joint",
+        se: str | None = None,
         terms: str | Sequence[str] = "effects",
         at: Mapping[str, Any] | None = None,
         draws: int = 20_000,
@@ -498,10 +511,10 @@ class Fit(Estimates):
         level : float
         seed : int
             Required for ``"monte_carlo"``.
-        se : {"joint", "block", "robust", "bauer", "independent"}
-            Covariance of all parameters that ``"delta"`` (joint, block, robust, bauer) and ``"monte_carlo"`` (joint,
-            block, robust, independent) rest on; ``"independent"`` draws every parameter by itself, as Preacher & Selig
-            (2012) do for a and b, for comparison.
+        se : {"joint", "block", "robust", "bauer", "independent"}, optional
+            By default as for :meth:`effects`. Covariance of all parameters that ``"delta"`` (joint, block, robust,
+            bauer) and ``"monte_carlo"`` (joint, block, robust, independent) rest on; ``"independent"`` draws every
+            parameter by itself, as Preacher & Selig (2012) do for a and b, for comparison.
         terms : "effects", "parameters", "all" or list of str
             Effects, parameters, or names of either.
         at : dict, optional
@@ -530,6 +543,7 @@ class Fit(Estimates):
         >>> fit.intervals("monte_carlo", seed=1).loc["indirect", ["ci_lower", "ci_upper"]].round(2).tolist()
         [0.43, 0.7]
         """
+        se = se or ("joint" if method == "profile" else self.default_se)
         return interval_table(self, self.moments, method, level, seed, se, terms, at, draws)
 
     def profile(
@@ -815,7 +829,7 @@ class Fit(Estimates):
 
     def summary(
         self,
-        se: str = "joint",
+        se: str | None = None,
         level: float = 0.95,
         at: Mapping[str, Any] | None = None,
         difference: bool = False,
@@ -825,9 +839,10 @@ class Fit(Estimates):
 
         Parameters
         ----------
-        se : {"joint", "bauer", "robust"}
-            ``"bauer"`` prints the numbers of the worked Stata example: block standard errors, its effect formulas, and
-            the variance of its extra random effect; ``"robust"`` cluster-robust standard errors throughout.
+        se : {"joint", "bauer", "robust"}, optional
+            By default as for :meth:`effects`. ``"bauer"`` prints the numbers of the worked Stata example: block
+            standard errors, its effect formulas, and the variance of its extra random effect; ``"robust"``
+            cluster-robust standard errors throughout.
         level : float
         at : dict, optional
             Values of moderators, as in :meth:`effects`.
@@ -850,6 +865,7 @@ class Fit(Estimates):
         >>> print(fit.summary().splitlines()[0])
         Multilevel mediation: x -> m -> y within id
         """
+        se = se or self.default_se
         tables = self._effect_tables(se, level, at)
         check_flag("heterogeneity", heterogeneity)
         if check_flag("difference", difference):
@@ -861,12 +877,12 @@ class Fit(Estimates):
         return summary.text(self, tables, se, check_level(level))
 
     def _effect_tables(
-        self, se: str = "joint", level: float = 0.95, at: Mapping[str, Any] | None = None
+        self, se: str | None = None, level: float = 0.95, at: Mapping[str, Any] | None = None
     ) -> dict[str, pd.DataFrame]:
         return {"Effects": self.effects(se, level, at)} if isinstance(self.spec, Mediation) else {}
 
     def to_latex(
-        self, table: str = "effects", se: str = "joint", level: float = 0.95, at: Mapping[str, Any] | None = None
+        self, table: str = "effects", se: str | None = None, level: float = 0.95, at: Mapping[str, Any] | None = None
     ) -> str:
         r"""One table as LaTeX, in the style of booktabs, with every name escaped.
 
@@ -896,10 +912,10 @@ class Fit(Estimates):
         >>> print(fit.to_latex().splitlines()[6])
         a & 0.6517 & 0.0544 & 11.99 & $<0.001$ & 0.5452 & 0.7582 \\
         """
-        return export(numbers(self, table, se, level, at), "latex")
+        return export(numbers(self, table, se or self.default_se, level, at), "latex")
 
     def to_markdown(
-        self, table: str = "effects", se: str = "joint", level: float = 0.95, at: Mapping[str, Any] | None = None
+        self, table: str = "effects", se: str | None = None, level: float = 0.95, at: Mapping[str, Any] | None = None
     ) -> str:
         r"""One table in Markdown; parameters and errors as for :meth:`to_latex`.
 
@@ -910,10 +926,10 @@ class Fit(Estimates):
         >>> print(fit.to_markdown().splitlines()[2])
         | a | 0.6517 | 0.0544 | 11.99 | \<0.001 | 0.5452 | 0.7582 |
         """
-        return export(numbers(self, table, se, level, at), "markdown")
+        return export(numbers(self, table, se or self.default_se, level, at), "markdown")
 
     def to_csv(
-        self, table: str = "effects", se: str = "joint", level: float = 0.95, at: Mapping[str, Any] | None = None
+        self, table: str = "effects", se: str | None = None, level: float = 0.95, at: Mapping[str, Any] | None = None
     ) -> str:
         """One table as comma-separated text with all digits; parameters and errors as for :meth:`to_latex`.
 
@@ -924,13 +940,13 @@ class Fit(Estimates):
         >>> print(fit.to_csv().splitlines()[0])
         effect,estimate,se,z,p,ci_lower,ci_upper
         """
-        return export(numbers(self, table, se, level, at), "csv")
+        return export(numbers(self, table, se or self.default_se, level, at), "csv")
 
     def __str__(self) -> str:
         return self.summary()
 
     def _repr_html_(self) -> str:
-        return summary.html(self, self._effect_tables(), "joint", 0.95)
+        return summary.html(self, self._effect_tables(), self.default_se, 0.95)
 
     def to_dict(
         self,
@@ -971,13 +987,16 @@ class Fit(Estimates):
         for name, value in (("difference", difference), ("heterogeneity", heterogeneity), ("robust", robust)):
             check_flag(name, value)
         plain = super().to_dict()
+        robust = robust or self.default_se == "robust"
         if robust:
             plain["bse_robust"] = plain_data(self.standard_errors("robust").to_dict())
             plain["cov_robust"] = plain_data(self.covariance("robust").tolist())
         if not isinstance(self.spec, Mediation):
             return plain
-        kinds = ["joint", *(["bauer"] if self.spec.simple else []), *(["robust"] if robust else [])]
+        kinds = ["joint", *(["bauer"] if self.spec.is_simple(self.facts) else []), *(["robust"] if robust else [])]
         plain["effects"] = {se: _rows(self.effects(se, at=at)) for se in kinds}
+        if self.spec.contrasts(self.facts):
+            plain["omnibus"] = _rows(self.omnibus(at=at))
         if difference:
             plain["effect_differences"] = _rows(self.effects(at=at, difference=True))
         if heterogeneity:

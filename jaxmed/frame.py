@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 
 from jaxmed.chunks import Chunks, Frame, PandasFrame
-from jaxmed.columns import Column, Grouped, Plan, Source, own_words
+from jaxmed.columns import Column, Grouped, Plan, Source, original, own_words
 from jaxmed.counts import check_choice, check_path
 from jaxmed.errors import DataError
 from jaxmed.files import CsvFile, ParquetFile, open_file, resolve_names
-from jaxmed.mediation import Facts, Spec, check_spec, compiled
-from jaxmed.moments import LARGEST, SAME, Floats, Intake, Moments, Pattern
+from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
+from jaxmed.moments import ALMOST, LARGEST, Floats, Intake, Moments, Pattern
+from jaxmed.oddities import Ends, filled_in, in_rows, within_clusters
 from jaxmed.queries import Query
 from jaxmed.spec import System
 from jaxmed.store import is_moments
@@ -29,10 +30,41 @@ MISSING = ("available", "listwise", "raise")
 
 
 def survey(data: Any, spec: Spec) -> tuple[Source, Facts]:
-    """Open the data of a model and look up the categories of its categorical columns."""
+    """Open the data of a model, look up the categories of its categorical columns, and fill in values of clusters."""
     check_spec(spec)
     source = open_data(data, (spec.cluster, *spec.columns))
-    return source, Facts({name: categories(source, name) for name in spec.categorical})
+    facts = Facts({name: categories(source, name) for name in spec.categorical})
+    _fill(source, spec, compiled(spec, facts))
+    return source, facts
+
+
+def _fill(source: Source, spec: Spec, system: System) -> None:
+    """Fill in what was entered on some rows of a cluster only, of columns other than outcomes of the row.
+
+    What is asked of the source from now on has the values in all rows of the cluster.
+    """
+    if isinstance(spec, Mediation):
+        rows = {spec.y}
+    else:
+        rows = {equation.outcome for equation in system.equations if equation.level == 1}
+    found, all_rows, no_cluster = source.summaries(system)
+    if no_cluster == all_rows:
+        return
+    columns = {column.name: column for column in found}
+    groups: dict[str, list[str]] = {}
+    for name in system.columns:
+        if name not in rows:
+            groups.setdefault(original(source.schema(), name), []).append(name)
+    wanted = [group for group in groups.values() if all(_has_gaps(columns[name]) for name in group)]
+    closeness = {name: ALMOST * column.sd if column.sd > 0 else 0.0 for name, column in columns.items()}
+    names = source.fill(system, wanted, closeness) if wanted else ()
+    if names:
+        after = {column.name: column.missing for column in source.summaries(system)[0]}
+        source.filled = {name: columns[name].missing - after[name] for name in names}
+
+
+def _has_gaps(column: Column) -> bool:
+    return column.missing > 0 and column.infinite == 0 and math.isfinite(column.minimum)
 
 
 def read_moments(data: Any, spec: Spec, missing: str = "available") -> Moments:
@@ -58,7 +90,13 @@ def read_moments(data: Any, spec: Spec, missing: str = "available") -> Moments:
     Raises
     ------
     DataError
-        The data cannot be read, see :func:`jaxmed.fit`.
+        The data cannot be read, see :func:`jaxmed.fit`; or x or a mediator hardly varies within clusters.
+
+    Notes
+    -----
+    A column that has one value in every cluster, and in some clusters is missing on some rows, is taken to be entered
+    once per cluster: these rows get the value of their cluster (``intake.filled``). y, and outcomes of the row in a
+    :class:`System`, are left as they are. What looks odd in the data is in ``intake.remarks``.
 
     Examples
     --------
@@ -72,7 +110,20 @@ def read_moments(data: Any, spec: Spec, missing: str = "available") -> Moments:
     True
     """
     source, facts = survey(data, spec)
-    return read(source, compiled(spec, facts), missing, facts).lean()
+    system = compiled(spec, facts)
+    sources = (spec.x, *spec.mediators) if isinstance(spec, Mediation) else ()
+    moments, refusal = _read(source, system, missing, facts, sources)
+    if refusal:
+        raise DataError(refusal)
+    return moments.lean()
+
+
+def intake_of(source: Source, spec: Spec, facts: Facts) -> Intake:
+    """What the reader saw; that x or a mediator hardly varies within clusters is a remark here."""
+    sources = (spec.x, *spec.mediators) if isinstance(spec, Mediation) else ()
+    moments, refusal = _read(source, compiled(spec, facts), "available", facts, sources)
+    remarks = (refusal,) if refusal else ()
+    return replace(moments.intake, remarks=(*remarks, *moments.intake.remarks))
 
 
 def open_data(data: Any, columns: Sequence[str]) -> Source:
@@ -136,7 +187,9 @@ def equation_groups(system: System, missing: str) -> tuple[tuple[tuple[str, ...]
     return system.groups, system.averaged
 
 
-def read(data: Any, system: System, missing: str = "available", facts: Facts | None = None) -> Moments:
+def read(
+    data: Any, system: System, missing: str = "available", facts: Facts | None = None, remarks: bool = True
+) -> Moments:
     """Read what a system needs from data, as moments.
 
     Two passes: summaries (for checks, and to choose shift and scale), then sums by cluster of the products of the
@@ -153,13 +206,27 @@ def read(data: Any, system: System, missing: str = "available", facts: Facts | N
     missing : {"available", "listwise", "raise"}
     facts : Facts, optional
         Categories of the columns that the system has indicators of.
+    remarks : bool
+        Whether to look for what is odd in the data.
 
     Raises
     ------
     DataError
         With the column, the value seen, what is allowed and the remedy.
     """
-    source = open_data(data, (system.cluster, *system.columns))
+    source = data if isinstance(data, (Chunks, Query)) else survey(data, system)[0]
+    return _read(source, system, missing, facts, remarks=remarks)[0]
+
+
+def _read(
+    source: Source,
+    system: System,
+    missing: str,
+    facts: Facts | None,
+    sources: Sequence[str] = (),
+    remarks: bool = True,
+) -> tuple[Moments, str]:
+    """Moments, and what there is to refuse of ``sources``, x and mediators, if anything."""
     groups, averaged = equation_groups(system, missing)
     summaries, rows, missing_cluster = summarise(source, system)
     counts = {name: column.missing for name, column in summaries.items()} | {system.cluster: missing_cluster}
@@ -168,7 +235,15 @@ def read(data: Any, system: System, missing: str = "available", facts: Facts | N
     with_missing = frozenset(name for name, count in counts.items() if count)
     plan = Plan(system, groups, averaged, shift, scale, (facts or Facts()).categories, with_missing)
     moments = _to_moments(source.grouped(plan), plan, summaries, rows, counts)
-    return replace(moments, constants=_constants(source, plan, moments))
+    ends = _ends(source, plan, moments)
+    constants = {name: low / 2 + high / 2 for name, (low, high) in ends.items() if _is_one(source, moments, name, ends)}
+    filled = {name: source.filled[name] for name in system.columns if name in source.filled}
+    moments = replace(moments, constants=constants, intake=replace(moments.intake, filled=filled))
+    if not remarks:
+        return moments, ""
+    within, refusal = within_clusters(source, system, moments, ends, sources)
+    found = (*filled_in(source, system), *within, *in_rows(source, system, summaries, moments))
+    return replace(moments, intake=replace(moments.intake, remarks=found)), refusal
 
 
 def check_complete(counts: dict[str, int], missing: str) -> None:
@@ -301,24 +376,28 @@ def _to_moments(
     )
 
 
-def _constants(source: Source, plan: Plan, moments: Moments) -> dict[str, Floats]:
-    """Columns with one value in every cluster, over the rows that count.
+def _ends(source: Source, plan: Plan, moments: Moments) -> Ends:
+    """Smallest and largest value by cluster, over the rows that count, of columns that may hardly vary within clusters.
 
     Sums only tell candidates: the engines round them in their own ways.
     """
     candidates = moments.nearly_constant()
     if not candidates:
         return {}
-    labels, ends = source.extremes(plan, candidates)
+    labels, found = source.extremes(plan, candidates)
     known = np.isin(labels, moments.clusters)
     place = np.searchsorted(moments.clusters, labels[known])
-    constants = {}
+    ends = {}
     for name in candidates:
         low, high = np.full((2, moments.n_clusters), np.nan)
-        np.fmin.at(low, place, ends[name][0][known])
-        np.fmax.at(high, place, ends[name][1][known])
+        np.fmin.at(low, place, found[name][0][known])
+        np.fmax.at(high, place, found[name][1][known])
         low[~np.isfinite(low)] = np.nan
-        smallest, largest = moments.intake.ranges[name]
-        if not np.any(high - low > SAME * (largest - smallest)):
-            constants[name] = low / 2 + high / 2
-    return constants
+        ends[name] = low, high
+    return ends
+
+
+def _is_one(source: Source, moments: Moments, name: str, ends: Ends) -> bool:
+    """Whether a column has one value in every cluster; of what was filled in that is known."""
+    low, high = ends[name]
+    return name in source.filled or not np.any(high - low > ALMOST * moments.sd(name))

@@ -58,6 +58,11 @@ class Total:
                     old[place] = self._combine(old[place], new)  # a cluster is in a chunk once
         self._waiting = []
 
+    @property
+    def ids(self) -> Any:
+        """The ids that were found, as chunks have them, in the order of the labels."""
+        return np.empty(0) if self._ids is None else self._ids
+
     def finish(self) -> tuple[NDArray[np.generic], Tables]:
         """Cluster labels and their tables."""
         if self._ids is None:
@@ -68,6 +73,19 @@ class Total:
         if isinstance(ids, pa.Array):
             ids = ids.to_pylist() if pa.types.is_string(ids.type) else ids.to_numpy(zero_copy_only=False)
         return cluster_labels(ids, self._cluster), self._tables
+
+
+def places(known: Any, ids: Any, name: str) -> Codes:
+    """Position of each id among known ones, -1 where it is none of them."""
+    if ids is known:
+        return np.arange(len(ids))
+    at = _unify([known, ids], name)[0][1]
+    return np.where(at < len(known), at, -1)
+
+
+def united(parts: list[Any], name: str) -> list[Codes]:
+    """Codes of the ids of chunks among those of all chunks."""
+    return [np.arange(len(parts[0]))] if len(parts) == 1 else _unify(parts, name)[0]
 
 
 def encode(series: nw.Series[Any], name: str) -> tuple[Codes, Any]:

@@ -27,6 +27,8 @@ MODEL = (
     "serial",
     "reference",
     "residuals",
+    "intercepts",
+    "zero",
     "formulas",
 )
 
@@ -116,7 +118,7 @@ def model_of(settings: Mapping[str, Any]) -> Spec:
     given = {name: settings[name] for name in MODEL if settings.get(name) is not None}
     if "formulas" in given:
         formulas = given.pop("formulas")
-        extra = [name for name in given if name not in ("cluster", "covariance", "residuals")]
+        extra = [name for name in given if name not in ("cluster", "covariance", "residuals", "zero")]
         if extra:
             raise SpecError(f"formulas say the whole model; leave out {extra[0]!r}")
         return System.from_formulas(formulas, **given)

@@ -10,12 +10,13 @@ from typing import Any
 
 from jaxmed.counts import check_choice, check_flag
 from jaxmed.errors import DataError, SpecError
-from jaxmed.estimands import Edge, Estimands, Path, effect_rows
+from jaxmed.estimands import BOTH, ONLY_BETWEEN, SPLIT, Edge, Estimands, Path, effect_rows
 from jaxmed.options import Pairs, check_covariates, check_moderators, check_random, check_reference, check_roles
-from jaxmed.spec import Equation, System, check_covariance, plain_covariance
-from jaxmed.terms import INTERCEPT, columns, factors, find_category, varies_within
+from jaxmed.spec import Equation, System, check_covariance, check_zero, plain_covariance
+from jaxmed.terms import INTERCEPT, columns, factors, find_category, split_columns, varies_within
 
 Groups = Mapping[str, Iterable[str]]
+Listed = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,13 @@ class Facts:
         Categorical column -> its categories.
     cluster_level : frozenset of str
         Columns that do not vary within any cluster.
+    equal_means : frozenset of str
+        Columns with the same mean in every cluster.
     """
 
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     cluster_level: frozenset[str] = frozenset()
+    equal_means: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -39,14 +43,18 @@ class Mediation:
     """A multilevel mediation model: x moves one or more mediators m, and they and x move y.
 
     With one mediator and nothing else, the 1-1-1 model of Bauer, Preacher & Gil (2006): ``m ~ 1 + x`` and
-    ``y ~ 1 + m + x``, all five coefficients varying between clusters. Where the data show that x, or x and m, do not
-    vary within clusters (2-1-1 and 2-2-1 designs), the coefficients that cannot vary are fixed, and a mediator of the
-    cluster gets an equation with one row per cluster; ``fit.notes`` says so.
+    ``y ~ 1 + m + x``, all five coefficients varying between clusters. The data adapt it, and ``fit.notes`` says how:
+
+    - x does not vary within clusters, m does (2-1-1): x can move m only between clusters, so m is split into its
+      cluster means and the deviations from them, and the indirect effect is the path between clusters.
+    - Neither varies within clusters (2-2-1): the equation of m has one row per cluster and no random effects.
+    - A mediator or y was centred by cluster beforehand: it has no random intercept.
 
     Parameters
     ----------
     x : str
-        Column of the predictor.
+        Column of the predictor; a categorical one needs an entry in ``reference``, and every other category is then
+        compared with that one.
     m : str or list of str
         Column of the mediator; of several mediators, parallel unless ``serial``.
     y, cluster : str
@@ -64,15 +72,25 @@ class Mediation:
         Columns that the paths depend on: ``{"w": ["a", "b"]}``; ``"w"`` and ``["w", "v"]`` mean all paths. A path is
         ``"a"`` (x to m), ``"b"`` (m to y), ``"c_prime"`` (x to y) or, between serial mediators, ``"d"``; with several
         mediators also one of them, ``"a_m1"``. The moderator enters the equation and multiplies the path.
-    center : "cluster", optional
-        Split x and the mediators into deviations from their cluster means and these means, each with a coefficient.
+    center : {"cluster", "none"}, optional
+        ``"cluster"``: split x and the mediators into deviations from their cluster means and these means, each with a
+        coefficient. ``"none"``: never. By default a mediator is split where x does not vary within clusters and the
+        mediator does.
     serial : bool
         Mediators act on the later ones in the list: x -> m1 -> m2 -> y.
     reference : dict, optional
-        Categorical columns among covariates and moderators and the category that the others are compared with:
+        Categorical columns among x, covariates and moderators and the category that the others are compared with:
         ``{"site": "A"}``. Label of a category's indicator: ``"y~site[B]"``.
     residuals : {"correlated", "independent"}
         Residuals of parallel mediators within rows.
+    intercepts : {"independent", "correlated"}, optional
+        Independent random intercepts covary neither with slopes nor with those of other outcomes (those of parallel
+        mediators with each other). That is the default where mediators are split (``center="cluster"``, 2-1-1), unless
+        ``covariance`` or ``zero`` say otherwise: what a covariance of the intercepts of m and y explains, the path
+        between clusters explains too, and data rarely show them apart; and effects between clusters then rest on
+        cluster means alone, with balanced clusters as in a regression of these means. Correlated otherwise.
+    zero : list of pairs of str, optional
+        Single covariances of random effects that are held at zero: ``[("m~1", "y~1")]``.
 
     Raises
     ------
@@ -100,6 +118,8 @@ class Mediation:
     serial: bool = False
     reference: tuple[tuple[str, str], ...] = ()
     residuals: str = "correlated"
+    intercepts: str | None = None
+    zero: tuple[tuple[str, str], ...] = ()
 
     def __init__(
         self,
@@ -115,6 +135,8 @@ class Mediation:
         serial: bool = False,
         reference: Mapping[str, Any] | None = None,
         residuals: str = "correlated",
+        intercepts: str | None = None,
+        zero: Iterable[Iterable[str]] | None = None,
     ) -> None:
         put = object.__setattr__
         mediators = tuple(m) if isinstance(m, (list, tuple)) else (m,)
@@ -130,7 +152,7 @@ class Mediation:
         put(self, "cluster", cluster)
         put(self, "covariance", check_covariance(covariance))
         if center is not None:
-            check_choice("center", center, ("cluster",), " or leave it out")
+            check_choice("center", center, ("cluster", "none"), " or leave it out")
         put(self, "center", center)
         serial = check_flag("serial", serial)
         if serial and not several:
@@ -138,33 +160,40 @@ class Mediation:
         put(self, "serial", serial)
         check_choice("residuals", residuals, ("correlated", "independent"))
         put(self, "residuals", residuals)
+        if intercepts is not None:
+            check_choice("intercepts", intercepts, ("independent", "correlated"), " or leave it out")
+        put(self, "intercepts", intercepts)
+        put(self, "zero", check_zero(zero))
         columns_of_roles = tuple(roles.values())
-        put(self, "reference", check_reference(reference, columns_of_roles))
+        put(self, "reference", check_reference(reference, columns_of_roles, x))
         kinds = {edge.name: edge.kind for edge in self.edges}
         put(self, "moderators", check_moderators(moderators, kinds, columns_of_roles))
         outcomes = (*mediators, y)
         put(self, "covariates", check_covariates(covariates, outcomes, columns_of_roles, self.categorical))
         used = [name for _, names in self.covariates for term in names for name in columns(term)]
-        unused = [g for g, _ in self.reference if g not in used and g not in dict(self.moderators)]
+        unused = [g for g, _ in self.reference if g not in (x, *used) and g not in dict(self.moderators)]
         if unused:
             raise SpecError(
-                f"reference names {unused[0]!r}, which is neither a covariate nor a moderator; add it there or leave "
-                "it out"
+                f"reference names {unused[0]!r}, which is neither x nor a covariate nor a moderator; add it there or "
+                "leave it out"
             )
         names = [edge.name for edge in self.edges] + [name for name, _ in self._routes]
         double = sorted({name for name in names if names.count(name) > 1})
         if double:
             raise SpecError(f"two effects would be called {double[0]!r}; rename a mediator")
         unknown = self._unknown_facts()
-        chosen = check_random(random, self._predictors(unknown), x, self._is_coded)
-        is_all = not isinstance(chosen, str) and dict(chosen) == self._all_random(unknown)
+        chosen = check_random(random, self._predictors(unknown), x, self._is_known_later)
+        is_all = not isinstance(chosen, str) and dict(chosen) == self._all_random(unknown, unknown)
         put(self, "random", "all" if is_all and not self.moderators else chosen)
         self._compile(unknown)
 
-    def _is_coded(self, term: str) -> bool:
-        """Whether a term has the indicator of a category, whose name only the data can confirm."""
+    def _is_known_later(self, term: str) -> bool:
+        """Whether only the data can say if a term is a predictor: of a category, or of a part of a mediator."""
         coded = tuple(f"{name}[" for name in self.categorical)
-        return bool(coded) and any(column.startswith(coded) for column in columns(term))
+        of_category = any(
+            column in self.categorical or (coded and column.startswith(coded)) for column in columns(term)
+        )
+        return of_category or (self.center is None and bool(split_columns(term) & set(self.mediators)))
 
     # What the model says ---------------------------------------------------------------------------------------------
 
@@ -173,20 +202,47 @@ class Mediation:
         """Mediators, in the order given."""
         return (self.m,) if isinstance(self.m, str) else self.m
 
-    @property
-    def simple(self) -> bool:
-        """Whether this is the model of Bauer, Preacher & Gil (2006): one mediator, no moderators, no centring."""
-        return len(self.mediators) == 1 and not self.moderators and self.center is None
+    def is_simple(self, facts: Facts) -> bool:
+        """Whether this is the model of Bauer, Preacher & Gil (2006): one x and mediator, no moderators, no centring."""
+        plain = len(self.mediators) == 1 and not self.moderators and not self.is_split(facts)
+        return plain and len(self._columns(self.x, facts)) == 1
+
+    def is_split(self, facts: Facts) -> bool:
+        """Whether mediators are split into cluster means and deviations from them."""
+        return self.center == "cluster" or self._only_between(facts)
+
+    def _only_between(self, facts: Facts) -> bool:
+        """Whether x does not vary within clusters and a mediator does (2-1-1), and the mediator is split for it."""
+        varying = [m for m in self.mediators if m not in facts.cluster_level]
+        return self.center is None and bool(varying) and set(self._columns(self.x, facts)) <= facts.cluster_level
 
     @cached_property
     def edges(self) -> tuple[Edge, ...]:
-        """Paths of the model: to the mediators, among them, and to y."""
+        """Paths of the model, to the mediators, among them, and to y: one from x, whatever its categories."""
         several = len(self.mediators) > 1
         found = [Edge("a", f"a_{m}" if several else "a", self.x, m) for m in self.mediators]
         if self.serial:
             found += [Edge("d", f"d_{one}_{other}", one, other) for one, other in combinations(self.mediators, 2)]
         found += [Edge("b", f"b_{m}" if several else "b", m, self.y) for m in self.mediators]
         return (*found, Edge("c_prime", "c_prime", self.x, self.y))
+
+    def edges_in(self, facts: Facts) -> tuple[Edge, ...]:
+        """Paths of the model with one from x for each of its categories but the reference."""
+        contrasts = self._columns(self.x, facts)
+        found: list[Edge] = []
+        for edge in self.edges:
+            if edge.source != self.x:
+                found.append(edge)
+                continue
+            for column in contrasts:
+                contrast = column.removeprefix(self.x) if len(contrasts) > 1 else ""
+                found.append(edge._replace(source=column, contrast=contrast))
+        return tuple(found)
+
+    def contrasts(self, facts: Facts) -> tuple[str, ...]:
+        """Categories of x that are compared with another, where there are several; none of a numeric x."""
+        columns = self._columns(self.x, facts)
+        return tuple(name.removeprefix(f"{self.x}[")[:-1] for name in columns) if len(columns) > 1 else ()
 
     @property
     def _routes(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -232,11 +288,13 @@ class Mediation:
 
     def _parts(self, source: str, facts: Facts) -> dict[str, str]:
         """Terms of a source by suffix of the path: itself, or its deviation and its cluster mean."""
-        if self.center is None:
+        if not self.is_split(facts) or (self.center is None and source in facts.cluster_level):
             return {"": source}
         parts = {"_within": f"within({source})", "_between": f"between({source})"}
         if source in facts.cluster_level:
             del parts["_within"]
+        if source in facts.equal_means:
+            del parts["_between"]
         return parts
 
     def _pieces(self, edge: Edge, suffix: str, facts: Facts) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -247,7 +305,8 @@ class Mediation:
 
     def _path_terms(self, outcome: str, facts: Facts) -> list[tuple[str, tuple[str, ...]]]:
         """Terms of all paths to an outcome, with what multiplies each: mediators before x."""
-        edges = sorted((e for e in self.edges if e.outcome == outcome), key=lambda edge: edge.source == self.x)
+        edges = [edge for edge in self.edges_in(facts) if edge.outcome == outcome]
+        edges.sort(key=lambda edge: edge.source not in self.mediators)
         return [piece for e in edges for part in self._parts(e.source, facts) for piece in self._pieces(e, part, facts)]
 
     def _predictors(self, facts: Facts) -> dict[str, tuple[str, ...]]:
@@ -264,17 +323,22 @@ class Mediation:
             found[outcome] = tuple(dict.fromkeys((INTERCEPT, *paths, *mains, *products, *others)))
         return found
 
-    def _all_random(self, facts: Facts) -> dict[str, tuple[str, ...]]:
-        """What ``random="all"`` means: intercepts, and paths and products whose every factor varies in clusters."""
+    def _all_random(self, facts: Facts, shown: Facts) -> dict[str, tuple[str, ...]]:
+        """What ``random="all"`` means: intercepts, and paths and products whose every factor varies in clusters.
+
+        Of a model that ``facts`` adapt, as far as other facts, ``shown``, let coefficients vary.
+        """
         found = {}
         for outcome, predictors in self._predictors(facts).items():
             varying = [
                 term
                 for term, _ in self._path_terms(outcome, facts)
-                if all(f.part != "between" and f.column not in facts.cluster_level for f in factors(term))
+                if all(f.part != "between" and f.column not in shown.cluster_level for f in factors(term))
             ]
-            chosen = tuple(name for name in predictors if name == INTERCEPT or name in varying)
-            found[outcome] = () if outcome in facts.cluster_level else chosen
+            if outcome not in shown.equal_means:
+                varying.append(INTERCEPT)
+            chosen = tuple(name for name in predictors if name in varying)
+            found[outcome] = () if outcome in shown.cluster_level else chosen
         return found
 
     # Compiling -------------------------------------------------------------------------------------------------------
@@ -326,30 +390,125 @@ class Mediation:
             for level in (1, 2):
                 group = [e.outcome for e in equations[:-1] if e.level == level]
                 groups += [group] if len(group) > 1 else []
-        covariance = self.covariance
+        dropped = {f"{outcome}~{name}" for outcome, name in self._dropped(facts)}
+        covariance, zero = self.covariance, [tuple(self._label(label, facts) for label in pair) for pair in self.zero]
         if not isinstance(covariance, str):
-            dropped = [f"{outcome}~{name}" for outcome, name in self._dropped(facts)]
-            covariance = tuple(tuple(label for label in group if label not in dropped) for group in covariance)
-            if facts == self._unknown_facts() and self.reference:
-                covariance = "unstructured"  # which labels there are is not known yet
-        return System(equations, cluster=self.cluster, covariance=covariance, residuals=groups)
+            named = (tuple(self._label(label, facts) for label in group) for group in covariance)
+            covariance = tuple(tuple(label for label in group if label not in dropped) for group in named)
+        if facts == self._unknown_facts() and self.reference:  # which labels there are is not known yet
+            covariance = covariance if isinstance(covariance, str) else "unstructured"
+            dropped |= {label for pair in zero for label in pair if "[" in label}
+        if self._are_independent(facts):
+            covariance = self._apart(covariance, equations)
+        zero = [pair for pair in zero if not dropped & set(pair)]
+        return System(equations, cluster=self.cluster, covariance=covariance, residuals=groups, zero=zero)
+
+    def _are_independent(self, facts: Facts) -> bool:
+        """Whether random intercepts are independent of each other and of slopes; see ``intercepts``."""
+        if self.intercepts is None:
+            return self.is_split(facts) and self.covariance == "unstructured" and not self.zero
+        return self.intercepts == "independent"
+
+    def _apart(self, covariance: str | Listed, equations: list[Equation]) -> str | Listed:
+        """A covariance with random intercepts in groups of their own, those of parallel mediators in one."""
+        if covariance == "diagonal":
+            return covariance
+        every = [(e.outcome, label) for e in equations for label in e.random_labels]
+        if isinstance(covariance, str):
+            own = [e.random_labels for e in equations]
+            listed = own if covariance == "block" else [tuple(label for _, label in every)]
+        else:
+            listed = list(covariance)
+        owner = {label: outcome for outcome, label in every}
+
+        def part(label: str) -> str:
+            outcome = owner.get(label, "")
+            if label != f"{outcome}~{INTERCEPT}":
+                return "slopes"
+            return "mediators" if outcome in self.mediators and not self.serial else outcome
+
+        found: list[tuple[str, ...]] = []
+        for group in listed:
+            kinds = dict.fromkeys(map(part, group))
+            found += [tuple(label for label in group if part(label) == kind) for kind in kinds]
+        return tuple(group for group in found if group) or "unstructured"
+
+    def free_intercepts(self, facts: Facts) -> list[tuple[str, str]]:
+        """Pairs of random intercepts, of a split mediator and of an outcome that it moves, that covary freely."""
+        free = {frozenset(pair) for pair in self._linked(facts)}
+        found = []
+        for edge in self.edges:
+            if edge.source in self.mediators and "_between" in self._parts(edge.source, facts):
+                pair = (f"{edge.source}~{INTERCEPT}", f"{edge.outcome}~{INTERCEPT}")
+                found += [pair] if frozenset(pair) in free else []
+        return found
+
+    def _linked(self, facts: Facts) -> list[tuple[str, str]]:
+        system = self.system(facts)
+        return [(system.random_labels[a], system.random_labels[b]) for a, b in system.random_pairs if a != b]
+
+    def resting_on_intercepts(self, facts: Facts) -> list[str]:
+        """Effects that change with the covariances of :meth:`free_intercepts`."""
+        moved = {outcome.partition("~")[0] for _, outcome in self.free_intercepts(facts)}
+        paths = {edge.path(part) for edge in self.edges_in(facts) for part in ("", "_between") if edge.outcome in moved}
+        rows = self.estimands(facts).rows
+        return [
+            row.name
+            for row in rows
+            if row.suffix == "_between"
+            and row.kind in ("path", "indirect")
+            and any(path in paths for _, way in row.terms for path in way)
+        ]
+
+    def _term(self, term: str, facts: Facts) -> str:
+        """A term with a random slope as the equations have it: of a mediator that is split, the deviation."""
+        if self.center is not None or not self.is_split(facts):
+            return term
+        split = [m for m in self.mediators if "_within" in self._parts(m, facts)]
+        return ":".join(
+            f"within({f.column})"
+            if not f.part and f.column in split
+            else f"{f.part}({f.column})"
+            if f.part
+            else f.column
+            for f in factors(term)
+        )
+
+    def _label(self, label: str, facts: Facts) -> str:
+        """A label of a random effect, with :meth:`_term`."""
+        outcome, sign, term = label.partition("~")
+        known = outcome in (*self.mediators, self.y) and term not in ("", INTERCEPT)
+        return f"{outcome}{sign}{self._term(term, facts)}" if known else label
 
     def _requested(self, facts: Facts) -> dict[str, tuple[str, ...]]:
         """Random effects asked for, by outcome, wherever the data could show them."""
         if self.random == "all":
-            return self._all_random(Facts(facts.categories))
+            return self._all_random(facts, Facts(facts.categories))
         chosen = {} if isinstance(self.random, str) else dict(self.random)
-        return {outcome: chosen.get(outcome, ()) for outcome in (*self.mediators, self.y)}
+        found = {}
+        for outcome in (*self.mediators, self.y):
+            names = [column for name in chosen.get(outcome, ()) for column in self._columns_if_known(name, facts)]
+            found[outcome] = tuple(name if name == INTERCEPT else self._term(name, facts) for name in names)
+        return found
+
+    def _columns_if_known(self, name: str, facts: Facts) -> tuple[str, ...]:
+        """The indicators of a categorical column; any other term as it is."""
+        return self._columns(name, facts) if name in self.categorical else (name,)
 
     def _varying(self, facts: Facts) -> dict[str, tuple[str, ...]]:
         """Random effects by outcome: those asked for but of slopes that cannot vary, given the data."""
         if self.random == "all":
-            return self._all_random(facts)
+            return self._all_random(facts, facts)
         found = {}
         for outcome, names in self._requested(facts).items():
-            own = [n for n in names if n == INTERCEPT or varies_within(n, facts.cluster_level)]
+            own = [
+                name
+                for name in names
+                if (outcome not in facts.equal_means if name == INTERCEPT else varies_within(name, facts.cluster_level))
+            ]
             if facts == self._unknown_facts():
-                own = [name for name in own if not self._is_coded(name)]
+                predictors = self._predictors(facts)[outcome]
+                own = [name for name in own if name in predictors or not self._is_known_later(name)]
             found[outcome] = () if outcome in facts.cluster_level else tuple(own)
         return found
 
@@ -369,7 +528,15 @@ class Mediation:
                 "cluster with ordinary regression, or use multilevel structural equation modelling, which treats "
                 "cluster means as latent"
             )
-        for edge in self.edges:
+        x = self._columns(self.x, facts)
+        centred = [m for m in self.mediators if m in facts.equal_means]
+        if centred and set(x) <= fixed:
+            raise DataError(
+                f"{self.x!r} does not vary within clusters and {centred[0]!r} has the same mean in every cluster, as "
+                f"if it had been centred by cluster beforehand: {self.x!r} cannot move it. Use {centred[0]!r} as it "
+                "was before it was centred"
+            )
+        for edge in self.edges_in(facts):
             if edge.outcome in fixed and edge.source not in fixed:
                 raise DataError(
                     f"{edge.outcome!r} does not vary within clusters but {edge.source!r} does (a 1-2-1 design): what "
@@ -389,38 +556,68 @@ class Mediation:
         """What the data changed about the model, one sentence each."""
         found = []
         dropped = self._dropped(facts)
-        for name in dict.fromkeys(edge.source for edge in self.edges):
-            if name not in facts.cluster_level:
+        only_between = self._only_between(facts)
+        for name in (self.x, *self.mediators):
+            own = set(self._columns(name, facts))
+            if not own <= facts.cluster_level:
                 continue
             said = []
             if name in self.mediators:
                 said.append("its equation has one row per cluster and no random effects")
-            if any(name in columns(term) for _, term in dropped):
+            if any(own & set(columns(term)) for _, term in dropped):
                 said.append("its slope cannot vary between clusters and is fixed")
-            if self.center is not None:
+            if self.center == "cluster":
                 said.append("it has no deviations from cluster means, so there are no within effects of it")
+            if only_between and name == self.x:
+                split = [m for m in self.mediators if "_within" in self._parts(m, facts)]
+                names = " and ".join(map(repr, split))
+                said.append(
+                    f"it can move {names} only between clusters, so {names} {'is' if len(split) == 1 else 'are'} split "
+                    "into cluster means and deviations from them, and the indirect effect is the path between clusters "
+                    f"(center='none' fits one slope of {names} for both levels)"
+                )
             if said:
                 found.append(f"{name!r} does not vary within clusters: {'; '.join(said)}")
-        sources = {edge.source for edge in self.edges}
+        found += self._notes_of_equal_means(facts, dropped)
+        sources = {edge.source for edge in self.edges_in(facts)}
         for outcome, term in dropped:
             covariate = outcome not in facts.cluster_level and not sources & set(columns(term))
-            if covariate and not varies_within(term, facts.cluster_level):
+            if covariate and term != INTERCEPT and not varies_within(term, facts.cluster_level):
                 found.append(f"{term!r} does not vary within clusters: its slope on {outcome!r} is fixed")
         return tuple(found)
+
+    def _notes_of_equal_means(self, facts: Facts, dropped: list[tuple[str, str]]) -> list[str]:
+        """What columns with the same mean in every cluster change."""
+        found = []
+        for name in (*self._columns(self.x, facts), *self.mediators, self.y):
+            if name not in facts.equal_means:
+                continue
+            said = []
+            if (name, INTERCEPT) in dropped:
+                said.append(
+                    "as if it had been centred by cluster beforehand: it has no random intercept, which could only be "
+                    "an artefact"
+                )
+            if self.is_split(facts) and name != self.y:
+                said.append("it has no effects between clusters, and its cluster mean is left out")
+            if said:
+                found.append(
+                    f"{name!r} has the same mean in every cluster{', ' if said[0][:2] == 'as' else ': '}"
+                    f"{'; '.join(said)}"
+                )
+        return found
 
     def estimands(self, facts: Facts) -> Estimands:
         """The effects to report, in order."""
         paths: dict[str, Path] = {}
-        for edge in self.edges:
-            for suffix in self._parts(edge.source, facts):
-                pieces = self._pieces(edge, suffix, facts)
-                paths[edge.name + suffix] = Path(tuple((f"{edge.outcome}~{term}", by) for term, by in pieces))
-        rows = effect_rows(self.edges, dict(self._routes), paths, self._suffixes)
+        edges = self.edges_in(facts)
+        for edge in edges:
+            for part in self._parts(edge.source, facts):
+                pieces = self._pieces(edge, part, facts)
+                paths[edge.path(part)] = Path(tuple((f"{edge.outcome}~{term}", by) for term, by in pieces))
+        levels = ONLY_BETWEEN if self._only_between(facts) else SPLIT if self.center == "cluster" else BOTH
+        rows = effect_rows(edges, dict(self._routes), paths, levels)
         return Estimands(paths, rows, {name: self._columns(name, facts) for name, _ in self.moderators})
-
-    @property
-    def _suffixes(self) -> tuple[str, ...]:
-        return ("",) if self.center is None else ("_within", "_between")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, from which :func:`from_dict` makes an equal model."""
@@ -429,7 +626,10 @@ class Mediation:
         plain["random"] = self.random if isinstance(self.random, str) else _lists(self.random)
         plain |= {"covariance": plain_covariance(self.covariance), "covariates": _lists(self.covariates) or None}
         plain |= {"moderators": _lists(self.moderators) or None, "center": self.center, "serial": self.serial}
-        return plain | {"reference": dict(self.reference) or None, "residuals": self.residuals}
+        plain |= {"reference": dict(self.reference) or None, "residuals": self.residuals}
+        # Only where they are given: seeds of power studies come from the plain data of their populations.
+        new = {"intercepts": self.intercepts, "zero": [list(pair) for pair in self.zero]}
+        return plain | {name: value for name, value in new.items() if value}
 
 
 def _lists(pairs: Pairs) -> dict[str, list[str]]:

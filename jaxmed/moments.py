@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -22,8 +22,13 @@ Polynomial: TypeAlias = Mapping[Monomial, "float | Floats"]  # coefficients, pos
 # order of (y / x)^4, and must be neither infinite nor zero in float64.
 LARGEST = 1e37
 CONSTANT = 1e-12  # share of a column's sum of squares within clusters that counts as none
-NEARLY = 1e-6  # the share below which it is worth to look at the values themselves
-SAME = 1e-10  # of a column's range: values this close within a cluster are one value
+ALMOST = 1e-4  # of a column's sd: values this close within a cluster are one value
+HARDLY = 1e-2  # of a column's sd: values this close within every cluster hardly vary
+NEARLY = 3e-5  # share of the sum of squares within clusters, above that of what hardly varies: (HARDLY / 2)^2
+FEW, FEW_SHARE = 5, 0.05  # clusters, of those with two rows, in which a column of the clusters may vary by mistake
+LEAST = 10  # clusters: of fewer, a few are many
+EQUAL = 1e-3  # mean square between over that within clusters: five clusters have less by chance 1 time in 500,000
+SAME = 1e-10  # of a column's range: values this close differ by rounding in double precision
 INTAKE_FORM = {  # as plain data
     "rows": int,
     "used": [int],
@@ -31,6 +36,8 @@ INTAKE_FORM = {  # as plain data
     "dropped": int,
     "patterns": {str: int},
     "ranges": {str: (float, float)},
+    "filled": {str: int},
+    "remarks": [str],
 }
 
 
@@ -52,6 +59,10 @@ class Intake:
         Observed columns, as text -> rows with this pattern of missing values, of those that count.
     ranges : dict
         Column -> smallest and largest value.
+    filled : dict
+        Column -> rows whose missing value was filled in with the one value that their cluster has.
+    remarks : tuple of str
+        What looks odd in the data, one sentence each, without a full stop.
     """
 
     rows: int
@@ -60,29 +71,48 @@ class Intake:
     dropped: int
     patterns: dict[str, int] = field(default_factory=dict)
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
+    filled: dict[str, int] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
 
     def __add__(self, other: Intake) -> Intake:
-        patterns = dict(self.patterns)
-        for name, count in other.patterns.items():
-            patterns[name] = patterns.get(name, 0) + count
         return Intake(
             rows=self.rows + other.rows,
             used=tuple(a + b for a, b in zip(self.used, other.used, strict=True)),
             missing={name: count + other.missing[name] for name, count in self.missing.items()},
             dropped=self.dropped + other.dropped,
-            patterns=patterns,
+            patterns=_added(self.patterns, other.patterns),
             ranges={
                 name: (min(low, other.ranges[name][0]), max(high, other.ranges[name][1]))
                 for name, (low, high) in self.ranges.items()
             },
+            filled=_added(self.filled, other.filled),
+            remarks=tuple(dict.fromkeys((*self.remarks, *other.remarks))),
         )
+
+    def about(self, columns: Iterable[str], absent: Iterable[str]) -> Intake:
+        """The same without what was filled in, and without the remarks, that are about absent columns."""
+        columns, heads = set(columns), tuple(f"{name!r} " for name in absent)
+        filled = {name: count for name, count in self.filled.items() if name in columns}
+        remarks = tuple(remark for remark in self.remarks if not remark.startswith(heads))
+        return replace(self, filled=filled, remarks=remarks)
+
+
+def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    """Counts by name, added."""
+    return {name: one.get(name, 0) + other.get(name, 0) for name in (*one, *other)}
+
+
+def later_fields(plain: Any) -> Any:
+    """An intake as plain data with the fields that files of earlier versions lack."""
+    return {"filled": {}, "remarks": []} | plain if isinstance(plain, dict) else plain
 
 
 def intake_from_dict(plain: Mapping[str, Any]) -> Intake:
     """Inverse of ``dataclasses.asdict``, lists allowed for tuples."""
     ranges = {name: (float(low), float(high)) for name, (low, high) in plain["ranges"].items()}
     used, missing, patterns = tuple(plain["used"]), dict(plain["missing"]), dict(plain["patterns"])
-    return Intake(int(plain["rows"]), used, missing, int(plain["dropped"]), patterns, ranges)
+    filled, remarks = dict(plain["filled"]), tuple(plain["remarks"])
+    return Intake(int(plain["rows"]), used, missing, int(plain["dropped"]), patterns, ranges, filled, remarks)
 
 
 @dataclass(frozen=True)
@@ -214,15 +244,60 @@ class Moments:
         """Columns that do not vary within any cluster, of those that some cluster has twice."""
         return frozenset(name for name in self.constants if np.any(self.sums(name)[0] > 1))
 
+    @cached_property
+    def equal_means(self) -> frozenset[str]:
+        """Columns whose cluster means are all the same: balanced within clusters, or centred by cluster beforehand.
+
+        The mean squares between and within clusters of independent rows have a ratio near one; these have nearly zero.
+        """
+        found = set()
+        for name in self.columns:
+            rows, total, square = self.sums(name)
+            clusters, n = np.count_nonzero(rows), rows.sum()
+            if clusters < 5 or n - clusters < 5:
+                continue
+            between = np.sum(np.divide(total**2, rows, out=np.zeros_like(total), where=rows > 0))
+            around = (between - total.sum() ** 2 / n) / (clusters - 1)
+            within = (square.sum() - between) / (n - clusters)
+            if within > 0 and around < EQUAL * within:
+                found.add(name)
+        return frozenset(found)
+
+    def sd(self, column: str) -> float:
+        """Standard deviation of a column over the rows that count (user's scale); NaN of no rows."""
+        if not np.any(self.sums(column)[0] > 0):
+            return float("nan")
+        return float(np.sqrt(max(self.spread(column)[1], 0.0)))
+
     def nearly_constant(self) -> tuple[str, ...]:
-        """Columns that, to rounding, may not vary within clusters."""
-        found = []
-        for column in self.columns:
-            if np.any(self.sums(column)[0] > 0):
-                _, around, within = self.spread(column)
-                if within <= NEARLY * around:
-                    found.append(column)
-        return tuple(found)
+        """Columns that, as far as sums tell, hardly vary within clusters, or vary within a few clusters only."""
+        return tuple(column for column in self.columns if self._nearly_constant(column))
+
+    def _nearly_constant(self, column: str) -> bool:
+        rows, total, square = self.sums(column)
+        if not np.all(rows):
+            rows, total, square = (part[rows > 0] for part in (rows, total, square))
+        if not len(rows):
+            return False
+        around = square.sum() - total.sum() ** 2 / rows.sum()
+        within = square - total**2 / rows
+        if within.sum() <= NEARLY * around:
+            return True
+        enough = ALMOST**2 / 4 * around / rows.sum()
+
+        def varying(some: slice) -> int:
+            return int(np.sum((rows[some] > 1) & (within[some] > np.maximum(enough, CONSTANT * square[some]))))
+
+        if varying(slice(1000)) > FEW:  # a first and quick look
+            return False
+        return is_few(varying(slice(None)), int(np.sum(rows >= self.telling_rows(column))), len(rows))
+
+    def telling_rows(self, column: str) -> int:
+        """Rows that a cluster must have to tell whether a column is one of the clusters.
+
+        Two, or one where the column is missing more often than there are clusters: it may have been entered once each.
+        """
+        return 1 if self.intake.missing.get(column, 0) >= self.n_clusters else 2
 
     def lean(self) -> Moments:
         """These moments without row products that follow from the others: those with a column of the clusters."""
@@ -275,6 +350,8 @@ class Moments:
         )
         patterns = {", ".join(pattern.observed): int(pattern.products[0].sum()) for pattern in kept}
         intake = replace(self.intake, used=used, dropped=self.intake.rows - in_any, patterns=patterns)
+        categorical = [name for name in self.categories if not any(other.startswith(f"{name}[") for other in columns)]
+        intake = intake.about(columns, (*(set(self.columns) - set(columns)), *categorical))
         return replace(self, groups=groups, averaged=averaged, patterns=kept, intake=intake)
 
     def rescaled(self, shift: Floats, scale: Floats) -> Moments:
@@ -345,6 +422,7 @@ class Moments:
                 summed.setdefault(observed, empty)[:, at] += products
         patterns = tuple(Pattern(observed, products) for observed, products in sorted(summed.items()))
         constants = _common_constants(self, other, clusters)
+        _check_filled(self.intake.filled | other.intake.filled, constants)
         used = tuple(other.intake.used[others.index(group)] for group in mine)
         intake = self.intake + replace(other.intake, used=used)
         return replace(self, clusters=clusters, patterns=patterns, constants=constants, intake=intake)
@@ -358,9 +436,38 @@ def _common_constants(one: Moments, other: Moments, clusters: NDArray[np.generic
         values = np.full((2, len(clusters)), np.nan)
         values[0, places[0]], values[1, places[1]] = one.constants[name], other.constants[name]
         value = np.where(np.isnan(values[0]), values[1], values[0])
-        if not np.any(np.abs(values[0] - values[1]) > SAME * (np.nanmax(value) - np.nanmin(value))):
+        if not np.any(np.abs(values[0] - values[1]) > ALMOST * _common_sd(one, other, name)):
             found[name] = value
     return found
+
+
+def _common_sd(one: Moments, other: Moments, name: str) -> float:
+    """Standard deviation of a column over the rows of two sets of moments together."""
+    n, around = 0.0, 0.0
+    means: list[float] = []
+    for part in (one, other):
+        rows = float(part.sums(name)[0].sum())
+        if rows:
+            mean, square, _ = part.spread(name)
+            around += rows * square + (n * rows / (n + rows) * (mean - means[0]) ** 2 if means else 0.0)
+            n += rows
+            means.append(mean)
+    return float(np.sqrt(max(around / n, 0.0))) if n else float("nan")
+
+
+def _check_filled(filled: Mapping[str, int], constants: Mapping[str, Floats]) -> None:
+    """What was filled in within one part of the data has one value per cluster in all of them."""
+    wrong = [name for name in filled if name not in constants]
+    if wrong:
+        raise DataError(
+            f"column {wrong[0]!r} has one value in each cluster of one part of the data, where missing values were "
+            "filled in with it, but several in both parts together; read the data in one go"
+        )
+
+
+def is_few(varying: int, several: int, clusters: int) -> bool:
+    """Whether a column that varies in so many of the clusters with several rows may be one of the clusters."""
+    return clusters >= LEAST and 0 < varying <= min(FEW, FEW_SHARE * several)
 
 
 # Polynomials in columns ----------------------------------------------------------------------------------------------

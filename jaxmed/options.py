@@ -26,8 +26,8 @@ def check_roles(roles: Mapping[str, str]) -> None:
             )
 
 
-def check_reference(reference: Any, roles: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
-    """Categorical columns and the category of each to compare with."""
+def check_reference(reference: Any, roles: tuple[str, ...], x: str) -> tuple[tuple[str, str], ...]:
+    """Categorical columns and the category of each to compare with; of the roles only x may be categorical."""
     if reference is None:
         return ()
     if not isinstance(reference, Mapping):
@@ -38,10 +38,10 @@ def check_reference(reference: Any, roles: tuple[str, ...]) -> tuple[tuple[str, 
             raise SpecError(f"the categorical column {name!r} has a bracket in its name; rename it")
         if isinstance(category, (list, dict, tuple)) or category is None:
             raise SpecError(f"reference[{name!r}] must be one category; got {category!r}")
-        if name in roles:
+        if name in roles and name != x:
             raise SpecError(
-                f"reference names {name!r}, but x, m, y and cluster are not categories to be coded; code "
-                f"{name!r} as numbers"
+                f"reference names {name!r}, but of x, m, y and cluster only x may be categorical: mediators and "
+                "outcome must be numeric, and the cluster id may be text as it is"
             )
     return tuple((name, category_text(category)) for name, category in reference.items())
 
@@ -112,11 +112,11 @@ def check_covariates(
 
 
 def check_random(
-    random: Any, predictors: Mapping[str, tuple[str, ...]], x: str, is_coded: Callable[[str], bool]
+    random: Any, predictors: Mapping[str, tuple[str, ...]], x: str, is_known_later: Callable[[str], bool]
 ) -> str | Pairs:
     """Outcomes and the random effects of each, in the order of its predictors; or "all" or "none".
 
-    ``is_coded`` tells terms with the indicator of a category, whose name only the data can confirm.
+    ``is_known_later`` is true of terms that only the data can confirm, such as the indicator of a category.
     """
     outcomes = tuple(predictors)
     example = f"{{{outcomes[0]!r}: ['1', {x!r}], {outcomes[-1]!r}: ['1', {outcomes[0]!r}]}}"
@@ -134,7 +134,7 @@ def check_random(
         spelled = {canonical(name): name for name in predictors[outcome]}
         given = check_terms(random.get(outcome, ()), f"random[{outcome!r}]")
         names = tuple(spelled.get(canonical(name), name) for name in given)
-        extra = [name for name in names if name not in predictors[outcome] and not is_coded(name)]
+        extra = [name for name in names if name not in predictors[outcome] and not is_known_later(name)]
         if extra:
             raise SpecError(
                 f"random[{outcome!r}] has {extra[0]!r}, which is not a predictor of {outcome!r}; choose from "

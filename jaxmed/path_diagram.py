@@ -70,8 +70,10 @@ def path_diagram(fit: Fit, level: float = 0.95, at: Mapping[str, Any] | None = N
     for name, place in places.items():
         _box(ax, name, place)
     middles = {}
+    every = spec.edges_in(fit.facts)
     for edge in spec.edges:
-        parts = [edge.name + suffix for suffix in ("", "_within", "_between") if edge.name + suffix in table.index]
+        own = [one for one in every if one.name == edge.name]
+        parts = [one.path(part) for one in own for part in ("", "_within", "_between") if one.path(part) in table.index]
         labels = [label for part in parts for label, _ in estimands.paths[part].pieces]
         varies = any(label in fit.system.random_labels for label in labels)
         text = "\n".join(_label(_short(part), table.loc[part]) for part in parts)
@@ -199,8 +201,9 @@ def _label(path: str, row: pd.Series, between: str = "\n") -> str:
 def _short(path: str) -> str:
     """``a_m1`` stands on the arrow to m1, so that a is enough; ``c_prime`` is written c'."""
     kind = "c′" if path.startswith("c_prime") else path[0]
+    path, bracket, contrast = path.partition("[")
     part = next((part for part in ("within", "between") if path.endswith(f"_{part}")), "")
-    return f"{kind} {part}" if part else kind
+    return (f"{kind} {part}" if part else kind) + bracket + contrast
 
 
 def _moderators(ax: Axes, spec: Mediation, places: dict[str, Point], middles: dict[str, Point]) -> float:

@@ -400,6 +400,9 @@ class Population:
             raise SpecError(
                 f"{name!r} is no number of a population; it is an argument of its own, or one of the designs"
             )
+        parts = [part for part in (f"{name}_within", f"{name}_between") if part in known]
+        if len(parts) == 2:
+            raise SpecError(f"the path {name!r} of this population is split; give {parts[0]!r} and {parts[1]!r}")
         close = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
         raise SpecError(f"this population has no {name!r}; {hint}")
@@ -594,9 +597,9 @@ def _defaults(spec: Spec, system: System, facts: Facts) -> Floats:
     last = system.outcomes[-1] if isinstance(spec, Mediation) else None
     if isinstance(spec, Mediation):
         paths, rows, _ = spec.estimands(facts)
-        for edge in spec.edges:
+        for edge in spec.edges_in(facts):
             for name, path in paths.items():
-                if name in (edge.name, f"{edge.name}_within", f"{edge.name}_between"):
+                if name in map(edge.path, ("", "_within", "_between")):
                     kinds[path.pieces[0][0]] = edge.kind
         for row in rows:
             if row.kind == "covariance" and row.name.startswith("cov_ab"):

@@ -133,7 +133,7 @@ def power(
         raise SpecError(f"terms={terms!r} must be 'effects', 'parameters', 'all' or a list of names")
     analysis = Analysis(
         seed=check_count("seed", seed, 0),
-        intervals=check_intervals(intervals, base.spec if model is None else model),
+        intervals=check_intervals(intervals, base.spec if model is None else model, base.facts),
         level=check_level(level),
         terms=terms if isinstance(terms, str) else tuple(one_or_more(terms)),
         model=model,

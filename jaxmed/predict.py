@@ -172,8 +172,8 @@ def _paths(
     labels, random = list(found.system.labels), list(found.system.random_labels)
     p = len(labels)
     # Slopes between clusters do not vary, and c' is no part of a route through a mediator.
-    edges = found.spec.edges if isinstance(found.spec, Mediation) else ()
-    names = [e.name + part for e in edges for part in ("", "_within") if e.kind != "c_prime"]
+    edges = found.spec.edges_in(found.facts) if isinstance(found.spec, Mediation) else ()
+    names = [edge.path(part) for edge in edges for part in ("", "_within") if edge.kind != "c_prime"]
     names = [name for name in names if name in estimands.paths]
     means, slopes, loads = [], [], []
     n_clusters = predicted.effects.shape[1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, reduce
 from operator import and_, mul, or_
@@ -20,13 +20,17 @@ from jaxmed.spec import System
 
 DIGITS = 1e-3  # a standard deviation below so much of the mean is computed again
 SEEN = 1000  # values to look at, where some are enough
+FIRST = 10_000  # rows that may show that a column varies within clusters
 
 
 class Query:
     """A lazy frame; see :class:`jaxmed.columns.Source`."""
 
     def __init__(self, frame: nw.LazyFrame[Any]) -> None:
+        self.filled: dict[str, int] = {}
         self._frame = frame
+        self._seen: dict[System, tuple[list[Column], int, int]] = {}
+        self._fills: tuple[str, ...] = ()
 
     @cached_property
     def _schema(self) -> nw.Schema:
@@ -52,6 +56,11 @@ class Query:
 
     def _prepared(self, system: System, missing: Collection[str]) -> nw.LazyFrame[Any]:
         """The cluster id and the columns of a system, NaN made null in those that may have missing values."""
+        prepared = self._as_it_is(system, {*missing, *self._fills})
+        filled = [f"v{at}" for at, name in enumerate(system.columns) if name in self._fills]
+        return prepared.with_columns(_filled(name).alias(name) for name in filled) if filled else prepared
+
+    def _as_it_is(self, system: System, missing: Collection[str]) -> nw.LazyFrame[Any]:
         cluster, *values = working_columns(self, system)
         named = zip(system.columns, values, strict=True)
         return self._frame.select(
@@ -66,6 +75,8 @@ class Query:
         null, and where too few digits are left it takes deviations from the mean: conditions on every value, or an
         engine's own standard deviation, would take up to twice the time.
         """
+        if system in self._seen:
+            return self._seen[system]
         centres = [0.0] * len(system.columns)
         with_nan: set[str] = set()
         while True:
@@ -87,7 +98,8 @@ class Query:
             if math.inf in (column.maximum, -column.minimum):
                 infinite = prepared.filter(nw.col(f"v{at}").abs() == math.inf).select(nw.len().alias("rows"))
                 found[at] = replace(column, infinite=int(_collect(infinite)["rows"][0]))
-        return found, int(row["rows"]), int(row["rows"]) - int(row["with_cluster"])
+        self._seen[system] = found, int(row["rows"]), int(row["rows"]) - int(row["with_cluster"])
+        return self._seen[system]
 
     @own_words()
     def grouped(self, plan: Plan) -> Grouped:
@@ -144,9 +156,74 @@ class Query:
         return _labels(found["cluster"], plan.system.cluster), values
 
     @own_words()
+    def fill(self, system: System, groups: Sequence[Sequence[str]], closeness: Mapping[str, float]) -> tuple[str, ...]:
+        """Fill in missing values by the value that a column has elsewhere in the cluster, from now on."""
+        at = {name: system.columns.index(name) for group in groups for name in group}
+        prepared = self._as_it_is(system, tuple(at)).filter(~nw.col("cluster").is_null())
+        filled: set[str] = set()
+        for rows in (prepared.head(FIRST), prepared):
+            spread, filled = _ends(rows, at)
+            groups = [group for group in groups if all(spread[name] <= closeness[name] for name in group)]
+            if not groups:
+                return ()
+        self._fills = tuple(name for group in groups for name in group if name in filled)
+        self._seen.clear()
+        return self._fills
+
+    @own_words()
+    def apart(self, system: System, name: str, codes: Sequence[float]) -> tuple[float, float, dict[float, int]]:
+        """Smallest and largest value of a column without codes, NaN if there is none, and rows by code."""
+        value = nw.col(f"v{system.columns.index(name)}")
+        prepared = self._prepared(system, (name,)).select(value.alias("value"))
+        others = prepared.filter(~nw.col("value").is_in(list(codes)))
+        ends = _collect(others.select(nw.col("value").min().alias("low"), nw.col("value").max().alias("high")))
+        coded = prepared.filter(nw.col("value").is_in(list(codes))).group_by("value").agg(nw.len().alias("rows"))
+        counts = {float(row["value"]): int(row["rows"]) for row in _collect(coded).rows(named=True)}
+        return _number(ends["low"][0]), _number(ends["high"][0]), {code: counts.get(code, 0) for code in codes}
+
+    def rows_of(
+        self, system: System, names: Sequence[str], labels: Sequence[Any]
+    ) -> list[tuple[NDArray[np.int64], list[Floats]]] | None:
+        """Nothing: the rows of a query have no order."""
+        return None
+
+    def whole(self, system: System, most: int) -> tuple[NDArray[np.intp], list[Floats]] | None:
+        """Nothing: rows stay with their engine."""
+        return None
+
+    @own_words()
     def to_pandas(self, system: System) -> pd.DataFrame:
-        """The cluster id and the columns of a system, row by row."""
-        return _collect(self._prepared(system, system.columns)).to_pandas()
+        """The cluster id and the columns of a system, row by row, in the order in which the engine gives them."""
+        table = _collect(self._as_it_is(system, system.columns)).to_pandas()
+        for name in self._fills:  # here, since engines may move rows when they fill
+            if name in system.columns:
+                column = f"v{system.columns.index(name)}"
+                clusters = table.groupby("cluster")[column]
+                value = clusters.transform("min") / 2 + clusters.transform("max") / 2
+                table[column] = table[column].where(table[column].notna(), value)
+        return table
+
+
+def _filled(name: str) -> nw.Expr:
+    """A column with its missing values filled in by the one value that it has in the cluster."""
+    value = nw.col(name)
+    ends = (value.min().over("cluster"), value.max().over("cluster"))
+    known = nw.when(~nw.col("cluster").is_null()).then(ends[0] / 2 + ends[1] / 2)
+    return nw.when(value.is_null()).then(known).otherwise(value)
+
+
+def _ends(rows: nw.LazyFrame[Any], at: Mapping[str, int]) -> tuple[dict[str, float], set[str]]:
+    """Largest range of columns within a cluster, and those that are missing in some rows of a cluster that has them."""
+    ends, wanted = [nw.len().alias("rows")], []
+    for k in at.values():
+        value = nw.col(f"v{k}")
+        ends += [value.min().alias(f"low{k}"), value.max().alias(f"high{k}"), value.count().alias(f"count{k}")]
+        count = nw.col(f"count{k}")
+        wanted.append((nw.col(f"high{k}") - nw.col(f"low{k}")).max().alias(f"spread{k}"))
+        wanted.append(((count > 0) & (count < nw.col("rows"))).cast(nw.Int64).max().alias(f"absent{k}"))
+    row = _collect(rows.group_by("cluster").agg(*ends).select(*wanted)).rows(named=True)[0]
+    spread = {name: 0.0 if row[f"spread{k}"] is None else float(row[f"spread{k}"]) for name, k in at.items()}
+    return spread, {name for name, k in at.items() if row[f"absent{k}"]}
 
 
 def _working(plan: Plan, k: int) -> nw.Expr:

@@ -109,13 +109,15 @@ def _question(of: Content) -> Html:
 
 
 def _answer(of: Content) -> Html:
-    warning = not of.fit.converged or of.fit.singular or of.fit.flat or of.fit.imprecise
+    fit = of.fit
+    warning = not fit.converged or fit.singular or fit.flat or fit.imprecise or fit.cautions
     parts = []
     if warning:
         parts.append(element("div", *paragraph_list(report_text.convergence(of.fit)), class_="warning"))
     if of.effects is not None:
         answers = _answers(of)
         answers += report_text.shares(of.fit, of.level)
+        answers += report_text.levels_differ(of.conflation)
         parts.append(element("div", element("ul", *(element("li", text) for text in answers)), class_="key"))
     return join(parts)
 
@@ -191,6 +193,13 @@ def _effects(of: Content) -> Html:
     if of.effects["se"].eq(0).any():
         note += " What the model fixes has no standard error."
     parts = [number_table("effects", tables.numbers(fit, "effects", level=of.level, at=of.at), note)]
+    if isinstance(fit.spec, Mediation) and fit.spec.contrasts(fit.facts) and not fit.spec.moderators:
+        tests = [
+            [str(name), f"{row['chi2']:.2f}", f"{row['df']:g}", tables.p_value(row["p"])]
+            for name, row in fit.omnibus().iterrows()
+        ]
+        title = f"Wald tests of all categories of {fit.spec.x} together"
+        parts.append(table("omnibus", title, ["effect", "χ²", "df", "p"], tests))
     regions = [
         [effect, name, *_region(row)]
         for name in numeric_moderators(fit)
@@ -228,7 +237,7 @@ def _clusters(of: Content) -> Html:
     if not fit.system.random_labels or not drawn:
         return Html("")
     parts = []
-    if of.effects is not None:
+    if of.effects is not None and report_text.effects_vary(fit):
         note = (
             "In the population, by the model: standard deviations of effects over clusters, and the share of clusters "
             "whose indirect effect is positive."
@@ -270,7 +279,7 @@ def _bootstrap(of: Content) -> Html:
 def _estimates(of: Content) -> Html:
     fit = of.fit
     parts = [
-        number_table("coefficients", tables.numbers(fit, "coefficients", level=of.level), SE_NOTES["joint"]),
+        number_table("coefficients", tables.numbers(fit, "coefficients", level=of.level), SE_NOTES[fit.default_se]),
         number_table(
             "variances",
             tables.numbers(fit, "variances", level=of.level),

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pandas as pd
 
-from jaxmed import report_plots, tables
-from jaxmed.conflation import conflation
-from jaxmed.errors import DataError, FitError
+from jaxmed import report_plots, report_text, tables
+from jaxmed.errors import FitError
 from jaxmed.markup import Html, element, join, table
-from jaxmed.mediation import Mediation
 from jaxmed.report_pieces import Content, number_table, paragraphs, pictures
 
 SHOWN = 5  # clusters
@@ -26,7 +22,7 @@ def diagnostics(of: Content) -> Html:
 def _kinds(of: Content) -> Html:
     """Joint, cluster-robust and Satterthwaite's intervals side by side."""
     fit = of.fit
-    joint = fit.intervals(level=of.level, at=of.at)
+    joint = fit.intervals(level=of.level, se="joint", at=of.at)
     chosen = [key for key in joint.index if _summed(key)] or list(joint.index)
     chosen = chosen[:FEW]
     robust = fit.intervals(level=of.level, se="robust", at=of.at)
@@ -110,24 +106,16 @@ def _outlying(of: Content) -> Html:
 
 def _conflation(of: Content) -> Html:
     """Whether paths within and between clusters differ."""
-    if not isinstance(of.fit.spec, Mediation):
+    found = of.conflation
+    if not found:
         return Html("")
     title = element("h3", "Within and between clusters")
-    try:
-        found = conflation(of.fit, level=of.level)
-    except (FitError, DataError) as error:
-        return join([title, element("p", f"Not tested: {error}.")])
-    if math.isnan(found.test.p):
-        test = "There is no test of all: the data do not tell some of them."
-    else:
-        p, text = found.test.p, tables.p_value(found.test.p)
-        p_text = text.replace("<", "< ") if "<" in text else f"= {text}"
-        differ = "they differ" if of.fit.spec.center else "they differ: read the paths with center='cluster'"
-        same = "no sign that they differ" if p >= 0.05 else differ
-        test = f"Test that all are equal: χ²({found.test.df}) = {found.test.statistic:.2f}, p {p_text}; {same}."
+    if isinstance(found, str):
+        return join([title, element("p", f"Not tested: {found}.")])
+    test = " ".join(report_text.levels_differ(found)) or "There is no test of all: some of them are not identified."
     words = [
-        "Cluster means of the predictor and the mediators, added to the equations, tell paths between clusters from "
-        f"paths within. {test}"
+        "Cluster means of the predictor and the mediators, added to the equations, separate the paths between clusters "
+        f"from those within. {test}"
     ]
     shown = found.table[["within", "between", "estimate", "se", "z", "p"]]
     numbers = tables.Numbers("conflation", "Paths within and between clusters", shown, of.level)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
 from jaxmed import report_plots, tables
+from jaxmed.conflation import Conflation, conflation
+from jaxmed.errors import DataError, FitError
 from jaxmed.fit import Fit
 from jaxmed.markup import Html, element, figure, join, table
+from jaxmed.mediation import Mediation
 from jaxmed.replicates import Replicates
 from jaxmed.report_plots import Picture
 
 
-class Content(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Content:
     """What a report is of; every section is a function of it.
 
     Attributes
@@ -36,6 +42,16 @@ class Content(NamedTuple):
     replicates: Replicates | None
     kind: str
     effects: pd.DataFrame | None
+
+    @cached_property
+    def conflation(self) -> Conflation | str:
+        """Paths within clusters against those between them, or why there is no comparison; empty of a system."""
+        if not isinstance(self.fit.spec, Mediation):
+            return ""
+        try:
+            return conflation(self.fit, kind=self.fit.default_se, level=self.level)
+        except (FitError, DataError) as error:
+            return str(error)
 
 
 def paragraph_list(words: Iterable[str]) -> list[Html]:

@@ -149,7 +149,7 @@ def clusters(fit: Fit, level: float) -> Iterator[Picture]:
 
 def _sources(fit: Fit, outcome: str) -> list[str]:
     if isinstance(fit.spec, Mediation):
-        return [edge.source for edge in fit.spec.edges if edge.outcome == outcome]
+        return [edge.source for edge in fit.spec.edges_in(fit.facts) if edge.outcome == outcome and not edge.contrast]
     equation = fit.system.equations[fit.system.outcomes.index(outcome)]
     return [name for name in equation.columns if name != outcome]
 

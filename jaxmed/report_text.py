@@ -6,9 +6,11 @@ import platform
 from importlib import metadata
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from jaxmed._version import __version__
+from jaxmed.conflation import Conflation
 from jaxmed.drawing import words
 from jaxmed.effect_tables import estimands_of
 from jaxmed.fit import Fit
@@ -17,6 +19,7 @@ from jaxmed.mediation import Mediation
 from jaxmed.replicates import Replicates
 from jaxmed.tables import decimals, p_value, rounded
 
+DIFFERENT = 0.05  # p of the test that paths within and between clusters are the same
 PACKAGES = ("jax", "jaxlib", "numpy", "pandas", "scipy", "matplotlib")
 REFERENCES = {
     "bauer": "Bauer, D. J., Preacher, K. J., & Gil, K. M. (2006). Conceptualizing and testing random indirect effects "
@@ -82,7 +85,7 @@ def question(fit: Fit) -> list[str]:
     if spec.moderators:
         moved = "; ".join(f"{name} moderates {listed(paths)}" for name, paths in spec.moderators)
         found.append(f"Some paths depend on further variables: {moved}.")
-    if spec.center is not None:
+    if spec.is_split(fit.facts):
         found.append("Effects within clusters (of deviations from cluster means) and between clusters are kept apart.")
     return found
 
@@ -112,7 +115,7 @@ def shares(fit: Fit, level: float) -> list[str]:
     """The share of clusters with a positive indirect effect, of a model without moderators."""
     if not isinstance(fit.spec, Mediation) or fit.spec.moderators or not fit.system.random_labels:
         return []
-    if all(row.suffix == "_between" for row in estimands_of(fit).rows if row.kind == "indirect"):
+    if not effects_vary(fit):
         return []
     found = []
     for name, row in fit.heterogeneity(level).iterrows():
@@ -124,6 +127,27 @@ def shares(fit: Fit, level: float) -> list[str]:
                 f"{low}% to {high}%)."
             )
     return found
+
+
+def effects_vary(fit: Fit) -> bool:
+    """Whether some indirect effect can differ between clusters: not one that runs between them."""
+    return any(row.suffix != "_between" for row in estimands_of(fit).rows if row.kind == "indirect")
+
+
+def levels_differ(found: Conflation | str) -> list[str]:
+    """Whether the paths within and between clusters differ, in one sentence, and what to do; nothing without a test."""
+    if isinstance(found, str) or np.isnan(found.test.p):
+        return []
+    split = isinstance(found.fit.spec, Mediation)
+    test = f"χ²({found.test.df})\u00a0=\u00a0{found.test.statistic:.2f}, p\u00a0{_p(found.test.p)}"
+    if found.test.p >= DIFFERENT:
+        return [f"There is no sign that paths within and between clusters differ ({test})."]
+    do = (
+        "read the effects of each level by itself"
+        if split
+        else ("one path for both is a mixture of the two, so fit the model with center='cluster' and read its effects")
+    )
+    return [f"Paths within and between clusters differ ({test}): {do}."]
 
 
 def estimate_words(row: pd.Series, level: float) -> str:
@@ -154,8 +178,8 @@ def convergence(fit: Fit) -> list[str]:
     if fit.singular:
         second = (
             "The covariance of the random effects is singular: a variance is estimated as zero, or a correlation as "
-            "one. The averages stand, but standard errors of (co)variances and intervals that rest on normality are "
-            "rough; consider fewer random effects."
+            f"one. {'' if fit.cautions else 'The averages stand, but '}{'S' if fit.cautions else 's'}tandard errors of "
+            "(co)variances and intervals that rest on normality are rough; consider fewer random effects."
         )
     elif fit.system.random_labels:
         second = (
@@ -164,7 +188,8 @@ def convergence(fit: Fit) -> list[str]:
         )
     else:
         second = "The model has no random effects."
-    extra = ["Standard errors take the rank of that covariance as known."] if fit.reduced_rank else []
+    extra = [f"{caution[0].upper()}{caution[1:]}." for caution in fit.cautions]
+    extra += ["Standard errors take the rank of that covariance as known."] if fit.reduced_rank else []
     if fit.flat:
         extra.append(
             f"The likelihood is flat at its maximum: these data cannot tell {listed(fit.unknown)} apart. Other values "
@@ -227,10 +252,12 @@ def methods(fit: Fit, level: float, replicates: Replicates | None, kind: str) ->
     if fit.system.residual_pairs:
         sentences.append("Residuals of parallel mediators were allowed to covary within rows.")
     if isinstance(spec, Mediation):
-        if spec.center is not None:
+        if spec.is_split(fit.facts):
+            only = spec.center is None
+            split = f"{listed(spec.mediators)} {'were' if len(spec.mediators) > 1 else 'was'}"
             sentences.append(
-                "The predictor and the mediators were split into cluster means and deviations from them, to tell "
-                "within from between effects (Zhang, Zyphur, & Preacher, 2009)."
+                f"{split if only else 'The predictor and the mediators were'} split into cluster means and deviations "
+                "from them, to tell within from between effects (Zhang, Zyphur, & Preacher, 2009)."
             )
         sentences.append(
             "The average indirect effect is the expected product of the paths over clusters, E(a_j b_j) = ab + "
@@ -242,9 +269,14 @@ def methods(fit: Fit, level: float, replicates: Replicates | None, kind: str) ->
                 "the index of moderated mediation (Hayes, 2015) where it is defined and regions of significance "
                 "(Bauer & Curran, 2005)."
             )
+    kinds = {
+        "joint": "the joint covariance matrix of fixed effects and (co)variances",
+        "robust": "the cluster-robust covariance matrix of fixed effects and (co)variances, since residuals are "
+        "negatively correlated within clusters",
+    }
     sentences.append(
-        "Standard errors come from the joint covariance matrix of fixed effects and (co)variances, those of effects "
-        f"by the delta method; intervals have the level {100 * level:g}%."
+        f"Standard errors come from {kinds[fit.default_se]}, those of effects by the delta method; intervals have the "
+        f"level {100 * level:g}%."
     )
     if fit.flat:
         sentences.append(
@@ -265,7 +297,9 @@ def _design(fit: Fit) -> str:
     spec = fit.spec
     if not isinstance(spec, Mediation) or len(spec.mediators) > 1:
         return ""
-    levels = ["2" if name in fit.facts.cluster_level else "1" for name in (spec.x, *spec.mediators, spec.y)]
+    x = fit.facts.cluster_level.issuperset(edge.source for edge in spec.edges_in(fit.facts) if edge.kind == "a")
+    levels = ["2" if x else "1"]
+    levels += ["2" if name in fit.facts.cluster_level else "1" for name in (*spec.mediators, spec.y)]
     return f" ({'-'.join(levels)})"
 
 
@@ -276,7 +310,7 @@ def references(fit: Fit, replicates: Replicates | None) -> list[str]:
     if isinstance(spec, Mediation):
         chosen |= {"bauer", "kenny"}
         chosen |= {"hayes", "bauer_curran"} if spec.moderators else set()
-        chosen |= {"zhang"} if spec.center is not None else set()
+        chosen |= {"zhang"} if spec.is_split(fit.facts) else set()
     chosen |= {"davison"} if replicates is not None else set()
     return sorted(REFERENCES[name] for name in chosen)
 

@@ -58,7 +58,7 @@ def read_rows(data: Any, found: Estimates, moments: Moments) -> Rows:
     """
     source, facts = survey(data, found.spec)
     system = found.system
-    if compiled(found.spec, replace(facts, cluster_level=found.facts.cluster_level)) != system:
+    if compiled(found.spec, replace(found.facts, categories=facts.categories)) != system:
         raise DataError("these data have other categories than those of the fit; give the data that were fitted")
     wide = source.to_pandas(system)
     names = [system.cluster, *system.columns]

@@ -15,7 +15,7 @@ from scipy.special import chdtrc
 from jaxmed.counts import check_choice, check_flag, one_or_more
 from jaxmed.errors import FitError, SpecError, Status
 from jaxmed.mediation import Facts, Mediation, Spec, compiled, from_dict
-from jaxmed.moments import INTAKE_FORM, Floats, Intake, intake_from_dict, root, symmetric
+from jaxmed.moments import INTAKE_FORM, Floats, Intake, intake_from_dict, later_fields, root, symmetric
 from jaxmed.plain import check_form, visible
 from jaxmed.spec import System
 from jaxmed.terms import INTERCEPT
@@ -31,6 +31,10 @@ FORM = {  # of what is read back; NaN is None
     "model": dict,
     "categories": {str: [str]},
     "cluster_level": [str],
+    "equal_means": [str],
+    "remarks": [str],
+    "cautions": [str],
+    "negative_icc": {str: float},
     "moderator_means": {str: float},
     "moderator_values": {str: [float | str]},
     "reml": bool,
@@ -170,6 +174,12 @@ class Estimates:
         Moderator -> the values at which effects are shown unless others are asked for.
     moderator_means : dict
         Column of a moderator -> its mean over the rows of all processes, where there were several.
+    remarks : tuple of str
+        What was noticed about the model on these data.
+    cautions : tuple of str
+        Why some effects should not be read.
+    negative_icc : dict
+        Outcome -> intraclass correlation of its residuals, where it is negative.
     reml : bool
     values : ndarray, shape (p + n,)
         (fixed effects, free entries of G row by row, residual variances, residual covariances).
@@ -206,6 +216,9 @@ class Estimates:
     facts: Facts
     moderator_values: dict[str, tuple[float | str, ...]]
     moderator_means: dict[str, float] = field(kw_only=True, default_factory=dict)
+    remarks: tuple[str, ...] = field(kw_only=True, default=())
+    cautions: tuple[str, ...] = field(kw_only=True, default=())
+    negative_icc: dict[str, float] = field(kw_only=True, default_factory=dict)
     reml: bool
     values: Floats
     joint: Floats
@@ -244,8 +257,21 @@ class Estimates:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the data changed about the model: coefficients that cannot vary, equations with a row per cluster."""
-        return self.spec.notes(self.facts) if isinstance(self.spec, Mediation) else ()
+        """What the data changed about the model, and what looks odd in the data or in the model on them."""
+        changed = self.spec.notes(self.facts) if isinstance(self.spec, Mediation) else ()
+        negative = [
+            f"rows of one cluster are less alike in {outcome!r} than rows of different clusters: its residuals have "
+            f"an intraclass correlation of about {value:.2f}, which no random intercept can show, so joint standard "
+            "errors are wrong; those of effects, their tests and intervals are cluster-robust by default (se='joint' "
+            "gives the others)"
+            for outcome, value in self.negative_icc.items()
+        ]
+        return tuple(dict.fromkeys((*changed, *self.intake.remarks, *self.remarks, *negative)))
+
+    @property
+    def default_se(self) -> str:
+        """Kind of the standard errors of effects by default: "joint", or "robust" where there is ``negative_icc``."""
+        return "robust" if self.negative_icc else "joint"
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -530,10 +556,12 @@ class Estimates:
                 f"; flat: these data cannot tell {', '.join(some)} apart: other values of them, or of variances that "
                 f"their errors rest on, fit as well, so they have no joint standard errors; {fewer}"
             )
-            across = [_in_words(label) for label in self._untold if _across(label)]
-            if across:
-                text += f", or hold covariances between different outcomes, {across[0]} and others like it, at zero by "
-                text += "the groups of covariance=[[...], ...]"
+            across = [tuple(label.split("~~")) for label in self._untold if _across(label)]
+            if isinstance(self.spec, Mediation) and self.spec.free_intercepts(self.facts):
+                text += ", or fit with intercepts='independent'"
+            elif across:
+                text += f", or hold covariances between different outcomes at zero, such as zero=[{across[0]}]"
+        text += "".join(f"; {caution}" for caution in self.cautions)
         if self.reduced_rank and len(unknown) < len(self.labels):
             text += "; standard errors take the rank of the random-effects covariance as known"
         if self.imprecise:
@@ -648,6 +676,10 @@ class Estimates:
             "model": self.spec.to_dict(),
             "categories": {name: list(found) for name, found in self.facts.categories.items()},
             "cluster_level": sorted(self.facts.cluster_level),
+            "equal_means": sorted(self.facts.equal_means),
+            "remarks": list(self.remarks),
+            "cautions": list(self.cautions),
+            "negative_icc": self.negative_icc,
             "moderator_means": self.moderator_means,
             "moderator_values": {name: list(found) for name, found in self.moderator_values.items()},
             "notes": list(self.notes),
@@ -696,13 +728,21 @@ def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
     check_form(plain, dict)
     if plain.get("format") != FORMAT:
         raise ValueError(f"format {plain.get('format')!r}; this version of jaxmed reads {FORMAT}: fit the data again")
-    plain = {"largest_share": None, "estimable": None, **plain}  # not in fits of earlier versions
+    # Not in fits of earlier versions.
+    absent: dict[str, Any] = {"equal_means": [], "remarks": [], "cautions": [], "negative_icc": {}}
+    plain = {"largest_share": None, "estimable": None, **absent, **plain}
+    plain["rows"] = later_fields(plain.get("rows"))
     check_form(plain, FORM)
     return {
         "spec": from_dict(plain["model"]),
         "facts": Facts(
-            {name: tuple(found) for name, found in plain["categories"].items()}, frozenset(plain["cluster_level"])
+            {name: tuple(found) for name, found in plain["categories"].items()},
+            frozenset(plain["cluster_level"]),
+            frozenset(plain["equal_means"]),
         ),
+        "remarks": tuple(plain["remarks"]),
+        "cautions": tuple(plain["cautions"]),
+        "negative_icc": plain["negative_icc"],
         "moderator_means": plain["moderator_means"],
         "moderator_values": {name: tuple(found) for name, found in plain["moderator_values"].items()},
         "values": np.array(plain["values"], dtype=float),

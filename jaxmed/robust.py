@@ -19,7 +19,10 @@ def sandwich(found: Estimates, scores: Scores, correction: str = "CR1") -> Float
     multiplies it by J / (J - 1), J the number of clusters.
     """
     check_choice("correction", correction, CORRECTIONS)
-    moved = scores.scale.matrix @ (found.working.joint @ scores.values)  # to first order, what each cluster changes
+    values = scores.values
+    if found.singular:  # where a variance is held at zero its scores do not sum to zero
+        values = values - values.mean(axis=1, keepdims=True)
+    moved = scores.scale.matrix @ (found.working.joint @ values)  # to first order, what each cluster changes
     clusters = moved.shape[1]
     factor = 1.0 if correction == "CR0" else clusters / max(clusters - 1, 1)
     return np.asarray(factor * (moved @ moved.T))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from jaxmed.counts import check_path
 from jaxmed.errors import DataError, FitError
-from jaxmed.moments import INTAKE_FORM, Floats, Moments, Pattern, intake_from_dict
+from jaxmed.moments import INTAKE_FORM, Floats, Moments, Pattern, intake_from_dict, later_fields
 from jaxmed.plain import check_form, parse
 
 MOMENTS = ".moments"  # how the names of files of moments end
@@ -273,6 +273,8 @@ def _text(plain: Any) -> NDArray[np.uint8]:
 
 def _moments(stored: Any) -> Moments:
     header = parse(stored["moments"].tobytes())
+    if isinstance(header, dict) and "intake" in header:
+        header["intake"] = later_fields(header["intake"])
     check_form(header, HEADER_FORM, "its header")
     if header["format"] != FORMAT:
         raise ValueError(f"format {header['format']}, and this version of jaxmed reads {FORMAT}; read the data again")

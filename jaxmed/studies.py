@@ -23,7 +23,7 @@ from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError
 from jaxmed.fit import Fit, fit
 from jaxmed.interval_tables import draw_all
 from jaxmed.intervals import critical_value, quantile_limits
-from jaxmed.mediation import Mediation, Spec
+from jaxmed.mediation import Facts, Mediation, Spec
 from jaxmed.moments import Floats, root
 from jaxmed.params import make_scale, theta_of
 from jaxmed.population import Population
@@ -177,7 +177,7 @@ class Study:
         self.design, self.analysis = design, analysis
         population = design.population
         self.model = population.spec if analysis.model is None else analysis.model
-        simple = isinstance(self.model, Mediation) and self.model.simple
+        simple = isinstance(self.model, Mediation) and self.model.is_simple(population.facts)
         self._bauer = simple and "block" not in analysis.intervals
         pilot = self._pilot()
         known = quantities(pilot, self._at(pilot))
@@ -335,9 +335,9 @@ def columns_of(labels: Iterable[str], intervals: Iterable[str]) -> list[str]:
     return [*OWN, *(f"{label}{end}" for label in labels for end in ends)]
 
 
-def check_intervals(intervals: Any, model: Spec) -> tuple[str, ...]:
+def check_intervals(intervals: Any, model: Spec, facts: Facts) -> tuple[str, ...]:
     """Kinds of intervals, each once; by default delta intervals with both standard errors."""
-    simple = isinstance(model, Mediation) and model.simple
+    simple = isinstance(model, Mediation) and model.is_simple(facts)
     if intervals is None:
         return ("delta", "bauer" if simple else "block")
     kinds = tuple(one_or_more(intervals))

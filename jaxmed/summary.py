@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 
 from jaxmed.counts import check_choice
+from jaxmed.effect_tables import omnibus_table
 from jaxmed.intervals import critical_value, normal_table
 from jaxmed.mediation import Mediation
 from jaxmed.plain import visible
 from jaxmed.result import Estimates, TestResult
 from jaxmed.tables import variance_table
-from jaxmed.terms import INTERCEPT
 
 SE_NOTES = {
     "joint": "Standard errors: joint (fixed effects, covariances and residual variances estimated together).",
@@ -93,6 +93,8 @@ def _content(
         ("Random effects", ", ".join(fit.system.random_labels) or "none"),
         ("Rows", _rows(fit)),
     ]
+    if fit.system.random_labels and (fit.system.covariance != "unstructured" or fit.system.zero):
+        facts.insert(-1, ("Their covariance", covariance_words(fit)))
     if any(fit.intake.missing.values()):
         patterns = "; ".join(f"{observed}: {count}" for observed, count in fit.intake.patterns.items())
         facts.append(("Rows by observed columns", patterns))
@@ -100,6 +102,7 @@ def _content(
     shown = [Table(title, _effect_cells(found, level)) for title, found in tables.items()]
     if shown:
         shown[0] = shown[0]._replace(note=_legend(fit))
+        shown += _omnibus(fit, se)
     coefficients = normal_table(
         list(fit.params.index), fit.params.to_numpy(), fit.standard_errors(kind).to_numpy(), critical
     )
@@ -111,11 +114,15 @@ def _content(
     note = "\n".join(f"LR test vs. {against}: {_test(test)}" for against, test in tests)
     shown.append(Table("Random effects (covariance G) and residuals", _variances(fit, level, se), note))
     notes = [f"Note: {note}." for note in fit.notes]
-    if isinstance(spec, Mediation) and spec.center is not None and not fit.flat and _confounded(fit):
+    if isinstance(spec, Mediation) and not (fit.flat or fit.cautions) and spec.free_intercepts(fit.facts):
         notes.append(
-            "Note: between effects of a mediator and the covariance of random intercepts explain the same differences "
-            "between clusters and are told apart only weakly; covariance=[[...], ...] can hold that covariance at zero."
+            "Note: effects of a mediator between clusters and the covariance of the random intercepts explain the same "
+            "differences between clusters, and data show them apart only weakly; intercepts='independent' holds that "
+            "covariance at zero."
         )
+    products = [label for label in fit.system.random_labels if ":" in label]
+    if isinstance(spec, Mediation) and spec.random == "all" and products:
+        notes.append(f"Note: random='all' includes the slopes of products: {', '.join(products)}.")
     notes.append(SE_NOTES[se])
     if fit.free:
         notes.append("LR tests are conservative: variances are tested on their boundary.")
@@ -141,12 +148,28 @@ def _at(key: tuple[Any, ...], moderators: list[Any]) -> str:
     return ", ".join([str(key[0]), *given])
 
 
-def _confounded(fit: Estimates) -> bool:
-    """Whether the random intercepts of a mediator and the outcome are free to covary."""
-    labels = [f"{outcome}~{INTERCEPT}" for outcome in fit.system.outcomes]
-    random = fit.system.random_labels
-    at = [random.index(label) for label in labels if label in random]
-    return any((b, a) in fit.free for a in at for b in at if b > a)
+def covariance_words(fit: Estimates) -> str:
+    """Which random effects covary, in words."""
+    system = fit.system
+    named = {"unstructured": "free", "diagonal": "none", "block": "free within equations"}
+    if isinstance(system.covariance, str):
+        text = named[system.covariance]
+    else:
+        groups = [", ".join(group) for group in system.covariance if len(group) > 1]
+        text = f"free among {'; among '.join(groups)}" if groups else "none"
+    zero = ", ".join(f"cov({one},{other})" for one, other in system.zero)
+    return f"{text}, but for {zero} = 0" if zero else text
+
+
+def _omnibus(fit: Estimates, se: str) -> list[Table]:
+    """Tests of all categories of x together, of a model without moderators; none where x is numeric."""
+    spec = fit.spec
+    if not isinstance(spec, Mediation) or spec.moderators or not spec.contrasts(fit.facts):
+        return []
+    found = omnibus_table(fit, COVARIANCES[se])
+    cells = {"chi2": found["chi2"].map(lambda value: fixed(value, 2)), "df": found["df"].map("{:g}".format)}
+    cells["P>chi2"] = found["p"].map(lambda p: fixed(p, 4))
+    return [Table(f"Tests of all categories of {spec.x} together", pd.DataFrame(cells, index=found.index))]
 
 
 def legend(fit: Estimates) -> list[str]:
@@ -155,13 +178,19 @@ def legend(fit: Estimates) -> list[str]:
     if not isinstance(spec, Mediation):
         return []
     paths = "; ".join(f"{edge.name}: {edge.source} -> {edge.outcome}" for edge in spec.edges)
-    if spec.simple:
+    if spec.contrasts(fit.facts):
+        compared = dict(spec.reference)[spec.x]
+        paths += f"; [category]: that category of {spec.x} less {compared}"
+    if spec.is_simple(fit.facts):
         return [paths, "cov_ab: cov(a_j, b_j) between clusters; indirect: a b + cov_ab; total: indirect + c_prime"]
-    lines = [paths, "cov: covariances between clusters; indirect: expected product of paths; total: indirect + c_prime"]
+    product = "cov: covariances between clusters; indirect: expected product of paths"
+    if spec.center is None and spec.is_split(fit.facts):
+        product = "indirect: product of the paths between clusters"
+    lines = [paths, f"{product}; total: indirect + c_prime"]
     if spec.moderators:
         moved = "; ".join(f"{name}: {', '.join(found)}" for name, found in spec.moderators)
         lines.append(f"moderators: {moved}; index: slope of the indirect effect in a moderator")
-    if spec.center is not None:
+    if spec.is_split(fit.facts):
         lines.append("within: deviations from cluster means; between: cluster means; contextual: between - within")
     return lines
 
@@ -169,7 +198,7 @@ def legend(fit: Estimates) -> list[str]:
 def _legend(fit: Estimates) -> str:
     """The same in lines of a terminal."""
     lines = [visible(line) for line in legend(fit)]
-    if isinstance(fit.spec, Mediation) and fit.spec.simple:
+    if isinstance(fit.spec, Mediation) and fit.spec.is_simple(fit.facts):
         return ";\n".join(lines)
     return "\n".join("\n".join(textwrap.wrap(line, 100)) for line in lines)
 

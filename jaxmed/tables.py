@@ -50,7 +50,7 @@ class Numbers(NamedTuple):
 
 
 def numbers(
-    fit: Estimates, table: str, se: str = "joint", level: float = 0.95, at: Mapping[str, Any] | None = None
+    fit: Estimates, table: str, se: str | None = None, level: float = 0.95, at: Mapping[str, Any] | None = None
 ) -> Numbers:
     """One table of a fit by its name.
 
@@ -58,7 +58,7 @@ def numbers(
     ----------
     fit : Estimates
     table : {"effects", "coefficients", "variances", "heterogeneity"}
-    se : {"joint", "bauer", "robust"}
+    se : {"joint", "bauer", "robust"}, optional
         As for :meth:`jaxmed.Fit.effects`; ``"bauer"`` takes the block covariance for coefficients.
     level : float
     at : dict, optional
@@ -73,6 +73,7 @@ def numbers(
     """
     check_level(level)
     check_choice("table", table, TABLES)
+    se = se or fit.default_se
     check_choice("se", se, SE_KINDS)
     of_all = "robust" if se == "robust" else "joint"
     if table == "effects":
@@ -125,7 +126,7 @@ def variance_table(fit: Estimates, level: float, se: str = "joint") -> pd.DataFr
         names.append(f"cov(residual {fit.system.outcomes[col]},{fit.system.outcomes[row]})")
         estimate.append(fit.residual_cov.iloc[row, col])
         error.append(residual_se[row, col])
-    if se == "bauer" and isinstance(fit.spec, Mediation) and fit.spec.simple:
+    if se == "bauer" and isinstance(fit.spec, Mediation) and fit.spec.is_simple(fit.facts):
         difference = fit.residual_var.iloc[0] - fit.residual_var.iloc[1]
         at = fit.joint[-2:, -2:]
         names.append("var(fid: sm) = difference")

@@ -25,11 +25,12 @@ from jaxmed.ledger import read_table, write_table
 from jaxmed.params import count_rows, make_scale
 from jaxmed.refit import seed_key
 from jaxmed.replicates import make_origin, read_replicates, without_each_cluster
+from jaxmed.solve import solve_from
 from jaxmed.totals import add_up
 
 module = importlib.import_module("jaxmed.ledger")
 bootstrapping = importlib.import_module("jaxmed.bootstrap")
-fitting = importlib.import_module("jaxmed.fit")
+
 SMALL = jm.Mediation("x", "m", "y", "id", random={"m": ["1"], "y": ["1"]})
 REFIT = 2e-6  # standard errors: a refit stops at a Newton decrement of 1e-12, sqrt(2e-12) = 1.4e-6 from the optimum
 
@@ -115,14 +116,14 @@ def test_a_parametric_replicate_is_the_optimum_of_its_table(fit, whole):
     people = _population(base)
     counts = np.asarray(count_rows(base.layout, fit.system, base.totals))
     offset = np.concatenate([scale.offset, np.zeros(base.layout.n_theta)])
-    start = fitting.optimise.starting_values(base.layout, fit.system, base.totals)
+    start = optimise.starting_values(base.layout, fit.system, base.totals)
     for number in (0, 50):
         with jax.enable_x64(True), jax.threefry_partitionable(True):
             key = jax.random.fold_in(jax.random.wrap_key_data(seed_key(3), impl="threefry2x32"), np.uint32(number))
             draw = jax.jit(generate.draw, static_argnums=(0, 1))
             table = np.asarray(draw(base.layout, plan, known, people, key))
         data = likelihood.make_data(table, counts)
-        solution, found = fitting.solve_from(base.layout, data, start, 100, optimise.WARM_UP)
+        solution, found = solve_from(base.layout, data, start, 100, optimise.WARM_UP)
         assert solution.status == 0
         expected = scale.matrix @ found.values + offset
         assert_same_estimates(params_of(whole)[number], expected, errors_of(fit))

@@ -148,6 +148,7 @@ def test_nothing_to_merge(run, tmp_path):
 def test_a_flat_fit_is_noted_in_one_line(run, tmp_path):
     jm.datasets.load_example().to_csv(tmp_path / "data.csv", index=False)
     columns = ["--x", "x", "--m", "m", "--y", "y", "--cluster", "id", "--center", "cluster"]
+    columns += ["--intercepts", "correlated"]
     code, out, err = run("bootstrap", tmp_path / "data.csv", *columns, "--n", 16, "--seed", 1)
     assert code == 0
     assert "indirect_within" in out

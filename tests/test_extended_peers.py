@@ -35,7 +35,13 @@ MEDIATIONS = {
         covariates={"yv": ["v"]},
     ),
     "within_between": jm.Mediation(
-        "x", "m1", "y", "id", random={"m1": ["1", "within(x)"], "y": ["1", "within(m1)"]}, center="cluster"
+        "x",
+        "m1",
+        "y",
+        "id",
+        random={"m1": ["1", "within(x)"], "y": ["1", "within(m1)"]},
+        center="cluster",
+        intercepts="correlated",
     ),
     "within_between_missing": jm.Mediation(
         "x",
@@ -44,8 +50,9 @@ MEDIATIONS = {
         "id",
         random={"m1_miss": ["1", "within(x)"], "y_miss": ["1", "within(m1_miss)"]},
         center="cluster",
+        intercepts="correlated",
     ),
-    "design_211": jm.Mediation("tx", "mt", "yt", "id"),
+    "design_211": jm.Mediation("tx", "mt", "yt", "id", center="none"),
     "design_221": jm.Mediation("xc", "mc", "yc", "id"),
     "parallel": jm.Mediation("x", ["m1", "m2"], "y", "id", random={"m1": ["1", "x"], "m2": ["1", "x"], "y": ["1"]}),
     "parallel_missing": jm.Mediation(

@@ -658,7 +658,9 @@ def test_columns_of_the_cluster_are_found_whatever_is_missing():
     assert moments.cluster_level == {"c"}
     assert moments.row_products == (("c", "x"),)
     assert moments.lean().row_products == ()
-    rows.loc[15, "c"] += 1e-3
+    rows.loc[15, "c"] += 1e-3  # of a standard deviation of 22
+    assert read(rows, system).cluster_level == {"c"}
+    rows.loc[15, "c"] += 1e-2
     assert read(rows, system).cluster_level == frozenset()
 
 

@@ -76,7 +76,13 @@ def test_chi_squared(most):
 MODELS = {
     "1-1-1": jm.Mediation("x", "m", "y", "id", random={"m": ["1", "x"], "y": ["1", "m"]}),
     "centred": jm.Mediation(
-        "x", "m", "y", "id", random={"m": ["1", "within(x)"], "y": ["1", "within(m)"]}, center="cluster"
+        "x",
+        "m",
+        "y",
+        "id",
+        random={"m": ["1", "within(x)"], "y": ["1", "within(m)"]},
+        center="cluster",
+        intercepts="correlated",
     ),
     "moderated": jm.Mediation(
         "x", "m", "y", "id", random={"m": ["1", "x"], "y": ["1", "m"]}, moderators={"w": ["a", "b"]}
@@ -85,7 +91,7 @@ MODELS = {
     "serial": jm.Mediation(
         "x", ["m", "m2"], "y", "id", serial=True, random={"m": ["1", "x"], "m2": ["1"], "y": ["1", "m2"]}
     ),
-    "2-1-1": jm.Mediation("xc", "m", "y", "id", random={"m": ["1"], "y": ["1", "m"]}),
+    "2-1-1": jm.Mediation("xc", "m", "y", "id", random={"m": ["1"], "y": ["1", "m"]}, center="none"),
     "2-2-1": jm.Mediation("xc", "mc", "y", "id", random={"y": ["1"]}),
 }
 

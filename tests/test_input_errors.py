@@ -250,7 +250,7 @@ def test_random_effects_that_clusters_this_small_cannot_show():
     data["x"] = np.tile([0.0, 1.0], 20)
     model = jm.System([jm.Equation("m", ["1", "x"], random=["1", "x"])], cluster="id")
     refused(
-        r"the random effects \['1', 'x'\] of 'm' cannot be told apart from each other or from the residual", data, model
+        r"the random effects \['1', 'x'\] of 'm' cannot be separated from each other or from the residual", data, model
     )
 
 

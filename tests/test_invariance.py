@@ -20,8 +20,8 @@ import jaxmed as jm
 from jaxmed import likelihood, newton, optimise
 from jaxmed.design import make_design
 from jaxmed.errors import Status
-from jaxmed.fit import solve_from
 from jaxmed.params import Layout, count_rows, make_layout
+from jaxmed.solve import solve_from
 from jaxmed.totals import add_up
 
 MODEL = jm.Mediation("x", "m", "y", "id")

@@ -465,7 +465,7 @@ def test_in_a_browser(browser, files, name, width):
 def test_a_fit_without_standard_errors(tmp_path):
     """Two rows a cluster, each many times: three random effects of y leave nothing to its residual."""
     rows = pd.concat([jm.simulate(clusters=12, size=2, seed=1)] * 50, ignore_index=True)
-    with pytest.warns(jm.ConvergenceWarning):
+    with pytest.warns(jm.ConvergenceWarning), pytest.warns(jm.DesignWarning, match="rows repeat another row"):
         fit = jm.fit(rows, x="x", m="m", y="y", cluster="id")
     assert not np.all(np.isfinite(fit.block))
     with pytest.raises(jm.FitError, match="this fit has no joint standard errors to report"):

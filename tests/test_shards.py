@@ -24,7 +24,7 @@ from jaxmed.frame import read_moments
 from jaxmed.params import count_rows, make_layout, root_and_precision
 from jaxmed.totals import add_up
 
-fitting = importlib.import_module("jaxmed.fit")
+fitting = importlib.import_module("jaxmed.solve")
 SIMPLE = jm.Mediation(x="x", m="m", y="y", cluster="id")
 SMALL = jm.Mediation(x="x", m="m", y="y", cluster="id", random={"m": ["1", "x"], "y": ["1"]})  # sooner compiled
 SCHOOLS = {
@@ -189,7 +189,7 @@ import importlib, json, numpy as np, jax, jaxmed as jm
 from jaxmed import likelihood, shards
 from test_shards import SCHOOLS, SMALL, example
 shards.SHARD = likelihood.BLOCK
-importlib.import_module("jaxmed.fit").SAMPLE = 64
+importlib.import_module("jaxmed.solve").SAMPLE = 64
 
 def show(fit):
     print(json.dumps({{"values": fit.values.tolist(), "joint": fit.joint.tolist(), "loglik": fit.loglik,
@@ -240,7 +240,7 @@ def made(*args, **kwargs):
     found = make(*args, **kwargs)
     parts.extend(found.parts)
     return found
-importlib.import_module("jaxmed.fit").make_shards = made
+importlib.import_module("jaxmed.solve").make_shards = made
 show(jm.fit(example(), SMALL))
 used = {device for part in parts for device in part.table.devices()}
 assert len(parts) == 3 and len(used) == 3, used
