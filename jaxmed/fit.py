@@ -410,7 +410,7 @@ class Fit(Estimates):
         >>> fit.effects().loc["indirect", ["estimate", "se", "ci_lower", "ci_upper"]].round(3).tolist()
         [0.557, 0.068, 0.424, 0.69]
         """
-        return effect_table(self, se or self.default_se, level, at, difference)
+        return effect_table(self, self.chosen_se(se), level, at, difference)
 
     def omnibus(self, se: str | None = None, at: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Wald tests that an effect is zero for all categories of x at once, of an x with three or more.
@@ -447,7 +447,7 @@ class Fit(Estimates):
         >>> fit.omnibus().loc["indirect", "df"]
         2
         """
-        kind = check_choice("se", se or self.default_se, ("joint", "robust"))
+        kind = check_choice("se", self.chosen_se(se), ("joint", "robust"))
         return omnibus_table(self, kind, at)
 
     def heterogeneity(
@@ -543,7 +543,6 @@ class Fit(Estimates):
         >>> fit.intervals("monte_carlo", seed=1).loc["indirect", ["ci_lower", "ci_upper"]].round(2).tolist()
         [0.43, 0.7]
         """
-        se = se or ("joint" if method == "profile" else self.default_se)
         return interval_table(self, self.moments, method, level, seed, se, terms, at, draws)
 
     def profile(
@@ -865,7 +864,7 @@ class Fit(Estimates):
         >>> print(fit.summary().splitlines()[0])
         Multilevel mediation: x -> m -> y within id
         """
-        se = se or self.default_se
+        se = self.chosen_se(se)
         tables = self._effect_tables(se, level, at)
         check_flag("heterogeneity", heterogeneity)
         if check_flag("difference", difference):
@@ -912,7 +911,7 @@ class Fit(Estimates):
         >>> print(fit.to_latex().splitlines()[6])
         a & 0.6517 & 0.0544 & 11.99 & $<0.001$ & 0.5452 & 0.7582 \\
         """
-        return export(numbers(self, table, se or self.default_se, level, at), "latex")
+        return export(numbers(self, table, se, level, at), "latex")
 
     def to_markdown(
         self, table: str = "effects", se: str | None = None, level: float = 0.95, at: Mapping[str, Any] | None = None
@@ -926,7 +925,7 @@ class Fit(Estimates):
         >>> print(fit.to_markdown().splitlines()[2])
         | a | 0.6517 | 0.0544 | 11.99 | \<0.001 | 0.5452 | 0.7582 |
         """
-        return export(numbers(self, table, se or self.default_se, level, at), "markdown")
+        return export(numbers(self, table, se, level, at), "markdown")
 
     def to_csv(
         self, table: str = "effects", se: str | None = None, level: float = 0.95, at: Mapping[str, Any] | None = None
@@ -940,7 +939,7 @@ class Fit(Estimates):
         >>> print(fit.to_csv().splitlines()[0])
         effect,estimate,se,z,p,ci_lower,ci_upper
         """
-        return export(numbers(self, table, se or self.default_se, level, at), "csv")
+        return export(numbers(self, table, se, level, at), "csv")
 
     def __str__(self) -> str:
         return self.summary()

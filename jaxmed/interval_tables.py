@@ -30,14 +30,15 @@ def interval_table(
     method: str,
     level: float,
     seed: int | None,
-    se: str,
+    se: str | None,
     terms: str | Sequence[str],
     at: Mapping[str, Any] | None,
     draws: int,
 ) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.intervals`."""
     check_choice("method", method, KINDS, ", or intervals() of jaxmed.bootstrap")
-    check_choice(f"method={method!r}: se", se, KINDS[method])
+    default = "joint" if method == "profile" else found.default_se
+    se = check_choice(f"method={method!r}: se", default if se is None else se, KINDS[method])
     level = check_level(level)
     known = quantities(found, at)
     chosen = known.positions(terms)

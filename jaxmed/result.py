@@ -273,6 +273,10 @@ class Estimates:
         """Kind of the standard errors of effects by default: "joint", or "robust" where there is ``negative_icc``."""
         return "robust" if self.negative_icc else "joint"
 
+    def chosen_se(self, se: str | None) -> str:
+        """A kind of standard error; by default :attr:`default_se`."""
+        return self.default_se if se is None else se
+
     @property
     def labels(self) -> tuple[str, ...]:
         """Labels of all entries of ``values``, see :attr:`jaxmed.System.parameter_labels`."""

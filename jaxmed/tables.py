@@ -73,7 +73,7 @@ def numbers(
     """
     check_level(level)
     check_choice("table", table, TABLES)
-    se = se or fit.default_se
+    se = fit.chosen_se(se)
     check_choice("se", se, SE_KINDS)
     of_all = "robust" if se == "robust" else "joint"
     if table == "effects":
