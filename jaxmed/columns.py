@@ -271,7 +271,7 @@ def _check_numeric(source: Source, name: str, dtype: nw.dtypes.DType) -> None:
     example = first[0] if first else None
     raise DataError(
         f"column {name!r} must be numeric, but it has type {dtype} with values such as {example!r}; of a "
-        f"categorical covariate or moderator name the category to compare with in reference={{{name!r}: ...}}; code "
+        f"categorical x, covariate or moderator name the category to compare with in reference={{{name!r}: ...}}; code "
         f"other categories as 0 and 1, and make numbers of text, e.g. data[{name!r}] = "
         f"pandas.to_numeric(data[{name!r}], errors='coerce')"
     )

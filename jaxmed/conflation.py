@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmed.counts import check_choice
-from jaxmed.errors import ConvergenceWarning, FitError, SpecError
+from jaxmed.errors import ConvergenceWarning, DesignWarning, FitError, SpecError
 from jaxmed.fit import Fit, fit
 from jaxmed.frame import equation_groups
 from jaxmed.intervals import critical_value, normal_table
@@ -48,7 +48,7 @@ class Conflation:
 
 
 def conflation(
-    found: Fit, data: Any = None, kind: str = "joint", level: float = 0.95, intercepts: str = "apart"
+    found: Fit, data: Any = None, kind: str | None = None, level: float = 0.95, intercepts: str = "apart"
 ) -> Conflation:
     """Test whether the paths of a mediation model are the same within and between clusters.
 
@@ -64,8 +64,8 @@ def conflation(
         they are; its slopes vary with the deviations alone, so that the uncentred model is not a special case of it.
     data : frame or path, optional
         The data, where values are missing and the moments do not say which rows a cluster mean is of.
-    kind : {"joint", "block", "robust"}
-        Covariance of the fixed effects.
+    kind : {"joint", "block", "robust"}, optional
+        Covariance of the fixed effects; by default as for :meth:`jaxmed.Fit.effects`.
     level : float
         Of the intervals.
     intercepts : {"apart", "free"}
@@ -103,7 +103,7 @@ def conflation(
     """
     if not isinstance(found, Fit):
         raise SpecError(f"conflation needs a Fit first, as jaxmed.fit returns it; got {type(found).__name__}")
-    check_choice("kind", kind, KINDS)
+    kind = check_choice("kind", found.chosen_se(kind), KINDS)
     check_choice("intercepts", intercepts, ("apart", "free"))
     critical = critical_value(level)
     if not isinstance(found.spec, Mediation):
@@ -159,7 +159,7 @@ def _contextual_pairs(found: Fit, spec: Mediation) -> Pairs:
     pairs = []
     alike = found.facts.cluster_level | found.facts.equal_means
     for edge in spec.edges_in(found.facts):
-        if edge.source not in alike:
+        if edge.source not in alike and edge.outcome not in found.facts.equal_means:
             for label, by in paths[edge.path()].pieces:
                 mean = ":".join([f"between({edge.source})", *by])
                 pairs.append((":".join([edge.path(), *by]), label, f"{edge.outcome}~{mean}"))
@@ -183,8 +183,9 @@ def _with_means(found: Fit, pairs: Pairs, data: Any, intercepts: str) -> Fit:
         with_means = fit(found.moments if data is None else data, whole, reml=found.reml, missing=missing)
     same = found.too_few_clusters and with_means.converged and not with_means.flat  # as is said of that fit
     for warning in said:
-        if not (same and issubclass(warning.category, ConvergenceWarning)):
-            warnings.warn(f"of the model with cluster means: {warning.message}", warning.category, stacklevel=3)
+        if issubclass(warning.category, DesignWarning) or (same and issubclass(warning.category, ConvergenceWarning)):
+            continue  # said of the fit itself
+        warnings.warn(f"of the model with cluster means: {warning.message}", warning.category, stacklevel=3)
     return with_means
 
 

@@ -281,15 +281,20 @@ def omnibus_table(found: Estimates, kind: str, at: Mapping[str, Any] | None = No
     for k, (name, *point) in enumerate(targets.rows if targets.rows.nlevels > 1 else ((n,) for n in targets.rows)):
         if name.endswith(tuple(f"[{one}]" for one in contrasts)) and " - " not in name:
             short = name[: name.rindex("[")]
-            groups.setdefault((short, *point) if point else short, []).append(k)
+            where = tuple(None if value != value else value for value in point)  # NaN is not itself
+            groups.setdefault((short, *where), []).append(k)
     rows = {}
     for key, own in groups.items():
-        known = len(own) == len(contrasts) and bool(np.all(error[own] > 0))
+        if np.all(error[own] == 0):  # held at zero by the model
+            continue
+        known = bool(np.all(error[own] > 0))
         statistic = float(value[own] @ np.linalg.pinv(covariance[np.ix_(own, own)]) @ value[own]) if known else np.nan
         rows[key] = {"chi2": statistic, "df": len(own), "p": float(chdtrc(len(own), statistic)) if known else np.nan}
-    table = pd.DataFrame.from_dict(rows, orient="index")
+    table = pd.DataFrame(list(rows.values()), columns=["chi2", "df", "p"])
+    table.index = pd.Index([name for name, *_ in rows])
     if targets.rows.nlevels > 1:
-        table.index = pd.MultiIndex.from_tuples(list(rows), names=targets.rows.names)
+        keys = [(name, *(np.nan if value is None else value for value in where)) for name, *where in rows]
+        table.index = pd.MultiIndex.from_tuples(keys, names=targets.rows.names)
     return table
 
 

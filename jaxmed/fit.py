@@ -168,7 +168,7 @@ def _facts_and_moments(data: Any, spec: Spec, missing: str) -> tuple[Facts, Mome
     if isinstance(data, (str, os.PathLike)) and store.is_moments(data):
         data = store.load_moments(data)
     if isinstance(data, Moments):
-        facts = Facts(_known_categories(spec, data))
+        facts = Facts(_known_categories(spec, data), unknown=True)
         system = compiled(spec, facts)
         groups, averaged = equation_groups(system, missing)
         own = (spec.cluster, *system.columns)

@@ -33,7 +33,7 @@ def survey(data: Any, spec: Spec) -> tuple[Source, Facts]:
     """Open the data of a model, look up the categories of its categorical columns, and fill in values of clusters."""
     check_spec(spec)
     source = open_data(data, (spec.cluster, *spec.columns))
-    facts = Facts({name: categories(source, name) for name in spec.categorical})
+    facts = Facts({name: categories(source, name) for name in spec.categorical}, unknown=True)
     _fill(source, spec, compiled(spec, facts))
     return source, facts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import combinations, pairwise
+from itertools import combinations, pairwise, product
 from typing import Any
 
 from jaxmed.counts import check_choice, check_flag
@@ -13,7 +13,7 @@ from jaxmed.errors import DataError, SpecError
 from jaxmed.estimands import BOTH, ONLY_BETWEEN, SPLIT, Edge, Estimands, Path, effect_rows
 from jaxmed.options import Pairs, check_covariates, check_moderators, check_random, check_reference, check_roles
 from jaxmed.spec import Equation, System, check_covariance, check_zero, plain_covariance
-from jaxmed.terms import INTERCEPT, columns, factors, find_category, split_columns, varies_within
+from jaxmed.terms import INTERCEPT, columns, factors, find_category, varies_within
 
 Groups = Mapping[str, Iterable[str]]
 Listed = tuple[tuple[str, ...], ...]
@@ -31,11 +31,14 @@ class Facts:
         Columns that do not vary within any cluster.
     equal_means : frozenset of str
         Columns with the same mean in every cluster.
+    unknown : bool
+        Data have not been read: which columns vary within clusters is open, and categories may be, too.
     """
 
     categories: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     cluster_level: frozenset[str] = frozenset()
     equal_means: frozenset[str] = frozenset()
+    unknown: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,7 +196,8 @@ class Mediation:
         of_category = any(
             column in self.categorical or (coded and column.startswith(coded)) for column in columns(term)
         )
-        return of_category or (self.center is None and bool(split_columns(term) & set(self.mediators)))
+        parts = {f.column for f in factors(term) if f.part == "within"}
+        return of_category or (self.center is None and bool(parts & set(self.mediators)))
 
     # What the model says ---------------------------------------------------------------------------------------------
 
@@ -267,8 +271,8 @@ class Mediation:
         return tuple(name for name, _ in self.reference)
 
     def _unknown_facts(self) -> Facts:
-        """Facts before any data: every column varies within clusters, categories unknown but for the reference."""
-        return Facts({name: (category, "...") for name, category in self.reference})
+        """Facts before any data."""
+        return Facts({name: (category, "...") for name, category in self.reference}, unknown=True)
 
     def _columns(self, name: str, facts: Facts) -> tuple[str, ...]:
         """A covariate or moderator as columns: itself, or the indicators of its categories but the reference."""
@@ -297,6 +301,12 @@ class Mediation:
             del parts["_between"]
         return parts
 
+    def _parts_of(self, edge: Edge, facts: Facts) -> dict[str, str]:
+        """Parts of a path: none between clusters to an outcome whose cluster means are all the same."""
+        parts = self._parts(edge.source, facts)
+        alike = edge.outcome in facts.equal_means and len(parts) > 1
+        return {part: term for part, term in parts.items() if not (alike and part == "_between")}
+
     def _pieces(self, edge: Edge, suffix: str, facts: Facts) -> tuple[tuple[str, tuple[str, ...]], ...]:
         """Terms of one path, or of one part of it: the source, and its products with moderators."""
         term = self._parts(edge.source, facts)[suffix]
@@ -307,7 +317,9 @@ class Mediation:
         """Terms of all paths to an outcome, with what multiplies each: mediators before x."""
         edges = [edge for edge in self.edges_in(facts) if edge.outcome == outcome]
         edges.sort(key=lambda edge: edge.source not in self.mediators)
-        return [piece for e in edges for part in self._parts(e.source, facts) for piece in self._pieces(e, part, facts)]
+        return [
+            piece for edge in edges for part in self._parts_of(edge, facts) for piece in self._pieces(edge, part, facts)
+        ]
 
     def _predictors(self, facts: Facts) -> dict[str, tuple[str, ...]]:
         """Predictors by outcome: intercept, paths (mediators before x), moderators, products, covariates."""
@@ -391,11 +403,14 @@ class Mediation:
                 group = [e.outcome for e in equations[:-1] if e.level == level]
                 groups += [group] if len(group) > 1 else []
         dropped = {f"{outcome}~{name}" for outcome, name in self._dropped(facts)}
-        covariance, zero = self.covariance, [tuple(self._label(label, facts) for label in pair) for pair in self.zero]
+        covariance = self.covariance
+        zero = [
+            pair for one, other in self.zero for pair in product(self._labels(one, facts), self._labels(other, facts))
+        ]
         if not isinstance(covariance, str):
-            named = (tuple(self._label(label, facts) for label in group) for group in covariance)
+            named = (tuple(own for label in group for own in self._labels(label, facts)) for group in covariance)
             covariance = tuple(tuple(label for label in group if label not in dropped) for group in named)
-        if facts == self._unknown_facts() and self.reference:  # which labels there are is not known yet
+        if facts.unknown and self.reference:  # which labels there are is not known yet
             covariance = covariance if isinstance(covariance, str) else "unstructured"
             dropped |= {label for pair in zero for label in pair if "[" in label}
         if self._are_independent(facts):
@@ -474,11 +489,15 @@ class Mediation:
             for f in factors(term)
         )
 
-    def _label(self, label: str, facts: Facts) -> str:
-        """A label of a random effect, with :meth:`_term`."""
+    def _labels(self, label: str, facts: Facts) -> tuple[str, ...]:
+        """Labels of the random effects that one stands for: those of all categories; of a split mediator, its part."""
         outcome, sign, term = label.partition("~")
-        known = outcome in (*self.mediators, self.y) and term not in ("", INTERCEPT)
-        return f"{outcome}{sign}{self._term(term, facts)}" if known else label
+        if outcome not in (*self.mediators, self.y) or term in ("", INTERCEPT):
+            return (label,)
+        if facts.unknown and self.center is None:  # whether it is split only the data will say
+            for mediator in self.mediators:
+                term = term.replace(f"within({mediator})", mediator)
+        return tuple(f"{outcome}{sign}{self._term(name, facts)}" for name in self._columns_if_known(term, facts))
 
     def _requested(self, facts: Facts) -> dict[str, tuple[str, ...]]:
         """Random effects asked for, by outcome, wherever the data could show them."""
@@ -506,7 +525,7 @@ class Mediation:
                 for name in names
                 if (outcome not in facts.equal_means if name == INTERCEPT else varies_within(name, facts.cluster_level))
             ]
-            if facts == self._unknown_facts():
+            if facts.unknown:
                 predictors = self._predictors(facts)[outcome]
                 own = [name for name in own if name in predictors or not self._is_known_later(name)]
             found[outcome] = () if outcome in facts.cluster_level else tuple(own)
@@ -588,31 +607,43 @@ class Mediation:
 
     def _notes_of_equal_means(self, facts: Facts, dropped: list[tuple[str, str]]) -> list[str]:
         """What columns with the same mean in every cluster change."""
+        split = self.is_split(facts)
         found = []
-        for name in (*self._columns(self.x, facts), *self.mediators, self.y):
-            if name not in facts.equal_means:
+        for name in (self.x, *self.mediators, self.y):
+            if not facts.equal_means.issuperset(self._columns(name, facts)):
                 continue
+            centred = (name, INTERCEPT) in dropped
+            head = f"{name!r} has the same mean in every cluster"
             said = []
-            if (name, INTERCEPT) in dropped:
-                said.append(
-                    "as if it had been centred by cluster beforehand: it has no random intercept, which could only be "
-                    "an artefact"
-                )
-            if self.is_split(facts) and name != self.y:
-                said.append("it has no effects between clusters, and its cluster mean is left out")
-            if said:
-                found.append(
-                    f"{name!r} has the same mean in every cluster{', ' if said[0][:2] == 'as' else ': '}"
-                    f"{'; '.join(said)}"
-                )
+            if centred:
+                head += ", as if it had been centred by cluster beforehand"
+                said.append("it has no random intercept, which could only be an artefact")
+            if split:
+                said.append("it has no effects between clusters" + (", and no effects on it are" if centred else ""))
+                said[-1] += "" if name == self.y else "; its cluster mean is left out"
+            found += [f"{head}: {'; '.join(said)}"] if said else []
+            found += [] if split else self._notes_of_mixtures(name, facts)
         return found
+
+    def _notes_of_mixtures(self, outcome: str, facts: Facts) -> list[str]:
+        """Predictors with cluster means of an outcome that has none: one slope for both is too small."""
+        alike = facts.equal_means | facts.cluster_level
+        sources = [e.source for e in self.edges_in(facts) if e.outcome == outcome and e.source not in alike]
+        if outcome not in facts.equal_means or not sources:
+            return []
+        names = " and ".join(map(repr, sources))
+        return [
+            f"{names} {'differs' if len(sources) == 1 else 'differ'} between clusters, but {outcome!r} does not: the "
+            f"slope on {outcome!r} is a mixture that is too small; use {outcome!r} as it was before it was centred, or "
+            "center='cluster'"
+        ]
 
     def estimands(self, facts: Facts) -> Estimands:
         """The effects to report, in order."""
         paths: dict[str, Path] = {}
         edges = self.edges_in(facts)
         for edge in edges:
-            for part in self._parts(edge.source, facts):
+            for part in self._parts_of(edge, facts):
                 pieces = self._pieces(edge, part, facts)
                 paths[edge.path(part)] = Path(tuple((f"{edge.outcome}~{term}", by) for term, by in pieces))
         levels = ONLY_BETWEEN if self._only_between(facts) else SPLIT if self.center == "cluster" else BOTH

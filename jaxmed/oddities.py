@@ -301,8 +301,8 @@ def _alike(cluster: str, labels: NDArray[np.generic]) -> list[str]:
     if labels.dtype.kind != "U":
         return []
     texts = labels.tolist()
-    plain = "".join("\0".join(texts).lower().split()).split("\0")  # at once: there may be millions
-    if len(plain) != len(texts) or len(set(plain)) == len(plain):
+    plain = [" ".join(text.lower().split()) for text in texts]
+    if len(set(plain)) == len(plain):
         return []
     groups: dict[str, list[str]] = {}
     for text, key in zip(texts, plain, strict=True):
@@ -312,7 +312,7 @@ def _alike(cluster: str, labels: NDArray[np.generic]) -> list[str]:
     return [
         f"the ids {' and '.join(map(repr, same[0][:NAMED]))} are different clusters{more}, though they differ only in "
         "blanks or the case of letters: if they are one, write them alike: "
-        f"data[{cluster!r}] = data[{cluster!r}].str.lower().str.split().str.join('')"
+        f"data[{cluster!r}] = data[{cluster!r}].str.lower().str.split().str.join(' ')"
     ]
 
 

@@ -49,7 +49,7 @@ class Content:
         if not isinstance(self.fit.spec, Mediation):
             return ""
         try:
-            return conflation(self.fit, kind=self.fit.default_se, level=self.level)
+            return conflation(self.fit, level=self.level)
         except (FitError, DataError) as error:
             return str(error)
 

@@ -259,11 +259,17 @@ class Estimates:
     def notes(self) -> tuple[str, ...]:
         """What the data changed about the model, and what looks odd in the data or in the model on them."""
         changed = self.spec.notes(self.facts) if isinstance(self.spec, Mediation) else ()
+        kinds = (
+            "those of effects are cluster-robust by default (se='joint' gives the others; profile and Satterthwaite "
+            "stay joint)"
+        )
         negative = [
-            f"rows of one cluster are less alike in {outcome!r} than rows of different clusters: its residuals have "
-            f"an intraclass correlation of about {value:.2f}, which no random intercept can show, so joint standard "
-            "errors are wrong; those of effects, their tests and intervals are cluster-robust by default (se='joint' "
-            "gives the others)"
+            f"centring {outcome!r} by cluster left its rows an intraclass correlation of about {value:.2f}, for which "
+            f"joint standard errors are too small; {kinds}"
+            if outcome in self.facts.equal_means
+            else f"rows of one cluster are less alike in {outcome!r} than rows of different clusters: its residuals "
+            f"have an intraclass correlation of about {value:.2f}, which no random intercept can show, so joint "
+            f"standard errors are wrong; {kinds}"
             for outcome, value in self.negative_icc.items()
         ]
         return tuple(dict.fromkeys((*changed, *self.intake.remarks, *self.remarks, *negative)))

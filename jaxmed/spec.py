@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -117,7 +117,8 @@ class System:
         Groups of outcomes whose residuals are correlated within rows; none by default.
     zero : list of pairs of str, optional
         Single covariances of random effects that are held at zero, ``[("m~1", "y~1")]``; all others are as
-        ``covariance`` says.
+        ``covariance`` says. Zeros that share no effect, such as ("m~1", "y~m") and ("m~x", "y~1"), leave a circle of
+        covariances and need one more.
 
     Raises
     ------
@@ -475,13 +476,24 @@ def _elimination_order(labels: tuple[str, ...], linked: frozenset[frozenset[str]
         beside = {one: [other for other in left if frozenset((one, other)) in linked] for one in left}
         ready = [one for one in left if all(frozenset(pair) in linked for pair in combinations(beside[one], 2))]
         if not ready:
-            raise SpecError(
-                f"zero leaves covariances in a circle among {left}, which no root of the covariance matrix can hold at "
-                "zero; hold further covariances of these at zero too, or list groups in covariance"
-            )
+            raise SpecError(_circle(left, linked))
         found.append(min(ready, key=lambda one: degree[one]))
         left.remove(found[-1])
     return tuple(found)
+
+
+def _circle(labels: Sequence[str], linked: frozenset[frozenset[str]]) -> str:
+    """What is said of zeros that leave a circle of covariances among some random effects."""
+    apart = [pair for pair in combinations(labels, 2) if frozenset(pair) not in linked]
+    for (one, other), (third, fourth) in combinations(apart, 2):
+        around = product((one, other), (third, fourth))
+        if not {one, other} & {third, fourth} and all(frozenset(pair) in linked for pair in around):
+            break
+    return (
+        f"zero leaves the covariances of {one!r}, {third!r}, {other!r} and {fourth!r} in a circle, which no root of "
+        f"the covariance matrix can hold at zero; hold one more of them at zero, such as ({one!r}, {third!r}), or list "
+        "groups in covariance"
+    )
 
 
 def plain_covariance(value: str | tuple[tuple[str, ...], ...]) -> str | list[list[str]]:

@@ -78,11 +78,6 @@ def columns(term: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(factor.column for factor in factors(term)))
 
 
-def split_columns(term: str) -> frozenset[str]:
-    """Columns of which a term has a part, within or between clusters."""
-    return frozenset(factor.column for factor in factors(term) if factor.part)
-
-
 def canonical(term: str) -> tuple[Factor, ...]:
     """Factors in a fixed order: the same for ``"x:w"`` and ``"w:x"``."""
     return tuple(sorted(factors(term), key=lambda factor: (factor.column, factor.part)))

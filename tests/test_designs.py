@@ -227,13 +227,63 @@ def test_outcome_centred_beforehand():
     """Its random intercept is left out: the same maximum as with one, which would be zero or a copy of a slope."""
     data = jm.datasets.load_example()
     data["m"] -= data.groupby("id")["m"].transform("mean")
-    with pytest.warns(jm.DesignWarning, match="'m' has the same mean in every cluster, as if it had been centred"):
-        fit = jm.fit(data, **ROLES)
+    fit = quietly(data)
+    assert fit.notes[0].startswith("'m' has the same mean in every cluster, as if it had been centred")
     assert fit.system.random_labels == ("m~x", "y~1", "y~m", "y~x")
     rounded = data.assign(m=data["m"].round(2))
     assert quietly(rounded).system.random_labels == fit.system.random_labels
     named = quietly(data, random={"m": ["1", "x"], "y": ["1"]})
     assert named.system.random_labels == ("m~x", "y~1")
+
+
+def test_centred_outcomes_with_split_mediators(tmp_path):
+    """Nothing moves cluster means that are all the same: no path, no contextual effect and no test of such a path."""
+    data = jm.datasets.load_example()
+    data["m"] -= data.groupby("id")["m"].transform("mean")
+    fit = quietly(data, center="cluster", random=INTERCEPTS)
+    assert "m~between(x)" not in fit.params.index
+    assert not {"a_between", "contextual_a", "indirect_between"} & set(fit.effects().index)
+    assert any("it has no effects between clusters, and no effects on it are" in note for note in fit.notes)
+    mixed = quietly(data, random=INTERCEPTS)
+    (note,) = (note for note in mixed.notes if "is a mixture that is too small" in note)
+    assert note.startswith("'x' differs between clusters, but 'm' does not: the slope on 'm'")
+    within = fit.effects().loc["a_within", "estimate"]  # the remedy
+    assert mixed.effects().loc["a", "estimate"] < 0.8 * within
+    assert list(jm.conflation(mixed).table.index) == ["c_prime"]
+    if mixed.negative_icc:
+        assert any(note.startswith("centring 'm' by cluster left its rows") for note in mixed.notes)
+
+
+def test_parts_of_a_mediator_that_is_not_split():
+    """A slope that only a 2-1-1 design would have is refused in others, and that of a mean everywhere."""
+    data = jm.datasets.load_example()
+    with pytest.raises(jm.SpecError, match="is random in the equation of 'y' but not among its predictors"):
+        jm.fit(data, **ROLES, random={"m": ["1"], "y": ["1", "within(m)"]})
+    with pytest.raises(jm.SpecError, match="which is not a predictor of 'y'"):
+        jm.fit(data, **ROLES, random={"m": ["1"], "y": ["1", "between(m)"]})
+
+
+def test_labels_of_fits_can_be_given_back():
+    """In zero and covariance a split mediator's slope has either name, and x stands for all of its categories."""
+    data = trial(5)
+    for label in ("y~m", "y~within(m)"):
+        fit = quietly(data, zero=[("m~1", label), ("m~1", "y~1")])
+        assert fit.random_cov.loc["m~1", "y~within(m)"] == 0.0
+        groups = [["m~1", "m~x"], ["y~1", label], ["y~x"]]
+        assert quietly(data, covariance=groups).system.random_pairs == ((0, 0), (1, 1), (2, 1), (2, 2))
+    random = {"m": ["1", "x"], "y": ["1"]}
+    fit = quietly(arms(), reference={"x": "none"}, random=random, zero=[("m~x", "y~1")])
+    assert fit.random_cov.loc["y~1", ["m~x[full]", "m~x[half]"]].tolist() == [0.0, 0.0]
+    assert fit.random_cov.loc["y~1", "m~1"] != 0.0
+
+
+def test_omnibus_tests_of_moderated_contrasts():
+    data = arms().assign(w=np.random.default_rng(3).normal(size=800))
+    found = quietly(data, reference={"x": "none"}, moderators={"w": ["a"]}, random=INTERCEPTS).omnibus()
+    assert found.index.is_unique
+    assert found["df"].tolist() == [2] * len(found)
+    assert found["p"].notna().all()
+    assert "index_w" in found.index.get_level_values(0)
 
 
 # Rows that are less alike within clusters than between --------------------------------------------------------------
@@ -244,7 +294,10 @@ def test_pairs_give_the_paired_t():
     data = pairs(1)
     fit = quietly(data, random=INTERCEPTS)
     assert fit.notes[0].startswith("rows of one cluster are less alike in 'm' than rows of different clusters")
-    assert "cluster-robust by default (se='joint' gives the others)" in fit.notes[0]
+    assert "cluster-robust by default (se='joint' gives the others; profile and Satterthwaite" in fit.notes[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert jm.conflation(quietly(jm.datasets.load_example())).test.df == 3
     wide = data.pivot_table(index="id", columns="x", values="m")
     difference = wide[0.5] - wide[-0.5]
     effects = fit.effects()

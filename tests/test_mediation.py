@@ -465,7 +465,7 @@ EXTENDED = {"x": "x", "m": "m1", "y": "y", "cluster": "id"}
         (
             jm.Mediation(**EXTENDED, covariates=["site"]),
             jm.DataError,
-            r"'site' must be numeric.*categorical covariate or moderator name .* reference=\{'site': \.\.\.\}",
+            r"'site' must be numeric.*categorical x, covariate or moderator name .* reference=\{'site': \.\.\.\}",
         ),
         (jm.Mediation(**EXTENDED, covariates=["site"], reference={"site": "D"}), jm.DataError, r"\['A', 'B', 'C'\]"),
         (jm.Mediation(**EXTENDED, covariates=["w", "nothing"]), jm.DataError, "there is no column 'nothing'"),
