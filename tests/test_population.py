@@ -109,7 +109,7 @@ def test_whether_a_column_is_of_the_cluster_belongs_to_the_model():
     with pytest.raises(jm.SpecError, match=r"whether 'x' varies within clusters is part of the model"):
         jm.Population().replace(icc_x=1)
     design = jm.Population(icc_x=1)
-    assert design.system.random_labels == ("m~1", "y~1", "y~m")
+    assert design.system.random_labels == ("m~1", "y~1", "y~within(m)")
     with pytest.raises(jm.SpecError, match=r"a population is a jaxmed\.Population, a fit or a dict"):
         as_population(3)
 
