@@ -444,7 +444,7 @@ class Fit(Estimates):
         >>> fit = jm.fit(data, x="arm", m="m", y="y", cluster="id", reference={"arm": "none"}, random={"m": ["1"]})
         >>> [name for name in fit.effects().index if name.startswith("indirect")]
         ['indirect[full]', 'indirect[half]']
-        >>> fit.omnibus().loc["indirect", "df"]
+        >>> int(fit.omnibus().loc["indirect", "df"])
         2
         """
         kind = check_choice("se", self.chosen_se(se), ("joint", "robust"))
