@@ -131,9 +131,7 @@ print(trained.effects().round(3))
 # With three kinds of schools every effect has two rows, each against public schools. `omnibus` tests them together.
 
 # %%
-kinds = jm.fit(
-    schools, x="sector", m="motivation", y="achievement", cluster="school", reference={"sector": "public"}
-)
+kinds = jm.fit(schools, x="sector", m="motivation", y="achievement", cluster="school", reference={"sector": "public"})
 print(kinds.effects().round(3))
 print(kinds.omnibus().round(3))
 
