@@ -647,7 +647,7 @@ def test_ids_that_differ_in_blanks_and_case(route, tmp_path):
     rows.loc[[0, 20], "id"] = ["a1 ", " a4"]
     said = only(ROUTES[route](rows, tmp_path))
     assert said.startswith(
-        "the ids 'A1' and 'a1 ' are different clusters (and so are 1 more), though they differ only in blanks or the "
+        "the ids ' a4' and 'A4' are different clusters (and so are 1 more), though they differ only in blanks or the "
         "case of letters: if they are one, write them alike: data['id'] = data['id'].str.lower()"
     )
     fixed = run(remedy(said), rows)
