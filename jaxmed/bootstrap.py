@@ -14,7 +14,7 @@ import pandas as pd
 from jaxmed import resample
 from jaxmed.batches import Fitted, Refitter, fitted, given_rows, make_refitter, with_size
 from jaxmed.counts import check_choice, check_count, check_shard
-from jaxmed.errors import ConvergenceWarning, DataError, FitError, SpecError
+from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, SpecError
 from jaxmed.fit import Fit
 from jaxmed.generate import RowsNeededError
 from jaxmed.ledger import Ledger, as_folder, claim, interrupted, open_folder
@@ -91,6 +91,13 @@ def bootstrap(
     FitError
         Rows are needed and ``data`` is not given; the fit did not converge; ``out`` cannot be written.
 
+    Warns
+    -----
+    ConvergenceWarning
+        The likelihood of the fit is flat at its maximum.
+    DesignWarning
+        The residuals of the fit are negatively correlated within clusters, and the method does not keep that.
+
     Notes
     -----
     Ctrl-C writes what is done to ``out``; without ``out`` the exception carries it as ``error.replicates``.
@@ -117,6 +124,14 @@ def bootstrap(
     if fit.flat:
         said = f"replicates say nothing of what the fit does not know, and give no intervals of it: {fit.message}"
         warnings.warn(said, ConvergenceWarning, stacklevel=2)
+    if fit.negative_icc and method != "cluster":
+        warnings.warn(
+            f"residuals of {', '.join(map(repr, fit.negative_icc))} are negatively correlated within clusters, which "
+            f"replicates of the {method} bootstrap are not: their intervals are as wrong as joint standard errors; "
+            "use method='cluster'",
+            DesignWarning,
+            stacklevel=2,
+        )
     origin, targets = make_origin(fit, method, seed, n, at)
     base = fitted(fit, fit.moments, targets)
     refitter = _refitter(fit, base, method, seed, data)

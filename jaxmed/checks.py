@@ -10,7 +10,7 @@ from jaxmed.design import Design
 from jaxmed.errors import DataError
 from jaxmed.moments import CONSTANT, Floats
 from jaxmed.spec import Equation
-from jaxmed.terms import INTERCEPT
+from jaxmed.terms import INTERCEPT, varies_within
 from jaxmed.totals import EquationTotals, Totals, outer_products, symmetric_basis
 
 COLLINEAR = 1e-10  # share of a column's sum of squares that the columns before it leave unexplained
@@ -30,7 +30,8 @@ def check_identified(design: Design, totals: Totals, add: Callable[[Floats], Flo
                 f"only {sums.rows} rows have all of {', '.join(map(repr, equation.columns))} observed, too few for the "
                 f"{len(equation.predictors)} coefficients of {equation.outcome!r}"
             )
-        _check_collinear(equation, design.names(e), sums.among(design.names(e)))
+        total = sums.among(design.names(e))
+        _check_collinear(equation, design.names(e), total, design.constant, totals.clusters)
         _check_within(equation, sums, design.constant, design.system.cluster if sums.rows <= totals.clusters else "")
         if equation.random:
             _check_variances(design, e, sums, add)
@@ -52,7 +53,9 @@ def _check_origin(names: tuple[str, ...], sums: EquationTotals, centred: frozens
             )
 
 
-def _check_collinear(equation: Equation, names: tuple[str, ...], total: Floats) -> None:
+def _check_collinear(
+    equation: Equation, names: tuple[str, ...], total: Floats, constant: frozenset[str], clusters: int
+) -> None:
     """Every column, the outcome last, against the columns before it."""
     unit = 1 / np.sqrt(np.maximum(np.diag(total), np.finfo(float).tiny))
     gram = total * unit[:, None] * unit
@@ -74,6 +77,14 @@ def _check_collinear(equation: Equation, names: tuple[str, ...], total: Floats) 
             raise DataError(
                 f"column {names[k]!r} is collinear with the intercept in the equation of {equation.outcome!r}: it has "
                 "one value in all rows that count there; remove it, or merge a category that has no rows with another"
+            )
+        of_clusters = {name for name in equation.predictors if not varies_within(name, constant)}
+        if clusters < len(of_clusters) and of_clusters.issuperset((names[k], *involved)):
+            raise DataError(
+                f"effects between clusters need as many clusters as coefficients at the least: {clusters} clusters cannot "
+                f"answer for {' and '.join(repr(n) for n in equation.predictors if n in of_clusters - {INTERCEPT})} in "
+                f"the equation of {equation.outcome!r}, next to the intercept; with so few, only effects "
+                "within clusters can be estimated"
             )
         raise DataError(
             f"column {names[k]!r} is collinear with {others} in the equation of {equation.outcome!r}, so their effects "

@@ -325,7 +325,7 @@ def bootstrap_command(
         raise SpecError("--shard needs --out FOLDER, where the shards are put together")
     check_outputs(settings, "json")
     if settings.get("fit") is not None:
-        extra = [name for name in (*jobs.MODEL, "reml", "missing", "max_iter") if settings.get(name) is not None]
+        extra = [name for name in (*jobs.SETTINGS, "reml", "missing", "max_iter") if settings.get(name) is not None]
         if extra:
             raise SpecError(f"the saved fit says the whole model; leave out {extra[0]!r}")
         fitted = load(settings["fit"])

@@ -210,7 +210,7 @@ def _own(said: dict[str, Any]) -> dict[str, Any]:
 
 
 def _model(settings: Mapping[str, Any]) -> Spec | None:
-    given = any(settings.get(name) is not None for name in jobs.MODEL)
+    given = any(settings.get(name) is not None for name in jobs.SETTINGS)
     return jobs.model_of(settings) if given else None
 
 

@@ -31,7 +31,7 @@ from jaxmed.influence import influence_table
 from jaxmed.intercepts import check_intercepts
 from jaxmed.interval_tables import interval_table
 from jaxmed.intervals import check_level
-from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
+from jaxmed.mediation import MODEL, Facts, Mediation, Spec, check_spec, compiled
 from jaxmed.moments import Floats, Intake, Moments
 from jaxmed.optimise import Solution
 from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_precision, theta_of
@@ -47,18 +47,7 @@ from jaxmed.solve import solve
 from jaxmed.tables import export, numbers
 from jaxmed.totals import Totals, add_up
 
-OPTIONS = (
-    "random",
-    "covariance",
-    "covariates",
-    "moderators",
-    "center",
-    "serial",
-    "reference",
-    "residuals",
-    "intercepts",
-    "zero",
-)
+OPTIONS = tuple(name for name in MODEL if name not in ("x", "m", "y", "cluster"))
 OWN = ("reml", "missing", "max_iter", "distributed")
 
 

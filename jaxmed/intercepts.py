@@ -66,11 +66,12 @@ def check_intercepts(
             reasons.append(f"{mediator!r} and {outcome!r} correlate {correlation:.3f}")
     if not reasons:
         return solution, covariances, ()
+    effects = spec.resting_on_intercepts(facts)
+    these = "do not read this effect" if len(effects) == 1 else "do not read these effects"
     which = " and ".join(f"{mediator!r}, {outcome!r}" for mediator, outcome in pairs)
     caution = (
-        f"{', '.join(spec.resting_on_intercepts(facts))} rest on the covariance of the random intercepts {which}, "
-        f"which these data hardly show apart from them ({'; '.join(reasons)}): do not read these effects, fit with "
-        "intercepts='independent'"
+        f"{', '.join(effects)} rest{'s' if len(effects) == 1 else ''} on the covariance of the random intercepts "
+        f"{which}, which these data hardly identify ({'; '.join(reasons)}): {these}, fit with intercepts='independent'"
     )
     return solution, covariances, (caution,)
 

@@ -10,28 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxmed.errors import SpecError
-from jaxmed.mediation import Mediation, Spec
+from jaxmed.mediation import MODEL, Mediation, Spec
 from jaxmed.plain import visible
 from jaxmed.spec import System
 
-MODEL = (
-    "x",
-    "m",
-    "y",
-    "cluster",
-    "random",
-    "covariance",
-    "covariates",
-    "moderators",
-    "center",
-    "serial",
-    "reference",
-    "residuals",
-    "intercepts",
-    "zero",
-    "formulas",
-)
-
+SETTINGS = (*MODEL, "formulas")
 
 COMMANDS = ("demo", "fit", "describe", "stack", "bootstrap", "report", "simulate", "power")
 STUDIES = ("simulate", "power")
@@ -73,7 +56,7 @@ def read_job(path: Path, command: str, allowed: Iterable[str]) -> dict[str, Any]
             f"the job file {str(path)!r} has a table [{unknown[0]}]; it may have [model], [population] and "
             f"{', '.join(f'[{name}]' for name in COMMANDS)}"
         )
-    _check_keys(path, "[model]", tables.get("model", {}), MODEL)
+    _check_keys(path, "[model]", tables.get("model", {}), SETTINGS)
     _check_keys(path, f"[{command}]", tables.get(command, {}), allowed)
     settings = tables.get("model", {}) | tables.get(command, {})
     if command in STUDIES:
@@ -99,7 +82,7 @@ def _resolve(path: Path, settings: dict[str, Any], names: Sequence[str]) -> None
 
 def settings_of(command: str, job: Path | None, given: Mapping[str, Any], own: Sequence[str]) -> dict[str, Any]:
     """Settings of a job file, and over them what was given on the command line."""
-    allowed = (*own, *MODEL)
+    allowed = (*own, *SETTINGS)
     settings = {} if job is None else read_job(job, command, allowed)
     return settings | {name: value for name, value in given.items() if name in allowed and value is not None}
 
@@ -115,7 +98,7 @@ def _check_keys(path: Path, table: str, given: Mapping[str, Any], allowed: Itera
 
 def model_of(settings: Mapping[str, Any]) -> Spec:
     """The model that settings describe: roles of a mediation model, or formulas of a system."""
-    given = {name: settings[name] for name in MODEL if settings.get(name) is not None}
+    given = {name: settings[name] for name in SETTINGS if settings.get(name) is not None}
     if "formulas" in given:
         formulas = given.pop("formulas")
         extra = [name for name in given if name not in ("cluster", "covariance", "residuals", "zero")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import combinations, pairwise, product
 from typing import Any
@@ -619,7 +619,7 @@ class Mediation:
                 head += ", as if it had been centred by cluster beforehand"
                 said.append("it has no random intercept, which could only be an artefact")
             if split:
-                said.append("it has no effects between clusters" + (", and no effects on it are" if centred else ""))
+                said.append("it has no effects between clusters" + (", and nothing has an effect between clusters on it" if centred else ""))
                 said[-1] += "" if name == self.y else "; its cluster mean is left out"
             found += [f"{head}: {'; '.join(said)}"] if said else []
             found += [] if split else self._notes_of_mixtures(name, facts)
@@ -661,6 +661,9 @@ class Mediation:
         # Only where they are given: seeds of power studies come from the plain data of their populations.
         new = {"intercepts": self.intercepts, "zero": [list(pair) for pair in self.zero]}
         return plain | {name: value for name, value in new.items() if value}
+
+
+MODEL = tuple(one.name for one in fields(Mediation))  # x, m, y, cluster and the options
 
 
 def _lists(pairs: Pairs) -> dict[str, list[str]]:

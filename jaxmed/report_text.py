@@ -142,8 +142,14 @@ def levels_differ(found: Conflation | str) -> list[str]:
     test = f"χ²({found.test.df})\u00a0=\u00a0{found.test.statistic:.2f}, p\u00a0{_p(found.test.p)}"
     if found.test.p >= DIFFERENT:
         return [f"There is no sign that paths within and between clusters differ ({test})."]
+    own = (
+        "read the effects of each level by itself; where the slopes of a and b covary, coefficients between clusters "
+        "differ from those within for that reason, too"
+        if split and found.fit.spec.center == "cluster"
+        else "read the effects of each level by itself"
+    )
     do = (
-        "read the effects of each level by itself"
+        own
         if split
         else ("one path for both is a mixture of the two, so fit the model with center='cluster' and read its effects")
     )
