@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from jaxmed import generate, inference, newton, optimise
 from jaxmed._runtime import float64, n_workers, pool
+from jaxmed.arrays import Floats, symmetric
 from jaxmed.design import Design, make_design
 from jaxmed.effect_tables import Targets
 from jaxmed.errors import Status
-from jaxmed.moments import Floats, Moments, symmetric
+from jaxmed.moments import Moments
 from jaxmed.params import Layout, count_rows, make_layout, make_scale, rows_by_cluster, spread_to_variances
 from jaxmed.progress import counted
 from jaxmed.refit import Program, Refit, Setting, refit, refit_alone, seed_key

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
+from jaxmed.arrays import Floats
 from jaxmed.design import Design
 from jaxmed.errors import DataError
-from jaxmed.moments import CONSTANT, Floats
+from jaxmed.moments import CONSTANT
 from jaxmed.spec import Equation
 from jaxmed.terms import INTERCEPT, varies_within
 from jaxmed.totals import EquationTotals, Totals, outer_products, symmetric_basis
@@ -79,12 +80,12 @@ def _check_collinear(
                 "one value in all rows that count there; remove it, or merge a category that has no rows with another"
             )
         of_clusters = {name for name in equation.predictors if not varies_within(name, constant)}
+        named = " and ".join(repr(name) for name in equation.predictors if name in of_clusters - {INTERCEPT})
         if clusters < len(of_clusters) and of_clusters.issuperset((names[k], *involved)):
             raise DataError(
-                f"effects between clusters need as many clusters as coefficients at the least: {clusters} clusters cannot "
-                f"answer for {' and '.join(repr(n) for n in equation.predictors if n in of_clusters - {INTERCEPT})} in "
-                f"the equation of {equation.outcome!r}, next to the intercept; with so few, only effects "
-                "within clusters can be estimated"
+                f"effects between clusters need as many clusters as coefficients at the least: {clusters} clusters "
+                f"cannot answer for {named} in the equation of {equation.outcome!r}, next to the intercept; with so "
+                "few, only effects within clusters can be estimated"
             )
         raise DataError(
             f"column {names[k]!r} is collinear with {others} in the equation of {equation.outcome!r}, so their effects "

@@ -15,11 +15,11 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from jaxmed.arrays import Floats
 from jaxmed.columns import DISTINCT, Column, Grouped, Plan, own_words, working_columns
 from jaxmed.errors import DataError
 from jaxmed.files import RetypedError, numbers_if_they_fit, resolve_names, written_numbers
 from jaxmed.ids import Codes, Tables, Total, encode, places, united
-from jaxmed.moments import Floats
 from jaxmed.progress import progress
 from jaxmed.spec import System
 

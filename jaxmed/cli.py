@@ -18,6 +18,7 @@ import typer
 
 from jaxmed import __version__, cli_studies, datasets, jobs
 from jaxmed._runtime import drop_loader_noise, finish_threads, use_compilation_cache
+from jaxmed.atomic_files import write_text
 from jaxmed.bootstrap import bootstrap
 from jaxmed.cli_options import (
     ML,
@@ -60,7 +61,7 @@ from jaxmed.plain import visible
 from jaxmed.replicates import KINDS, Replicates, load_replicates
 from jaxmed.result import plain_data
 from jaxmed.schedulers import find_shard
-from jaxmed.store import is_moments, save_moments, write_text
+from jaxmed.store import is_moments, save_moments
 
 BAD_INPUT, NO_FIT, INTERRUPTED = 2, 1, 130
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from jaxmed.atomic_files import check_folder_of
 from jaxmed.counts import check_path
 from jaxmed.plain import visible
-from jaxmed.store import check_folder_of
 
 
 class StandardErrors(StrEnum):

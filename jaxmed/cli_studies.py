@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from jaxmed import jobs
+from jaxmed.atomic_files import write_text
 from jaxmed.cli_options import Job, check_outputs, note
 from jaxmed.errors import ConvergenceWarning, SpecError
 from jaxmed.fit import load
@@ -21,7 +22,6 @@ from jaxmed.power_tables import Power
 from jaxmed.schedulers import find_shard
 from jaxmed.simulate import simulate
 from jaxmed.sizes import check_size
-from jaxmed.store import write_text
 
 SIMULATE_SETTINGS = ("population", "clusters", "size", "seed", "out", "fit")
 POWER_SETTINGS = (

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import betaincinv, ndtri
 
+from jaxmed.arrays import Floats
 from jaxmed.cluster_slopes import Route, average_product, cluster_slopes, find_route, product_density, varying_routes
 from jaxmed.drawing import (
     ACCENT,
@@ -31,7 +32,6 @@ from jaxmed.errors import FitError, SpecError
 from jaxmed.fit import Fit
 from jaxmed.intervals import check_level, critical_value
 from jaxmed.mediation import Mediation
-from jaxmed.moments import Floats
 from jaxmed.spec import Equation
 from jaxmed.terms import factors
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from scipy.special import ndtr
 
-from jaxmed.drawing import density
+from jaxmed.arrays import Floats
 from jaxmed.effect_tables import estimands_of
 from jaxmed.errors import FitError, SpecError
 from jaxmed.fit import Fit
-from jaxmed.moments import Floats
 from jaxmed.predict import moderator_by_cluster, moderators_of, product_moments
+
+if TYPE_CHECKING:
+    pass
 
 POINTS = 32  # values of moderators over which a population curve is averaged
 DRAWS = 20_000  # of slopes along routes of three and more
@@ -186,3 +188,13 @@ def product_below(mean: Floats, covariance: Floats, values: Floats) -> Floats:
         below = ndtr((values[:, None] / a - mean[1] - slope * (a - mean[0])) / sd)
         total += np.where(a > 0, below, 1 - below) @ part
     return total
+
+
+def density(draws: Any, grid: Any) -> Any:
+    """Gaussian kernel density, bandwidth of Silverman (1986)."""
+    spread = min(draws.std(), np.subtract(*np.quantile(draws, [0.75, 0.25])) / 1.34) or draws.std()
+    width = 0.9 * spread * len(draws) ** -0.2
+    total = np.zeros(len(grid))
+    for part in np.array_split(draws, -(-len(draws) // 2048)):
+        total += np.exp(-(((grid[:, None] - part) / width) ** 2) / 2).sum(axis=1)
+    return total / (len(draws) * width * np.sqrt(2 * np.pi))

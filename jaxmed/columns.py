@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from jaxmed.arrays import Floats, packed_rows
 from jaxmed.errors import DataError, JaxmedError
 from jaxmed.files import RetypedError, indicator
-from jaxmed.moments import Floats, Monomial, packed_rows
+from jaxmed.moments import Monomial
 from jaxmed.spec import System
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxmed.moments import Floats, Moments
+from jaxmed.arrays import Floats
+from jaxmed.moments import Moments
 
 
 def variance_components(moments: Moments, columns: Sequence[str]) -> tuple[Floats, Floats, Floats]:

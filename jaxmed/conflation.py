@@ -89,9 +89,11 @@ def conflation(
     Notes
     -----
     A difference in b may be a path that differs between clusters, or what moves both intercepts and is not in the
-    model: these data cannot say which. Of a split model the coefficients are compared as they are, and where the slopes
-    of a and b covary between clusters those between differ from those within even if every cluster has one path for
-    both: with the population of :func:`jaxmed.simulate` by .08 in b. An uncentred fit in which the intercepts may covary has room for it already.
+    model: these data cannot say which. An uncentred fit in which the intercepts may covary has room for it already.
+
+    The coefficients of a split model are compared as they are. Where the slopes of a and b covary between clusters,
+    those between clusters differ from those within even if every cluster has one path for both: by .08 in b with the
+    population of :func:`jaxmed.simulate`.
 
     Examples
     --------

@@ -16,7 +16,7 @@ from jax import Array
 
 from jaxmed import effects
 from jaxmed._runtime import float64, jit_by_key
-from jaxmed.moments import Floats
+from jaxmed.arrays import Floats
 from jaxmed.params import (
     Layout,
     Scale,

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxmed import terms
+from jaxmed.arrays import Floats, packed_index
 from jaxmed.errors import DataError
-from jaxmed.moments import Floats, Moments, Monomial, Polynomial, multiply, packed_index, transform
+from jaxmed.moments import Moments, Monomial, Polynomial, multiply, transform
 from jaxmed.spec import Equation, System
 from jaxmed.terms import INTERCEPT
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxmed.arrays import Floats
 from jaxmed.errors import FitError, SpecError
-from jaxmed.moments import Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -88,16 +88,6 @@ def bins(draws: Any) -> int:
         return 10
     width = 2 * spread / len(draws) ** (1 / 3)
     return int(np.clip((draws.max() - draws.min()) / width, 10, 80))
-
-
-def density(draws: Any, grid: Any) -> Any:
-    """Gaussian kernel density, bandwidth of Silverman (1986)."""
-    spread = min(draws.std(), np.subtract(*np.quantile(draws, [0.75, 0.25])) / 1.34) or draws.std()
-    width = 0.9 * spread * len(draws) ** -0.2
-    total = np.zeros(len(grid))
-    for part in np.array_split(draws, -(-len(draws) // 2048)):
-        total += np.exp(-(((grid[:, None] - part) / width) ** 2) / 2).sum(axis=1)
-    return total / (len(draws) * width * np.sqrt(2 * np.pi))
 
 
 def ellipse(mean: Floats, covariance: Floats, level: float) -> Floats:

@@ -11,12 +11,12 @@ import pandas as pd
 from scipy.special import chdtrc
 
 from jaxmed import effects
+from jaxmed.arrays import Floats, root
 from jaxmed.counts import check_choice, check_flag, is_number, one_or_more
 from jaxmed.errors import FitError, SpecError
 from jaxmed.estimands import Estimands, Row
 from jaxmed.intervals import critical_value, limits_on_scale, normal_table
 from jaxmed.mediation import Facts, Mediation, Spec
-from jaxmed.moments import Floats, root
 from jaxmed.result import Estimates
 from jaxmed.terms import find_category
 

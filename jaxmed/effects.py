@@ -20,8 +20,8 @@ from jax import Array
 from jax.scipy.special import ndtr
 
 from jaxmed._runtime import float64, jit_by_key
+from jaxmed.arrays import Floats
 from jaxmed.estimands import Estimands, Row
-from jaxmed.moments import Floats
 from jaxmed.result import delta
 
 

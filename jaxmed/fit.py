@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from jaxmed import inference, profile, robust, store, summary
 from jaxmed._runtime import float64, jit_by_key
+from jaxmed.arrays import Floats
 from jaxmed.checks import check_identified
 from jaxmed.counts import check_choice, check_count, check_flag
 from jaxmed.design import Design, make_design
@@ -32,7 +33,7 @@ from jaxmed.intercepts import check_intercepts
 from jaxmed.interval_tables import interval_table
 from jaxmed.intervals import check_level
 from jaxmed.mediation import MODEL, Facts, Mediation, Spec, check_spec, compiled
-from jaxmed.moments import Floats, Intake, Moments
+from jaxmed.moments import Intake, Moments
 from jaxmed.optimise import Solution
 from jaxmed.params import Layout, count_rows, make_layout, make_scale, root_and_precision, theta_of
 from jaxmed.plain import visible

@@ -12,13 +12,14 @@ import narwhals as nw
 import numpy as np
 import pandas as pd
 
+from jaxmed.arrays import Floats
 from jaxmed.chunks import Chunks, Frame, PandasFrame
 from jaxmed.columns import Column, Grouped, Plan, Source, original, own_words
 from jaxmed.counts import check_choice, check_path
 from jaxmed.errors import DataError
 from jaxmed.files import CsvFile, ParquetFile, open_file, resolve_names
 from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
-from jaxmed.moments import ALMOST, LARGEST, Floats, Intake, Moments, Pattern
+from jaxmed.moments import ALMOST, LARGEST, Intake, Moments, Pattern
 from jaxmed.oddities import Ends, filled_in, in_rows, within_clusters
 from jaxmed.queries import Query
 from jaxmed.spec import System

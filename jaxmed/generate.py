@@ -18,8 +18,9 @@ import numpy as np
 from jax import Array
 
 from jaxmed import terms
+from jaxmed.arrays import Floats, packed_index, upper
 from jaxmed.design import Block, Design
-from jaxmed.moments import Floats, Moments, packed_index, upper
+from jaxmed.moments import Moments
 from jaxmed.params import Layout
 
 FEW = 16  # degrees of freedom up to which a chi-squared number is made of uniform ones

@@ -10,9 +10,9 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from jaxmed.arrays import Floats
 from jaxmed.columns import check_one_kind, cluster_labels, no_ids
 from jaxmed.files import numbers_if_they_fit, written_numbers
-from jaxmed.moments import Floats
 
 Codes = NDArray[np.intp]
 Tables = dict[int, list[Floats]]  # pattern -> values by cluster, one array per packed product

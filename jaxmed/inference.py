@@ -15,8 +15,8 @@ from scipy.linalg import block_diag
 
 from jaxmed import linalg
 from jaxmed._runtime import float64, jit_by_key
+from jaxmed.arrays import Floats
 from jaxmed.derivatives import Evaluation
-from jaxmed.moments import Floats
 from jaxmed.params import (
     Layout,
     block_diagonal,

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from jaxmed import effects
+from jaxmed.arrays import Floats
 from jaxmed.batches import fitted, leave_one_out
 from jaxmed.counts import check_flag
 from jaxmed.effect_tables import quantities
 from jaxmed.errors import ConvergenceWarning
-from jaxmed.moments import Floats, Moments
+from jaxmed.moments import Moments
 from jaxmed.result import Estimates
 from jaxmed.scores import Scores
 

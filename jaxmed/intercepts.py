@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from jaxmed.arrays import Floats, symmetric
 from jaxmed.design import Design
 from jaxmed.errors import Status
 from jaxmed.inference import Covariances, is_singular, mean_squares
 from jaxmed.likelihood import make_data
 from jaxmed.mediation import Facts, Mediation
-from jaxmed.moments import Floats, symmetric
 from jaxmed.optimise import Solution
 from jaxmed.params import Layout, count_rows, theta_of
 from jaxmed.solve import SAMPLE, solve_from

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 
 from jaxmed import effects, profile
+from jaxmed.arrays import Floats, lower_root
 from jaxmed.counts import check_choice, check_count
 from jaxmed.effect_tables import Quantities, effect_table, quantities
 from jaxmed.errors import FitError, SpecError
 from jaxmed.intervals import check_level, critical_value, draws_table, normal_table, quantile_limits
-from jaxmed.moments import Floats, Moments
-from jaxmed.params import lower_root
+from jaxmed.moments import Moments
 from jaxmed.result import Estimates
 
 KINDS = {

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import betainc, ndtr, ndtri
 
+from jaxmed.arrays import Floats
 from jaxmed.errors import SpecError
-from jaxmed.moments import Floats
 
 
 def check_level(level: float) -> float:

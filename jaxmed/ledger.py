@@ -15,11 +15,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from jaxmed.arrays import Floats
+from jaxmed.atomic_files import write_atomically, write_once
 from jaxmed.counts import check_list, check_path
 from jaxmed.errors import DataError, FitError
-from jaxmed.moments import Floats
 from jaxmed.plain import parse
-from jaxmed.store import write_atomically, write_once
 
 EVERY = 10.0  # seconds of work that are written to a file
 ROOM = 1000  # bytes in memory for a byte of a file, at the most: tables of one value repeated come to a tenth of it

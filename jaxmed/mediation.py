@@ -619,7 +619,10 @@ class Mediation:
                 head += ", as if it had been centred by cluster beforehand"
                 said.append("it has no random intercept, which could only be an artefact")
             if split:
-                said.append("it has no effects between clusters" + (", and nothing has an effect between clusters on it" if centred else ""))
+                said.append(
+                    "it has no effects between clusters"
+                    + (", and nothing has an effect between clusters on it" if centred else "")
+                )
                 said[-1] += "" if name == self.y else "; its cluster mean is left out"
             found += [f"{head}: {'; '.join(said)}"] if said else []
             found += [] if split else self._notes_of_mixtures(name, facts)

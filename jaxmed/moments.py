@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, cached_property
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxmed.arrays import Floats, packed_index, packed_rows
 from jaxmed.errors import DataError
 from jaxmed.plain import visible
 from jaxmed.terms import INTERCEPT
 
-Floats = NDArray[np.float64]
 Monomial: TypeAlias = tuple[str, ...]  # sorted columns of a product; () is the constant 1
 Polynomial: TypeAlias = Mapping[Monomial, "float | Floats"]  # coefficients, possibly one per cluster
 
@@ -524,42 +524,3 @@ def transform(products: Floats, monomials: Sequence[Monomial], targets: Sequence
 def _scalars(polynomial: Polynomial) -> dict[Monomial, float]:
     """Its coefficients as scalars; NaN where they differ between clusters."""
     return {monomial: float(value) if np.ndim(value) == 0 else np.nan for monomial, value in polynomial.items()}
-
-
-@cache
-def upper(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows and columns of the entries of a packed upper triangle, in their order (read-only)."""
-    row, col = np.triu_indices(size)
-    row.flags.writeable = col.flags.writeable = False
-    return row, col
-
-
-@cache
-def packed_index(size: int) -> NDArray[np.int64]:
-    """Position of entry (i, j) in a packed upper triangle, as a symmetric (size, size) table (read-only)."""
-    index = np.zeros((size, size), dtype=np.int64)
-    row, col = upper(size)
-    index[row, col] = index[col, row] = np.arange(len(row))
-    index.flags.writeable = False
-    return index
-
-
-def symmetric(size: int, pairs: Sequence[tuple[int, int]], entries: Floats | float, elsewhere: float = 0.0) -> Floats:
-    """A symmetric matrix, shape (size, size), with ``entries`` at the (row, column) ``pairs``."""
-    matrix = np.full((size, size), elsewhere)
-    row, col = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    matrix[row, col] = matrix[col, row] = entries
-    return matrix
-
-
-def root(variance: Floats) -> Floats:
-    """Square root; NaN of a negative variance."""
-    return np.sqrt(np.where(variance >= 0, variance, np.nan))
-
-
-def packed_rows(size: int, keep: list[int]) -> NDArray[np.int64]:
-    """Rows of the packed triangle of ``size`` that hold the packed triangle of the kept indices, in their order."""
-    index = packed_index(size)
-    row, col = upper(len(keep))
-    kept = np.array(keep)
-    return index[kept[row], kept[col]]

@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxmed.arrays import Floats
 from jaxmed.columns import DISTINCT, Column, Source, original
 from jaxmed.files import indicator
-from jaxmed.moments import ALMOST, HARDLY, SAME, Floats, Moments, is_few
+from jaxmed.moments import ALMOST, HARDLY, SAME, Moments, is_few
 from jaxmed.spec import System
 
 Ends: TypeAlias = Mapping[str, tuple[Floats, Floats]]  # column -> smallest and largest value by cluster

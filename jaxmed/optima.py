@@ -7,13 +7,13 @@ import warnings
 import numpy as np
 import pandas as pd
 
+from jaxmed.arrays import Floats
 from jaxmed.counts import check_count
 from jaxmed.design import make_design
 from jaxmed.errors import ConvergenceWarning, FitError, SpecError, Status
 from jaxmed.fit import Fit
 from jaxmed.inference import are_singular, mean_squares
 from jaxmed.likelihood import make_data
-from jaxmed.moments import Floats
 from jaxmed.optimise import WARM_UP
 from jaxmed.params import Layout, count_rows, make_layout, make_scale
 from jaxmed.solve import solve_from

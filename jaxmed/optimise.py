@@ -13,11 +13,11 @@ from jax import Array, lax
 
 from jaxmed import derivatives, likelihood, newton
 from jaxmed._runtime import float64, jit_by_key
+from jaxmed.arrays import Floats, packed_index
 from jaxmed.derivatives import Evaluation
 from jaxmed.design import Design
 from jaxmed.errors import Status
 from jaxmed.likelihood import Data
-from jaxmed.moments import Floats, packed_index
 from jaxmed.params import Layout, free_entries, lower, precisions, root_and_precision, root_chain, triangular
 from jaxmed.shards import Shards, evaluate_shards
 from jaxmed.spec import System

@@ -12,8 +12,8 @@ import numpy as np
 from jax import Array, lax
 
 from jaxmed import linalg
+from jaxmed.arrays import Floats, lower_root, symmetric
 from jaxmed.design import Design
-from jaxmed.moments import Floats, symmetric
 from jaxmed.spec import System
 from jaxmed.terms import INTERCEPT
 from jaxmed.totals import Totals
@@ -427,14 +427,3 @@ def theta_of(layout: Layout, values: Floats) -> Floats:
     unit = lower_root(correlations)
     entries = [root[row, col] for row, col in layout.free]
     return np.array([*entries, *np.log(variances) / 2, *(unit[row, col] / unit[row, row] for row, col in layout.pairs)])
-
-
-def lower_root(covariance: Floats) -> Floats:
-    """The lower-triangular root of a positive semi-definite matrix; columns of zeros where it is singular."""
-    left = np.array(covariance, dtype=float)
-    root = np.zeros_like(left)
-    for k in range(len(left)):
-        if left[k, k] > 1e-14 * covariance[k, k]:
-            root[k:, k] = left[k:, k] / np.sqrt(left[k, k])
-            left -= np.outer(root[:, k], root[:, k])
-    return root

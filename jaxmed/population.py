@@ -13,12 +13,13 @@ import numpy as np
 import pandas as pd
 
 from jaxmed import effects
+from jaxmed.arrays import Floats, symmetric
 from jaxmed.components import two_valued, variance_components
 from jaxmed.counts import check_choice, check_count, is_number
 from jaxmed.effect_tables import make_targets
 from jaxmed.errors import SpecError
 from jaxmed.mediation import Facts, Mediation, Spec, check_spec, compiled
-from jaxmed.moments import Floats, Moments, symmetric
+from jaxmed.moments import Moments
 from jaxmed.plain import visible
 from jaxmed.result import Estimates
 from jaxmed.sizes import Size, check_size

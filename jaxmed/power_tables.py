@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from jaxmed.arrays import Floats
 from jaxmed.counts import check_path
 from jaxmed.errors import DataError, SpecError
 from jaxmed.intervals import check_level
 from jaxmed.ledger import all_files, damaged, open_folder, read_table, write_table
-from jaxmed.moments import Floats
 from jaxmed.plain import check_form, shown, visible
 from jaxmed.result import plain_data
 from jaxmed.studies import OWN, Analysis, Design, Truth, columns_of, converged, limits_of, named

@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from jaxmed import likelihood, linalg
 from jaxmed._runtime import float64, jit_by_key
+from jaxmed.arrays import Floats
 from jaxmed.design import Design, make_design
 from jaxmed.effects import expected_product, product_covariance
 from jaxmed.errors import FitError
 from jaxmed.estimands import Estimands
 from jaxmed.likelihood import Data
 from jaxmed.mediation import Mediation
-from jaxmed.moments import Floats, Moments
+from jaxmed.moments import Moments
 from jaxmed.params import Layout, make_layout, make_scale, root_and_precision
 from jaxmed.result import Estimates, Working
 from jaxmed.shards import SHARD

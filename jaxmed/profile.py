@@ -27,13 +27,14 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr
 
+from jaxmed.arrays import Floats
 from jaxmed.constrained import Point, Problem, Solved, effect_derivatives, look, moved, solve
 from jaxmed.counts import check_list, is_number
 from jaxmed.design import make_design
 from jaxmed.effect_tables import Quantities, quantities
 from jaxmed.errors import ConvergenceWarning, FitError, SpecError
 from jaxmed.intervals import critical_value
-from jaxmed.moments import LARGEST, Floats, Moments
+from jaxmed.moments import LARGEST, Moments
 from jaxmed.params import (
     Layout,
     count_rows,

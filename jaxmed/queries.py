@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from jaxmed.arrays import Floats
 from jaxmed.columns import Column, Grouped, Plan, cluster_labels, own_words, working_columns
-from jaxmed.moments import Floats
 from jaxmed.spec import System
 
 DIGITS = 1e-3  # a standard deviation below so much of the mean is computed again

@@ -15,9 +15,9 @@ from jax import Array, lax
 
 from jaxmed import derivatives, effects, generate, inference, newton, optimise
 from jaxmed._runtime import float64, jit_by_key
+from jaxmed.arrays import Floats
 from jaxmed.generate import Known, Population
 from jaxmed.likelihood import BLOCK, Data
-from jaxmed.moments import Floats
 from jaxmed.params import Layout, block_diagonal, precisions
 from jaxmed.shards import GPU_BLOCK
 

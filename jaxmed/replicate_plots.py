@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from jaxmed.drawing import ACCENT, DARK, GREY, LIGHT, bins, check_shown, density, legend, main_effect, make_axes, plain
+from jaxmed.cluster_slopes import density
+from jaxmed.drawing import ACCENT, DARK, GREY, LIGHT, bins, check_shown, legend, main_effect, make_axes, plain
 from jaxmed.errors import ConvergenceWarning, SpecError, Status
 from jaxmed.replicates import Replicates
 

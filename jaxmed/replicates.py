@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 
 from jaxmed import effects
+from jaxmed.arrays import Floats
 from jaxmed.batches import Refits, fitted, leave_one_out
 from jaxmed.counts import check_choice, check_path
 from jaxmed.effect_tables import Targets, positions, quantities
 from jaxmed.errors import ConvergenceWarning, DataError, FitError, Status
 from jaxmed.intervals import bias_corrected, check_level, draws_table, quantile_limits, studentized
 from jaxmed.ledger import all_files, check_equal, damaged, read_table, write_table
-from jaxmed.moments import Floats
 from jaxmed.params import make_scale
 from jaxmed.plain import check_form
 from jaxmed.result import plain_data

@@ -13,6 +13,7 @@ import pandas as pd
 
 from jaxmed import report_plots, report_text, tables
 from jaxmed._version import __version__
+from jaxmed.atomic_files import check_folder_of, write_atomically
 from jaxmed.counts import check_choice, check_path
 from jaxmed.describe import describe_moments
 from jaxmed.errors import ConvergenceWarning, FitError, SpecError
@@ -25,7 +26,6 @@ from jaxmed.replicates import KINDS, Replicates, check_fit
 from jaxmed.report_diagnostics import diagnostics
 from jaxmed.report_pieces import Content, code, matrix, number_table, paragraph_list, paragraphs, pictures
 from jaxmed.result import TestResult
-from jaxmed.store import check_folder_of, write_atomically
 from jaxmed.summary import SE_NOTES, legend
 
 MOST = 4  # pictures of replicates

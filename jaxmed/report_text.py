@@ -138,21 +138,19 @@ def levels_differ(found: Conflation | str) -> list[str]:
     """Whether the paths within and between clusters differ, in one sentence, and what to do; nothing without a test."""
     if isinstance(found, str) or np.isnan(found.test.p):
         return []
-    split = isinstance(found.fit.spec, Mediation)
+    spec = found.fit.spec
     test = f"χ²({found.test.df})\u00a0=\u00a0{found.test.statistic:.2f}, p\u00a0{_p(found.test.p)}"
     if found.test.p >= DIFFERENT:
         return [f"There is no sign that paths within and between clusters differ ({test})."]
-    own = (
-        "read the effects of each level by itself; where the slopes of a and b covary, coefficients between clusters "
-        "differ from those within for that reason, too"
-        if split and found.fit.spec.center == "cluster"
-        else "read the effects of each level by itself"
-    )
-    do = (
-        own
-        if split
-        else ("one path for both is a mixture of the two, so fit the model with center='cluster' and read its effects")
-    )
+    if not isinstance(spec, Mediation):  # the model with cluster means that was fitted for the test
+        do = "one path for both is a mixture of the two, so fit the model with center='cluster' and read its effects"
+    else:
+        do = "read the effects of each level by itself"
+        if spec.center == "cluster":
+            do += (
+                "; where the slopes of a and b covary, coefficients between clusters differ from those within for that "
+                "reason, too"
+            )
     return [f"Paths within and between clusters differ ({test}): {do}."]
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxmed.arrays import Floats, upper
 from jaxmed.columns import no_ids
 from jaxmed.design import Design, make_design, outcome_values
 from jaxmed.errors import DataError
 from jaxmed.frame import survey
 from jaxmed.mediation import compiled
-from jaxmed.moments import Floats, Moments, Pattern, upper
+from jaxmed.moments import Moments, Pattern
 from jaxmed.result import Estimates
 from jaxmed.spec import System
 

@@ -9,9 +9,10 @@ import pandas as pd
 from scipy.special import chdtrc, ndtri
 from scipy.stats import rankdata
 
+from jaxmed.arrays import Floats, symmetric
 from jaxmed.design import outcome_values
 from jaxmed.errors import FitError
-from jaxmed.moments import Floats, Moments, symmetric
+from jaxmed.moments import Moments
 from jaxmed.predict import predict_working
 from jaxmed.resample import read_rows
 from jaxmed.result import Estimates

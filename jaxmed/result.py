@@ -12,10 +12,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import chdtrc
 
+from jaxmed.arrays import Floats, root, symmetric
 from jaxmed.counts import check_choice, check_flag, one_or_more
 from jaxmed.errors import FitError, SpecError, Status
 from jaxmed.mediation import Facts, Mediation, Spec, compiled, from_dict
-from jaxmed.moments import INTAKE_FORM, Floats, Intake, intake_from_dict, later_fields, root, symmetric
+from jaxmed.moments import INTAKE_FORM, Intake, intake_from_dict, later_fields
 from jaxmed.plain import check_form, visible
 from jaxmed.spec import System
 from jaxmed.terms import INTERCEPT

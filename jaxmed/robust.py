@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from jaxmed.arrays import Floats
 from jaxmed.counts import check_choice
-from jaxmed.moments import Floats
 from jaxmed.result import Estimates
 from jaxmed.scores import Scores
 

@@ -20,6 +20,7 @@ from scipy.special import stdtr, stdtrit
 
 from jaxmed import effects
 from jaxmed._runtime import float64, jit_by_key
+from jaxmed.arrays import Floats
 from jaxmed.counts import check_choice
 from jaxmed.derivatives import evaluate
 from jaxmed.design import make_design
@@ -28,7 +29,7 @@ from jaxmed.errors import FitError
 from jaxmed.inference import covariances
 from jaxmed.intervals import check_level, normal_table
 from jaxmed.likelihood import Data, make_data
-from jaxmed.moments import Floats, Moments
+from jaxmed.moments import Moments
 from jaxmed.params import (
     Layout,
     count_rows,

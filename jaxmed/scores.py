@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from jaxmed import linalg
 from jaxmed._runtime import float64, jit_by_key
+from jaxmed.arrays import Floats
 from jaxmed.derivatives import placed
 from jaxmed.design import Design, make_design
 from jaxmed.errors import FitError
 from jaxmed.likelihood import Data, eliminate, embed, make_data, place, weighted_sum
-from jaxmed.moments import Floats, Moments
+from jaxmed.moments import Moments
 from jaxmed.params import (
     Layout,
     Scale,

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from jaxmed import terms
+from jaxmed.arrays import Floats, lower_root, packed_index, symmetric
 from jaxmed.design import Design
-from jaxmed.moments import Floats, packed_index, symmetric
-from jaxmed.params import Layout, lower_root
+from jaxmed.params import Layout
 from jaxmed.terms import INTERCEPT
 from jaxmed.totals import packed_products
 

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr, ndtr, stdtrit
 
 from jaxmed._runtime import float64, jit_by_key
+from jaxmed.arrays import Floats, lower_root
 from jaxmed.counts import check_count, check_flag
 from jaxmed.design import outcome_values
 from jaxmed.frame import read_moments
-from jaxmed.moments import Floats, Moments
-from jaxmed.params import lower_root
+from jaxmed.moments import Moments
 from jaxmed.population import Population, as_population
 from jaxmed.sizes import Size, check_size, draw_sizes
 from jaxmed.spec import System

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc, pdtr
 
+from jaxmed.arrays import Floats
 from jaxmed.errors import SpecError
-from jaxmed.moments import Floats
 
 Size: TypeAlias = int | list[int] | dict[str, Any]
 LARGEST = 10_000_000

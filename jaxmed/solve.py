@@ -10,13 +10,13 @@ from jax import Array
 
 from jaxmed import likelihood, optimise
 from jaxmed._runtime import float64, jit_by_key
+from jaxmed.arrays import Floats
 from jaxmed.design import Design
 from jaxmed.distributed import together
 from jaxmed.errors import Status
 from jaxmed.hosts import ALONE, Hosts
 from jaxmed.inference import Covariances, covariances
 from jaxmed.likelihood import Data
-from jaxmed.moments import Floats
 from jaxmed.optimise import Solution
 from jaxmed.params import Layout, count_rows
 from jaxmed.progress import progress

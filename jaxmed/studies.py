@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmed import effects
+from jaxmed.arrays import Floats, root
 from jaxmed.batches import Fitted, Refits, Refitter, fitted, given_rows, make_refitter, with_size
 from jaxmed.bootstrap import bootstrap
 from jaxmed.counts import one_or_more
@@ -24,7 +25,6 @@ from jaxmed.fit import Fit, fit
 from jaxmed.interval_tables import draw_all
 from jaxmed.intervals import critical_value, quantile_limits
 from jaxmed.mediation import Facts, Mediation, Spec
-from jaxmed.moments import Floats, root
 from jaxmed.params import make_scale, theta_of
 from jaxmed.population import Population
 from jaxmed.replicates import KINDS

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxmed.arrays import Floats, packed_index, upper
 from jaxmed.design import Design
-from jaxmed.moments import Floats, packed_index, upper
 from jaxmed.terms import INTERCEPT
 
 MOST = 1 << 53  # rows: the least of no clusters

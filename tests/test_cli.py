@@ -391,7 +391,7 @@ def test_closed_streams(data, tmp_path, closed):
 
 
 def test_a_full_disk_leaves_the_earlier_file(monkeypatch, tmp_path):
-    from jaxmed.store import write_atomically
+    from jaxmed.atomic_files import write_atomically
 
     target = tmp_path / "fit.json"
     target.write_text("earlier", encoding="utf-8")

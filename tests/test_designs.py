@@ -243,7 +243,10 @@ def test_centred_outcomes_with_split_mediators(tmp_path):
     fit = quietly(data, center="cluster", random=INTERCEPTS)
     assert "m~between(x)" not in fit.params.index
     assert not {"a_between", "contextual_a", "indirect_between"} & set(fit.effects().index)
-    assert any("it has no effects between clusters, and nothing has an effect between clusters on it" in note for note in fit.notes)
+    assert any(
+        "it has no effects between clusters, and nothing has an effect between clusters on it" in note
+        for note in fit.notes
+    )
     mixed = quietly(data, random=INTERCEPTS)
     (note,) = (note for note in mixed.notes if "is a mixture that is too small" in note)
     assert note.startswith("'x' differs between clusters, but 'm' does not: the slope on 'm'")
@@ -311,7 +314,9 @@ def test_pairs_give_the_paired_t():
     assert fit.intervals()["se"].equals(fit.effects()["se"])
     assert "cluster-robust" in fit.summary()
     assert fit.to_dict()["effects"]["robust"]["a"]["se"] == effects.loc["a", "se"]
-    with pytest.warns(jm.DesignWarning, match="replicates of the parametric bootstrap are not: .* use method='cluster'"):
+    with pytest.warns(
+        jm.DesignWarning, match="replicates of the parametric bootstrap are not: .* use method='cluster'"
+    ):
         jm.bootstrap(fit, 4, seed=1)
     assert len(jm.bootstrap(fit, 4, "cluster", seed=1)) == 4  # without a warning
 
@@ -337,7 +342,9 @@ def test_two_clusters_have_no_three_coefficients_between(center):
     data = jm.simulate(clusters=2, size=20, seed=1)
     if center is None:
         data["x"] = data.groupby("id")["x"].transform("mean")
-    with pytest.raises(jm.DataError, match=r"2 clusters cannot answer for 'between\(m\)' and '(between\()?x\)?' in the"):
+    with pytest.raises(
+        jm.DataError, match=r"2 clusters cannot answer for 'between\(m\)' and '(between\()?x\)?' in the"
+    ):
         quietly(data, center=center, random=INTERCEPTS)
 
 

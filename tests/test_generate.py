@@ -13,12 +13,12 @@ from scipy.optimize import root as solve
 
 import jaxmed as jm
 from jaxmed import generate, resample
+from jaxmed.arrays import packed_index
 from jaxmed.batches import Fitted, _population, _variances, fitted, given_rows, make_refitter
 from jaxmed.design import make_design
 from jaxmed.frame import read_moments, survey
 from jaxmed.intervals import quantile, quantile_error
 from jaxmed.mediation import compiled
-from jaxmed.moments import packed_index
 from jaxmed.params import make_layout, make_scale
 from jaxmed.refit import seed_key
 from jaxmed.replicates import make_origin, make_table

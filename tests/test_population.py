@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 import jaxmed as jm
-from jaxmed.params import lower_root
+from jaxmed.arrays import lower_root
 from jaxmed.population import as_population
 from jaxmed.simulate import draw, shaped
 from jaxmed.sizes import check_size, draw_sizes, size_text
