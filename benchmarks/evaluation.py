@@ -20,10 +20,10 @@ import jax
 import numpy as np
 
 import jaxmed as jm
-from jaxmed import derivatives, likelihood, shards
-from jaxmed.design import make_design
-from jaxmed.params import count_rows, make_layout, root_and_precision
-from jaxmed.totals import add_up
+from jaxmed._data.design import make_design
+from jaxmed._data.totals import add_up
+from jaxmed._likelihood import derivatives, likelihood, shards
+from jaxmed._likelihood.layout import count_rows, make_layout, root_and_precision
 
 
 def median(action: Callable[[], object], repeats: int = 9) -> float:

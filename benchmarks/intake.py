@@ -29,7 +29,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 import jaxmed as jm
-from jaxmed.frame import read
+from jaxmed._data.reader import read
 
 SYSTEM = jm.Mediation(x="x", m="m", y="y", cluster="id").system()
 NAMES = SYSTEM.columns

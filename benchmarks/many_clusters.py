@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import jaxmed as jm
-from jaxmed.moments import Moments
+from jaxmed._data.moments import Moments
 
 MILLION = 1_000_000
 

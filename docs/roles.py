@@ -9,19 +9,16 @@ import griffe
 
 import jaxmed
 
+INTERNAL = re.compile(r"^_\w+\.\w+\.")  # a package and a module of jaxmed
 ROLE = re.compile(r":(?:attr|class|data|func|meth|mod):`([^`]+)`")
-# Functions that share their name with the module they are in; griffe finds the module under the short name.
-OWN_MODULE = ("bootstrap", "compare", "describe", "fit", "power", "simulate")
 METHODS = ("Fit", "Replicates", "Power", "Population", "System")
 
 
 def _target(name: str) -> str | None:
     """Where the reference describes an object, or None."""
-    path = name.removeprefix("jaxmed.").removeprefix("result.").removeprefix("errors.").removeprefix("fit.")
+    path = INTERNAL.sub("", name.removeprefix("jaxmed."))
     if path == "Estimates":
-        return "jaxmed.result.Estimates"
-    if path in OWN_MODULE:
-        return f"jaxmed.{path}.{path}"
+        return "jaxmed._inference.estimates.Estimates"
     head, _, member = path.partition(".")
     known = head in jaxmed.__all__ and (not member or (head in METHODS and not member.startswith(("_", "to_"))))
     return f"jaxmed.{path}" if known else None

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 from jaxmed import datasets, plots
+from jaxmed._data.description import Description, describe, stack
+from jaxmed._data.moments_file import load_moments, save_moments
+from jaxmed._data.reader import read_moments
+from jaxmed._model.mediation import Mediation
+from jaxmed._model.system import Equation, System
+from jaxmed._report.document import report
+from jaxmed._results.comparison import compare
+from jaxmed._results.fitting import Fit, fit, load
+from jaxmed._results.local_optima import optima
+from jaxmed._results.moderation import johnson_neyman
+from jaxmed._results.within_between import Conflation, conflation
+from jaxmed._simulation.bootstrapping import bootstrap
+from jaxmed._simulation.population import Population
+from jaxmed._simulation.power_result import Power, load_power
+from jaxmed._simulation.power_study import power
+from jaxmed._simulation.replicates import Replicates, load_replicates
+from jaxmed._simulation.simulation import simulate
+from jaxmed._support.errors import (
+    ConvergenceWarning,
+    DataError,
+    DesignWarning,
+    FitError,
+    JaxmedError,
+    SpecError,
+    Status,
+)
 from jaxmed._version import __version__
-from jaxmed.bootstrap import bootstrap
-from jaxmed.compare import compare
-from jaxmed.conflation import Conflation, conflation
-from jaxmed.describe import Description, describe, stack
-from jaxmed.errors import ConvergenceWarning, DataError, DesignWarning, FitError, JaxmedError, SpecError, Status
-from jaxmed.fit import Fit, fit, load
-from jaxmed.frame import read_moments
-from jaxmed.mediation import Mediation
-from jaxmed.moderation import johnson_neyman
-from jaxmed.optima import optima
-from jaxmed.population import Population
-from jaxmed.power import power
-from jaxmed.power_tables import Power, load_power
-from jaxmed.replicates import Replicates, load_replicates
-from jaxmed.report import report
-from jaxmed.simulate import simulate
-from jaxmed.spec import Equation, System
-from jaxmed.store import load_moments, save_moments
 
 __all__ = [
     "Conflation",

@@ -1,5 +1,5 @@
 """``python -m jaxmed``."""
 
-from jaxmed.cli import main
+from jaxmed._cli.app import main
 
 main()

@@ -83,16 +83,16 @@ def extended() -> pd.DataFrame:
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run the program in this process: exit code, stdout, stderr."""
-    from jaxmed import cli
+    from jaxmed._cli import app
 
     # It points JAX at its cache folder and moves stderr, which would outlive the test in this process.
-    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
-    monkeypatch.setattr(cli, "drop_loader_noise", lambda: None)
+    monkeypatch.setattr(app, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(app, "drop_loader_noise", lambda: None)
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["jaxmed", *map(str, arguments)])
         with pytest.raises(SystemExit) as stopped:
-            cli.main()
+            app.main()
         out, err = capsys.readouterr()
         return stopped.value.code or 0, out, err
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxmed.spec import System
+from jaxmed._model.system import System
 
 
 class Cluster(NamedTuple):

@@ -18,18 +18,19 @@ import pytest
 from conftest import FOUR_DEVICES
 
 import jaxmed as jm
-from jaxmed import generate, likelihood, optimise, resample
-from jaxmed.batches import Refitter, _population, fitted, given_rows
-from jaxmed.design import make_design
-from jaxmed.ledger import read_table, write_table
-from jaxmed.params import count_rows, make_scale
-from jaxmed.refit import seed_key
-from jaxmed.replicates import make_origin, read_replicates, without_each_cluster
-from jaxmed.solve import solve_from
-from jaxmed.totals import add_up
+from jaxmed._data.design import make_design
+from jaxmed._data.totals import add_up
+from jaxmed._likelihood import likelihood, optimise
+from jaxmed._likelihood.layout import count_rows, make_scale
+from jaxmed._refit import sample_moments, sample_rows
+from jaxmed._refit.pool import Refitter, _population, fitted, given_rows
+from jaxmed._refit.program import seed_key
+from jaxmed._results.optimization import solve_from
+from jaxmed._simulation.replicates import make_origin, read_replicates, without_each_cluster
+from jaxmed._support.checkpoints import read_table, write_table
 
-module = importlib.import_module("jaxmed.ledger")
-bootstrapping = importlib.import_module("jaxmed.bootstrap")
+module = importlib.import_module("jaxmed._support.checkpoints")
+bootstrapping = importlib.import_module("jaxmed._simulation.bootstrapping")
 
 SMALL = jm.Mediation("x", "m", "y", "id", random={"m": ["1"], "y": ["1"]})
 REFIT = 2e-6  # standard errors: a refit stops at a Newton decrement of 1e-12, sqrt(2e-12) = 1.4e-6 from the optimum
@@ -111,7 +112,7 @@ def test_a_parametric_replicate_is_the_optimum_of_its_table(fit, whole):
     """The table as it is drawn outside the program, solved as a fit is: L-BFGS from a rough start, then Newton."""
     _, targets = make_origin(fit, "parametric", 3, 96, None)
     base = fitted(fit, fit.moments, targets)
-    plan, known = generate.make_plan(base.design, fit.moments)
+    plan, known = sample_moments.make_plan(base.design, fit.moments)
     scale = make_scale(base.design, base.layout, fit.intake.used)
     people = _population(base)
     counts = np.asarray(count_rows(base.layout, fit.system, base.totals))
@@ -120,7 +121,7 @@ def test_a_parametric_replicate_is_the_optimum_of_its_table(fit, whole):
     for number in (0, 50):
         with jax.enable_x64(True), jax.threefry_partitionable(True):
             key = jax.random.fold_in(jax.random.wrap_key_data(seed_key(3), impl="threefry2x32"), np.uint32(number))
-            draw = jax.jit(generate.draw, static_argnums=(0, 1))
+            draw = jax.jit(sample_moments.draw, static_argnums=(0, 1))
             table = np.asarray(draw(base.layout, plan, known, people, key))
         data = likelihood.make_data(table, counts)
         solution, found = solve_from(base.layout, data, start, 100, optimise.WARM_UP)
@@ -194,8 +195,8 @@ def test_methods_with_rows_go_by_seed_and_number(fit, data, method):
 CHILD = """
 import importlib, sys, time
 import jaxmed as jm
-module = importlib.import_module("jaxmed.ledger")
-bootstrapping = importlib.import_module("jaxmed.bootstrap")
+module = importlib.import_module("jaxmed._support.checkpoints")
+bootstrapping = importlib.import_module("jaxmed._simulation.bootstrapping")
 module.EVERY = 0.0
 write = module.write_table
 def slowly(*args):
@@ -393,9 +394,9 @@ def test_m_kept_fixed_is_another_bootstrap(bpg2006, worked):
 
 def test_reflated_effects_and_residuals(fit, data):
     """Covariance exactly G, variances exactly those of the model, mean zero: 1e-10 relative."""
-    rows = resample.read_rows(data, fit, fit.moments)
+    rows = sample_rows.read_rows(data, fit, fit.moments)
     predicted = fit.ranef().reindex(fit.moments.clusters)[list(fit.system.random_labels)].to_numpy().T
-    pool = resample.reflated(rows, fit, predicted)
+    pool = sample_rows.reflated(rows, fit, predicted)
     np.testing.assert_allclose(pool.effects.mean(axis=1), 0, atol=1e-12)
     np.testing.assert_allclose(np.cov(pool.effects, ddof=0), fit.random_cov, rtol=1e-10)
     for group, own in pool.errors:
@@ -429,8 +430,8 @@ def test_two_stage_replicates(fit, data):
 
 
 def test_two_stages_draw_clusters_and_rows_within_them(fit, data):
-    rows = resample.read_rows(data, fit, fit.moments)
-    columns, cluster = resample.two_stage(rows, resample.generator(1, 0))
+    rows = sample_rows.read_rows(data, fit, fit.moments)
+    columns, cluster = sample_rows.two_stage(rows, sample_rows.generator(1, 0))
     sizes = np.bincount(rows.cluster)
     seen = set()
     for k in np.unique(cluster):
@@ -441,7 +442,7 @@ def test_two_stages_draw_clusters_and_rows_within_them(fit, data):
         seen |= source
     assert len(np.unique(cluster)) == len(sizes)
     assert len(seen) < len(sizes)  # some twice
-    again = resample.design_of(rows, rows.columns, rows.cluster, make_design(fit.system, fit.moments))
+    again = sample_rows.design_of(rows, rows.columns, rows.cluster, make_design(fit.system, fit.moments))
     origin, targets = make_origin(fit, "two_stage", 1, 1, None)
     assert origin.method == "two_stage"
     base = fitted(fit, fit.moments, targets)

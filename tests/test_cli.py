@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import jaxmed as jm
-from jaxmed import cli
+from jaxmed._cli import app
 
 COLUMNS = ["--x", "x", "--m", "m", "--y", "y", "--cluster", "id"]
 MODEL = jm.Mediation(x="x", m="m", y="y", cluster="id")
@@ -24,8 +24,8 @@ PLAIN = jm.Mediation(x="x", m="m", y="y", cluster="id", random="none")
 @pytest.fixture(autouse=True)
 def _own_settings(monkeypatch):
     """The program points JAX at its cache folder and moves stderr, which would outlive these tests in this process."""
-    monkeypatch.setattr(cli, "use_compilation_cache", lambda: None)
-    monkeypatch.setattr(cli, "drop_loader_noise", lambda: None)
+    monkeypatch.setattr(app, "use_compilation_cache", lambda: None)
+    monkeypatch.setattr(app, "drop_loader_noise", lambda: None)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_the_model_asked_for(run, data, monkeypatch, options, random, covariance
         asked.append((spec, others))
         raise jm.FitError("enough")
 
-    monkeypatch.setattr(cli, "fit_model", stop)
+    monkeypatch.setattr(app, "fit_model", stop)
     chosen = ["--covariance", covariance] if covariance else []
     failed(run("fit", data, *COLUMNS, *options, *chosen, "--ml", "--max-iter", "7"), 1, "enough")
     expected = jm.Mediation("x", "m", "y", "id", random=random, covariance=covariance or "unstructured")
@@ -162,7 +162,7 @@ def test_the_model_asked_for(run, data, monkeypatch, options, random, covariance
 
 
 def test_column_names_with_an_equals_sign(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "fit_model", lambda data, spec, **others: pytest.fail(str(spec.random)))
+    monkeypatch.setattr(app, "fit_model", lambda data, spec, **others: pytest.fail(str(spec.random)))
     arguments = ["--x", "x", "--m", "m=2", "--y", "y", "--cluster", "id", "--random", "m=2=1,x"]
     with pytest.raises(pytest.fail.Exception, match=r"'m=2', \('1', 'x'\)"):
         run("fit", "rows.csv", *arguments)
@@ -190,19 +190,19 @@ def test_names_outside_ascii(run, tmp_path):
 
 
 def test_version():
-    result = CliRunner().invoke(cli.app, ["--version"])
+    result = CliRunner().invoke(app.app, ["--version"])
     assert (result.exit_code, result.stdout) == (0, f"jaxmed {jm.__version__}\n")
 
 
 @pytest.mark.parametrize("command", [[], ["demo"], ["fit"], ["describe"], ["stack"]])
 def test_help(command):
-    result = CliRunner().invoke(cli.app, [*command, "--help"])
+    result = CliRunner().invoke(app.app, [*command, "--help"])
     assert result.exit_code == 0
     assert "Usage" in result.stdout
 
 
 def test_help_of_fit_names_every_option():
-    out = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(cli.app, ["fit", "--help"]).stdout
+    out = CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(app.app, ["fit", "--help"]).stdout
     for option in ("x", "m", "y", "cluster", "ml", "se", "level", "random", "covariance", "json", "save", "max-iter"):
         assert f"--{option} " in out, option
 
@@ -252,8 +252,8 @@ def test_bad_input_is_code_2(run, data, options, message):
 )
 def test_what_cannot_be_written_is_known_before_the_work(run, data, tmp_path, monkeypatch, arguments, where, why):
     (tmp_path / "rows.csv").touch()
-    for worker in ("cli._fit", "cli._data", "cli_studies.power", "cli_studies.simulate", "cli.load_replicates"):
-        monkeypatch.setattr(f"jaxmed.{worker}", lambda *_, **__: pytest.fail("worked"))
+    for worker in ("app._fit", "app._data", "studies.power", "studies.simulate", "app.load_replicates"):
+        monkeypatch.setattr(f"jaxmed._cli.{worker}", lambda *_, **__: pytest.fail("worked"))
     result = run(*(data if word == "DATA" else word for word in arguments), tmp_path / where)
     failed(result, 1, f"could not be written: {why}")
 
@@ -331,7 +331,7 @@ def test_interruption_is_code_130(run, data, monkeypatch):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "describe_data", interrupt)
+    monkeypatch.setattr(app, "describe_data", interrupt)
     code, out, err = run("describe", data, *COLUMNS)
     assert code == 130
     assert out == ""
@@ -391,7 +391,7 @@ def test_closed_streams(data, tmp_path, closed):
 
 
 def test_a_full_disk_leaves_the_earlier_file(monkeypatch, tmp_path):
-    from jaxmed.atomic_files import write_atomically
+    from jaxmed._support.atomic_files import write_atomically
 
     target = tmp_path / "fit.json"
     target.write_text("earlier", encoding="utf-8")

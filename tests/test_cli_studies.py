@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 import jaxmed as jm
-from jaxmed.cli import app
+from jaxmed._cli.app import app
 
 JOB = """
 [population]

@@ -11,7 +11,7 @@ import pytest
 from conftest import REFERENCE
 
 import jaxmed as jm
-from jaxmed.conflation import _apart
+from jaxmed._results.within_between import _apart
 
 SMALL = jm.Mediation("x", "m", "y", "id", random={"m": ["1", "x"], "y": ["1"]}, covariance=[["m~1", "m~x"], ["y~1"]])
 

@@ -257,7 +257,7 @@ def test_the_example_is_a_draw_that_anyone_can_repeat(example, monkeypatch):
     root = np.zeros((5, 5))
     root[[4, 2, 0], [0, 3, 4]] = np.sqrt([0.04, 0.4, 0.6]) * [1, -1, 1]
     root[[1, 3], 1:3] = np.array([[-1, -1], [1, -1]]) * np.sqrt([0.047, 0.273]) / np.sqrt(2)
-    simulation = importlib.import_module("jaxmed.simulate")
+    simulation = importlib.import_module("jaxmed._simulation.simulation")
     drawn = simulation.lower_root
     assert root @ root.T == pytest.approx(drawn(root @ root.T) @ drawn(root @ root.T).T)
     monkeypatch.setattr(simulation, "lower_root", lambda matrix: root if len(matrix) == 5 else drawn(matrix))

@@ -19,8 +19,8 @@ from scipy.special import expit, logit
 from scipy.stats import multivariate_normal, norm
 
 import jaxmed as jm
-from jaxmed.effects import expected_product
-from jaxmed.mediation import Facts
+from jaxmed._inference.effects import expected_product
+from jaxmed._model.mediation import Facts
 
 ROLES = {"x": "x", "m": "m", "y": "y", "cluster": "id"}
 TWO = ROLES | {"m": ["m1", "m2"]}

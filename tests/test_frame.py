@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxmed as jm
-from jaxmed.design import make_design
-from jaxmed.frame import read
-from jaxmed.totals import add_up
+from jaxmed._data.design import make_design
+from jaxmed._data.reader import read
+from jaxmed._data.totals import add_up
 
 SYSTEM = jm.Mediation(x="x", m="m", y="y", cluster="id").system()
 NAMES = ("x", "m", "y")

@@ -12,18 +12,18 @@ import pytest
 from scipy.optimize import root as solve
 
 import jaxmed as jm
-from jaxmed import generate, resample
-from jaxmed.arrays import packed_index
-from jaxmed.batches import Fitted, _population, _variances, fitted, given_rows, make_refitter
-from jaxmed.design import make_design
-from jaxmed.frame import read_moments, survey
-from jaxmed.intervals import quantile, quantile_error
-from jaxmed.mediation import compiled
-from jaxmed.params import make_layout, make_scale
-from jaxmed.refit import seed_key
-from jaxmed.replicates import make_origin, make_table
-from jaxmed.result import Working
-from jaxmed.totals import add_up
+from jaxmed._data.design import make_design
+from jaxmed._data.reader import read_moments, survey
+from jaxmed._data.totals import add_up
+from jaxmed._inference.estimates import Working
+from jaxmed._inference.limits import quantile, quantile_error
+from jaxmed._likelihood.layout import make_layout, make_scale
+from jaxmed._model.mediation import compiled
+from jaxmed._refit import sample_moments, sample_rows
+from jaxmed._refit.pool import Fitted, _population, _variances, fitted, given_rows, make_refitter
+from jaxmed._refit.program import seed_key
+from jaxmed._simulation.replicates import make_origin, make_table
+from jaxmed._support.arrays import packed_index
 
 SIZES = (1, 1, 2, 2, 3, 3, 8, 8)  # of every second kind of cluster x is constant
 KINDS = len(SIZES)
@@ -41,7 +41,7 @@ def test_gram_root():
             x, w = rng.normal(size=n) + 3, np.full(n, rng.normal())
             rows.append(np.column_stack([np.ones(n), np.full(n, 1.7) if constant else x, w, x**2, 2 * x - 1]))
     products = np.stack([own.T @ own for own in rows], axis=2)
-    root, rank = generate.gram_root(products, np.array([len(own) for own in rows], dtype=float))
+    root, rank = sample_moments.gram_root(products, np.array([len(own) for own in rows], dtype=float))
     assert rank.tolist() == [np.linalg.matrix_rank(own) if len(own) else 0 for own in rows]
     np.testing.assert_allclose(np.einsum("laj,lbj->abj", root, root), products, rtol=0, atol=1e-12 * products.max())
     for j, r in enumerate(rank.astype(int)):
@@ -59,7 +59,7 @@ def test_chi_squared(most):
     degrees = np.unique(np.linspace(1, most, min(most, 20)).astype(int)).astype(float)
     n = 40_000
     with jax.enable_x64(True):
-        found = np.asarray(generate.chi_squared(jax.random.key(most), np.tile(degrees, (n, 1)), most))
+        found = np.asarray(sample_moments.chi_squared(jax.random.key(most), np.tile(degrees, (n, 1)), most))
     m2 = 2 * degrees
     m3 = 8 * degrees
     m4 = 12 * degrees**2 + 48 * degrees
@@ -117,7 +117,7 @@ def frame(copies: int) -> pd.DataFrame:
     return data
 
 
-def population(name: str, copies: int) -> tuple[Fitted, resample.Rows]:
+def population(name: str, copies: int) -> tuple[Fitted, sample_rows.Rows]:
     """A model with parameters as they come, in the place of a fit, and its rows."""
     data, spec = frame(copies), MODELS[name]
     moments = read_moments(data, spec)
@@ -165,7 +165,7 @@ def population(name: str, copies: int) -> tuple[Fitted, resample.Rows]:
         intake=SimpleNamespace(used=used),
     )
     base = Fitted(found, moments, design, layout, totals, None)
-    return base, resample.read_rows(data, found, moments)
+    return base, sample_rows.read_rows(data, found, moments)
 
 
 def _spread(layout, variances):
@@ -178,18 +178,18 @@ def _spread(layout, variances):
 
 def moment_draws(base: Fitted, count: int) -> np.ndarray:
     """Tables drawn as cross-products, shape (count, rows, J)."""
-    plan, known = generate.make_plan(base.design, base.moments)
+    plan, known = sample_moments.make_plan(base.design, base.moments)
     people = _population(base)
     with jax.enable_x64(True):
-        draw = jax.jit(generate.draw, static_argnums=(0, 1))
+        draw = jax.jit(sample_moments.draw, static_argnums=(0, 1))
         keys = [jax.random.fold_in(jax.random.wrap_key_data(seed_key(7)), k) for k in range(count)]
         return np.stack([np.asarray(draw(base.layout, plan, known, people, key)) for key in keys])
 
 
-def row_draws(base: Fitted, rows: resample.Rows, count: int) -> np.ndarray:
+def row_draws(base: Fitted, rows: sample_rows.Rows, count: int) -> np.ndarray:
     """Tables of data drawn row by row, shape (count, rows, J)."""
-    drawn = (resample.drawn(rows, base.found, resample.generator(8, k)) for k in range(count))
-    return np.stack([resample.design_of(rows, columns, rows.cluster, base.design).table for columns in drawn])
+    drawn = (sample_rows.drawn(rows, base.found, sample_rows.generator(8, k)) for k in range(count))
+    return np.stack([sample_rows.design_of(rows, columns, rows.cluster, base.design).table for columns in drawn])
 
 
 def by_kind(tables: np.ndarray, copies: int) -> np.ndarray:
@@ -230,7 +230,7 @@ def test_a_draw_is_a_table_of_cross_products(name):
     1e-9 of the trace for eigenvalues that are zero.
     """
     base, _ = population(name, 2)
-    plan, _ = generate.make_plan(base.design, base.moments)
+    plan, _ = sample_moments.make_plan(base.design, base.moments)
     table = moment_draws(base, 1)[0]
     first = 0
     for block, own in zip(base.design.blocks, plan.blocks, strict=True):
@@ -258,8 +258,8 @@ def test_a_row_level_product_with_the_mediator_needs_rows():
         "x", "m", "y", "id", random={"m": ["1"], "y": ["1"]}, moderators={"v": ["b"]}, covariates={"y": ["v"]}
     )
     fit = jm.fit(data, spec)
-    with pytest.raises(generate.RowsNeededError, match=r"'m:v'"):
-        generate.make_plan(make_design(fit.system, fit.moments), fit.moments)
+    with pytest.raises(sample_moments.RowsNeededError, match=r"'m:v'"):
+        sample_moments.make_plan(make_design(fit.system, fit.moments), fit.moments)
     with pytest.raises(jm.FitError, match=r"because of the term 'm:v'; pass the data too: .*data=data"):
         jm.bootstrap(fit, 8, seed=1)
     found = jm.bootstrap(fit, 200, seed=1, data=data)
@@ -297,17 +297,17 @@ def test_refits_of_moment_draws_and_row_draws(name):
     """
     n = 20_000
     base, rows = population(name, 30)
-    data = pd.DataFrame(resample.drawn(rows, base.found, resample.generator(3, 1))).assign(id=rows.cluster)
+    data = pd.DataFrame(sample_rows.drawn(rows, base.found, sample_rows.generator(3, 1))).assign(id=rows.cluster)
     fit = jm.fit(data, MODELS[name])
     assert not fit.singular
     drawn = jm.bootstrap(fit, n, seed=21)
-    rows = resample.read_rows(data, fit, fit.moments)
+    rows = sample_rows.read_rows(data, fit, fit.moments)
     origin, targets = make_origin(fit, "parametric", 22, n, None)
     start = fitted(fit, fit.moments, targets)
 
     def make(number: int):
-        columns = resample.drawn(rows, fit, resample.generator(22, number))
-        return given_rows(start, resample.design_of(rows, columns, rows.cluster, start.design))
+        columns = sample_rows.drawn(rows, fit, sample_rows.generator(22, number))
+        return given_rows(start, sample_rows.design_of(rows, columns, rows.cluster, start.design))
 
     refitter = replace(make_refitter(start, "given", 22), make=make)
     table = make_table(refitter.run(range(n)), origin)

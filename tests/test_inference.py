@@ -13,11 +13,13 @@ from conftest import REFERENCE
 from scipy.stats import chi2, norm
 
 import jaxmed as jm
-from jaxmed import effects, inference, store
-from jaxmed.intervals import critical_value, limits_on_scale, normal_table
-from jaxmed.mediation import Facts
-from jaxmed.params import Layout
-from jaxmed.result import delta
+from jaxmed._data import moments_file
+from jaxmed._inference import covariance as inference
+from jaxmed._inference import effects
+from jaxmed._inference.estimates import delta
+from jaxmed._inference.limits import critical_value, limits_on_scale, normal_table
+from jaxmed._likelihood.layout import Layout
+from jaxmed._model.mediation import Facts
 
 FULL = jm.Mediation("x", "m", "y", "id")
 
@@ -705,7 +707,7 @@ def test_files_of_flat_fits_are_checked_and_old_ones_show_less(tmp_path):
     plain = fit.to_dict()
 
     def changed(estimable):
-        store.write(tmp_path / "fit.jaxmed", plain | {"estimable": estimable}, fit.moments)
+        moments_file.write(tmp_path / "fit.jaxmed", plain | {"estimable": estimable}, fit.moments)
         return tmp_path / "fit.jaxmed"
 
     old = jm.load(changed(None))

@@ -9,7 +9,7 @@ import pytest
 from conftest import REFERENCE
 
 import jaxmed as jm
-from jaxmed.influence import cook, one_step
+from jaxmed._results.influence import cook, one_step
 
 SMALL = jm.Mediation("x", "m", "y", "id", random={"m": ["1", "x"], "y": ["1", "m"]})
 

@@ -17,7 +17,7 @@ import pytest
 from pyarrow import feather
 
 import jaxmed as jm
-from jaxmed.counts import check_path
+from jaxmed._support.validation import check_path
 
 ROLES = {"x": "x", "m": "m", "y": "y", "cluster": "id"}
 MODEL = jm.Mediation(**ROLES)
@@ -531,7 +531,7 @@ def test_se(plain_fit, method, se):
 
 def test_moments_read_for_another_model():
     """A shifted x changes a model whose random effects may not covary: the same answer, or an error."""
-    from jaxmed.frame import read
+    from jaxmed._data.reader import read
 
     data = jm.simulate(clusters=60, size=6, seed=1).assign(x=lambda d: d["x"] + 5)
     free, diagonal = (

@@ -21,10 +21,12 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 import jaxmed as jm
-from jaxmed import chunks, files, frame, ids
-from jaxmed.frame import read
-from jaxmed.progress import progress
-from jaxmed.queries import Query
+from jaxmed._data import chunked, files
+from jaxmed._data import cluster_ids as ids
+from jaxmed._data import reader as frame
+from jaxmed._data.lazy import Query
+from jaxmed._data.reader import read
+from jaxmed._support.progress import progress
 
 PLAIN = jm.Mediation(x="x", m="m", y="y", cluster="id")
 
@@ -61,8 +63,8 @@ def tiny(monkeypatch):
     def shrink(rows=7):
         monkeypatch.setattr(files, "ROWS", rows)
         monkeypatch.setattr(files, "BLOCK", 60 * rows)
-        monkeypatch.setattr(chunks, "ROWS", rows)
-        monkeypatch.setattr(chunks, "BLOCK", 4)
+        monkeypatch.setattr(chunked, "ROWS", rows)
+        monkeypatch.setattr(chunked, "BLOCK", 4)
         monkeypatch.setattr(ids, "WAITING", 5)
 
     return shrink
@@ -146,7 +148,7 @@ def test_chunks_of_any_data(seed, missing, size):
     rows = make_rows(seed, missing=missing)
     expected = read(rows, WIDE)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunks, "ROWS", size)
+        patch.setattr(chunked, "ROWS", size)
         patch.setattr(ids, "WAITING", size)
         same(read(rows, WIDE), expected)
 
@@ -497,7 +499,7 @@ def test_categories_beside_missing_numbers_in_many_parts(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("make", [str, int, lambda k: datetime.date(2020, 1, 1) + datetime.timedelta(int(k))])
 def test_a_part_whose_ids_are_all_missing(monkeypatch, make):
-    monkeypatch.setattr(chunks, "ROWS", 50)
+    monkeypatch.setattr(chunked, "ROWS", 50)
     data = jm.simulate(clusters=40, size=5, seed=1)
     whole = data.iloc[:150]
     ids = pd.Series([make(k) for k in data["id"]], dtype=object)
@@ -512,7 +514,7 @@ def test_a_part_whose_ids_are_all_missing(monkeypatch, make):
 
 @pytest.mark.parametrize("rows", [20, 1000])
 def test_ids_of_several_types_are_named(monkeypatch, rows):
-    monkeypatch.setattr(chunks, "ROWS", rows)
+    monkeypatch.setattr(chunked, "ROWS", rows)
     data = jm.simulate(clusters=20, size=5, seed=1)
     mixed = data.assign(id=pd.Series([str(k) if k < 11 else k for k in data["id"]], dtype=object))
     with pytest.raises(jm.DataError, match=r"the cluster column 'id' mixes types \(int\d*, str\)"):

@@ -17,12 +17,12 @@ import pytest
 from conftest import REFERENCE
 
 import jaxmed as jm
-from jaxmed import likelihood, newton, optimise
-from jaxmed.design import make_design
-from jaxmed.errors import Status
-from jaxmed.params import Layout, count_rows, make_layout
-from jaxmed.solve import solve_from
-from jaxmed.totals import add_up
+from jaxmed._data.design import make_design
+from jaxmed._data.totals import add_up
+from jaxmed._likelihood import likelihood, newton, optimise
+from jaxmed._likelihood.layout import Layout, count_rows, make_layout
+from jaxmed._results.optimization import solve_from
+from jaxmed._support.errors import Status
 
 MODEL = jm.Mediation("x", "m", "y", "id")
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 import jaxmed as jm
-from jaxmed import jobs
+from jaxmed._cli import jobs
 
 ROLES = {"x": "support", "m": "motivation", "y": "achievement", "cluster": "school"}
 PLAIN = [word for role, name in ROLES.items() for word in (f"--{role}", name)]

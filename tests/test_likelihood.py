@@ -15,9 +15,13 @@ import pytest
 from scipy.linalg import null_space
 from scipy.stats import multivariate_normal
 
-from jaxmed import Equation, Mediation, System, derivatives, frame, likelihood, linalg, params, predict, totals
-from jaxmed.design import make_design
-from jaxmed.likelihood import BLOCK
+from jaxmed import Equation, Mediation, System
+from jaxmed._data import reader, totals
+from jaxmed._data.design import make_design
+from jaxmed._inference import random_effects
+from jaxmed._likelihood import derivatives, likelihood, linalg
+from jaxmed._likelihood import layout as params
+from jaxmed._likelihood.likelihood import BLOCK
 
 CHAIN = Mediation("x", "m", "y", "id").system()  # m ~ 1 + x, y ~ 1 + m + x
 SLOPES = [Equation("m", ["1", "x"], ["1", "x"]), Equation("y", ["1", "m", "x"], ["1", "m"])]
@@ -204,7 +208,7 @@ class Case:
 
     @cached_property
     def moments(self):
-        return frame.read(self.data, self.system)
+        return reader.read(self.data, self.system)
 
     @cached_property
     def design(self):
@@ -467,7 +471,7 @@ def test_blocks_equal_the_one_block_definition(many):
 def test_predictions_in_blocks_keep_the_order_of_clusters(many):
     g, sigma = many.split(many.core)
     beta = many.evaluation.beta
-    found = many.run(lambda layout, root, tau, data: predict.posterior(layout, root, tau, beta, data))
+    found = many.run(lambda layout, root, tau, data: random_effects.posterior(layout, root, tau, beta, data))
     present = np.isin(many.moments.clusters, [c.label for c in many.working])
     expected = dense.blups(many.working, g, sigma, beta)
     assert_close(found.effects[:, : many.moments.n_clusters][:, present].T, expected, 1e-10)

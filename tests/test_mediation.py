@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 import jaxmed as jm
-from jaxmed.mediation import Facts, from_dict
-from jaxmed.terms import factors
+from jaxmed._model.mediation import Facts, from_dict
+from jaxmed._model.terms import factors
 
 ROLES = {"x": "x", "m": "m", "y": "y", "cluster": "id"}
 TWO = ROLES | {"m": ["m1", "m2"]}

@@ -12,9 +12,11 @@ import pyarrow as pa
 import pytest
 
 import jaxmed as jm
-from jaxmed import chunks, files, ids, oddities
-from jaxmed.frame import read
-from jaxmed.moments import Intake, intake_from_dict, later_fields
+from jaxmed._data import chunked, files
+from jaxmed._data import cluster_ids as ids
+from jaxmed._data import remarks as oddities
+from jaxmed._data.moments import Intake, intake_from_dict, later_fields
+from jaxmed._data.reader import read
 
 ROLES = {"x": "x", "m": "m", "y": "y", "cluster": "id"}
 MODEL = jm.Mediation(**ROLES)
@@ -64,8 +66,8 @@ def tiny(monkeypatch):
     """A few rows at a time, and few clusters that wait to be added up."""
     monkeypatch.setattr(files, "ROWS", 7)
     monkeypatch.setattr(files, "BLOCK", 500)
-    monkeypatch.setattr(chunks, "ROWS", 7)
-    monkeypatch.setattr(chunks, "BLOCK", 4)
+    monkeypatch.setattr(chunked, "ROWS", 7)
+    monkeypatch.setattr(chunked, "BLOCK", 4)
     monkeypatch.setattr(ids, "WAITING", 5)
 
 
@@ -350,7 +352,7 @@ def test_intakes_of_earlier_versions_are_read(tmp_path):
 
 
 def test_a_fit_of_an_earlier_version_is_read(tmp_path):
-    from jaxmed.result import fields_from_dict
+    from jaxmed._inference.estimates import fields_from_dict
 
     plain = json.loads(jm.fit(make_rows(), MODEL).to_json())
     expected = fields_from_dict(plain)["intake"]

@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 
 import jaxmed as jm
-from jaxmed.cluster_slopes import cluster_slopes, find_route, product_below, varying_routes
-from jaxmed.drawing import thin
+from jaxmed._results.cluster_slopes import cluster_slopes, find_route, product_below, varying_routes
+from jaxmed.plots._style import thin
 
 pytest.importorskip("matplotlib")
 

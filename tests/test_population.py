@@ -12,10 +12,10 @@ import pytest
 from scipy import stats
 
 import jaxmed as jm
-from jaxmed.arrays import lower_root
-from jaxmed.population import as_population
-from jaxmed.simulate import draw, shaped
-from jaxmed.sizes import check_size, draw_sizes, size_text
+from jaxmed._simulation.cluster_sizes import check_size, draw_sizes, size_text
+from jaxmed._simulation.population import as_population
+from jaxmed._simulation.simulation import draw, shaped
+from jaxmed._support.arrays import lower_root
 
 MODEL = jm.Mediation(x="x", m="m", y="y", cluster="id")
 SYSTEM = jm.System(

@@ -15,10 +15,10 @@ import pytest
 from scipy import stats
 
 import jaxmed as jm
-from jaxmed.ledger import claim, write_table
-from jaxmed.power import _line, _reached, make_designs
-from jaxmed.power_tables import _errors, _kurtosis, _sd, no_cell
-from jaxmed.studies import Analysis, roomy
+from jaxmed._simulation.power_result import _errors, _kurtosis, _sd, no_cell
+from jaxmed._simulation.power_study import _line, _reached, make_designs
+from jaxmed._simulation.study import Analysis, roomy
+from jaxmed._support.checkpoints import claim, write_table
 
 FLAT = jm.Mediation(x="x", m="m", y="y", cluster="id", random="none")
 DESIGN = {"clusters": 30, "size": 5}
@@ -314,7 +314,7 @@ def test_more_replications_and_designs_add_to_what_is_there(whole, tmp_path):
 
 def test_interrupted_and_resumed(whole, tmp_path, monkeypatch):
     """Ctrl-C in the second design keeps what is done, says so, and hands it over."""
-    ledger = importlib.import_module("jaxmed.ledger")
+    ledger = importlib.import_module("jaxmed._support.checkpoints")
     options = {"population": {"a": 0.3}, "designs": {"clusters": [20, 30], "size": 4}}
     options |= {"replications": 300, "seed": 2, "out": tmp_path}
     add, calls = ledger.Ledger.add, []
@@ -354,7 +354,7 @@ def test_folders_of_other_studies_are_refused(tmp_path):
 
 def test_of_two_studies_that_begin_at_once_one_is_refused(tmp_path, monkeypatch):
     """A study says whose its folder is before its first data set, and the other would write files of the same names."""
-    studying = importlib.import_module("jaxmed.power")
+    studying = importlib.import_module("jaxmed._simulation.power_study")
     monkeypatch.setattr(studying, "open_folder", lambda folder: [])
     nothing = no_cell(Analysis(1, ("delta",), 0.95, "effects", None, True, 500, "parametric", ""))
     claim(tmp_path / "study.parquet", nothing.table, nothing.about)

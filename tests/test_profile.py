@@ -13,9 +13,11 @@ from scipy.special import ndtr, ndtri
 from test_likelihood import Case, run
 
 import jaxmed as jm
-from jaxmed import ConvergenceWarning, Equation, Mediation, System, derivatives, likelihood, profile
-from jaxmed.errors import FitError, SpecError
-from jaxmed.profile import profile_curve, profile_intervals
+from jaxmed import ConvergenceWarning, Equation, Mediation, System
+from jaxmed._inference import profile
+from jaxmed._inference.profile import profile_curve, profile_intervals
+from jaxmed._likelihood import derivatives, likelihood
+from jaxmed._support.errors import FitError, SpecError
 
 Z = float(ndtri(0.975))
 LIMITS = ["ci_lower", "ci_upper"]

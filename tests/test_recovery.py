@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import jaxmed as jm
-from jaxmed.simulate import rows
+from jaxmed._simulation.simulation import rows
 
 pytestmark = pytest.mark.slow
 

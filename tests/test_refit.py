@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import jaxmed as jm
-from jaxmed import batches
-from jaxmed.effect_tables import make_targets
-from jaxmed.errors import Status
+from jaxmed._inference.effect_tables import make_targets
+from jaxmed._refit import pool
+from jaxmed._support.errors import Status
 
 SIZE = 8
 
@@ -18,8 +18,8 @@ SIZE = 8
 @pytest.fixture(scope="module")
 def refitter():
     fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
-    base = batches.fitted(fit, fit.moments, make_targets(fit))
-    return batches.make_refitter(base, "drawn", seed=1, size=SIZE)
+    base = pool.fitted(fit, fit.moments, make_targets(fit))
+    return pool.make_refitter(base, "drawn", seed=1, size=SIZE)
 
 
 def joined(parts, name):

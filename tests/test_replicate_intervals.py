@@ -13,10 +13,10 @@ import pytest
 from conftest import REFERENCE, read_reference
 
 import jaxmed as jm
-from jaxmed.intervals import Limits, bias_corrected, quantile_limits, studentized
-from jaxmed.replicates import Origin, Replicates
+from jaxmed._inference.limits import Limits, bias_corrected, quantile_limits, studentized
+from jaxmed._simulation.replicates import Origin, Replicates
 
-module = importlib.import_module("jaxmed.replicates")
+module = importlib.import_module("jaxmed._simulation.replicates")
 KINDS = ("percentile", "basic", "bc", "bca", "studentized")
 NAMES = ("slope", "square", "variance")
 

@@ -15,7 +15,7 @@ import pytest
 from browser import Browser, find_browser
 
 import jaxmed as jm
-from jaxmed.markup import VOID, element
+from jaxmed._report.html import VOID, element
 
 pytest.importorskip("matplotlib")
 
@@ -393,7 +393,7 @@ def test_job_file(run, saved, tmp_path):
 
 
 def test_a_folder_that_is_not_there_is_said_before_the_report_is_made(fit, tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["jaxmed.report"], "_document", lambda _: pytest.fail("made"))
+    monkeypatch.setattr(sys.modules["jaxmed._report.document"], "_document", lambda _: pytest.fail("made"))
     with pytest.raises(jm.FitError, match=r"r\.html' could not be written"):
         jm.report(fit, tmp_path / "no" / "r.html")
 

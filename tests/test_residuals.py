@@ -12,7 +12,7 @@ from conftest import REFERENCE
 from scipy.stats import chi2, norm
 
 import jaxmed as jm
-from jaxmed.residuals import normal_quantiles
+from jaxmed._results.residuals import normal_quantiles
 
 SMALL = jm.Mediation("x", "m", "y", "id", random={"m": ["1", "x"], "y": ["1", "m"]})
 LEVEL_2 = jm.System(

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 import jaxmed as jm
-from jaxmed import frame, likelihood, optimise
-from jaxmed._runtime import PROGRAMS, jit_by_key, use_compilation_cache
-from jaxmed.design import make_design
-from jaxmed.params import count_rows, make_layout
-from jaxmed.totals import add_up
+from jaxmed._data import reader
+from jaxmed._data.design import make_design
+from jaxmed._data.totals import add_up
+from jaxmed._likelihood import likelihood, optimise
+from jaxmed._likelihood.layout import count_rows, make_layout
+from jaxmed._support.runtime import PROGRAMS, jit_by_key, use_compilation_cache
 
 MODEL = jm.Mediation("x", "m", "y", "id")
 PACKAGE = Path(jm.__file__).parent
@@ -53,7 +54,7 @@ def simulate(n_clusters: int, n_rows: int = 6, seed: int = 0):
 
 def prepared(n_clusters: int):
     """Layout, starting values and data of the model."""
-    design = make_design(MODEL.system(), frame.read(simulate(n_clusters), MODEL.system()))
+    design = make_design(MODEL.system(), reader.read(simulate(n_clusters), MODEL.system()))
     layout = make_layout(design, True)
     totals = add_up(design)
     data = likelihood.make_data(design.table, count_rows(layout, design.system, totals))
@@ -124,7 +125,7 @@ def test_import_changes_nothing():
         """
 import jax
 before = dict(jax.config.values)
-import jaxmed, jaxmed.cli
+import jaxmed, jaxmed._cli.app
 after = dict(jax.config.values)
 print({name: (before.get(name), value) for name, value in after.items() if before.get(name, value) != value})
 print(len(jax.live_arrays()))

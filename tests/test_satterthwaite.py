@@ -10,7 +10,7 @@ from conftest import REFERENCE, read_reference
 from scipy.stats import t as student
 
 import jaxmed as jm
-from jaxmed.satterthwaite import covariance_slopes
+from jaxmed._inference.satterthwaite import covariance_slopes
 
 SLOPE = jm.System([jm.Equation("y", ["1", "x"], ["1", "x"])], "id")
 LEVELS = jm.System([jm.Equation("y", ["1", "x", "tx", "w", "v"], ["1", "x"])], "id")

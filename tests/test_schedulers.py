@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 import jaxmed as jm
-from jaxmed.schedulers import find_shard
+from jaxmed._cli.schedulers import find_shard
 
 SLURM = {"SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4"}
 

@@ -18,13 +18,14 @@ import pytest
 from conftest import FOUR_DEVICES
 
 import jaxmed as jm
-from jaxmed import derivatives, likelihood, shards, store
-from jaxmed.design import make_design
-from jaxmed.frame import read_moments
-from jaxmed.params import count_rows, make_layout, root_and_precision
-from jaxmed.totals import add_up
+from jaxmed._data import moments_file
+from jaxmed._data.design import make_design
+from jaxmed._data.reader import read_moments
+from jaxmed._data.totals import add_up
+from jaxmed._likelihood import derivatives, likelihood, shards
+from jaxmed._likelihood.layout import count_rows, make_layout, root_and_precision
 
-fitting = importlib.import_module("jaxmed.solve")
+fitting = importlib.import_module("jaxmed._results.optimization")
 SIMPLE = jm.Mediation(x="x", m="m", y="y", cluster="id")
 SMALL = jm.Mediation(x="x", m="m", y="y", cluster="id", random={"m": ["1", "x"], "y": ["1"]})  # sooner compiled
 SCHOOLS = {
@@ -153,7 +154,7 @@ def test_a_sample_that_leads_astray_is_left(monkeypatch):
 def test_predictions_do_not_depend_on_how_clusters_are_cut(monkeypatch):
     fit = jm.fit(jm.datasets.load_schools(), SCHOOLS["moderated"])
     expected = fit.ranef()
-    monkeypatch.setattr(importlib.import_module("jaxmed.predict"), "SHARD", 7)
+    monkeypatch.setattr(importlib.import_module("jaxmed._inference.random_effects"), "SHARD", 7)
     pd.testing.assert_frame_equal(fit.ranef(), expected, rtol=1e-12)
 
 
@@ -189,7 +190,7 @@ import importlib, json, numpy as np, jax, jaxmed as jm
 from jaxmed import likelihood, shards
 from test_shards import SCHOOLS, SMALL, example
 shards.SHARD = likelihood.BLOCK
-importlib.import_module("jaxmed.solve").SAMPLE = 64
+importlib.import_module("jaxmed._results.optimization").SAMPLE = 64
 
 def show(fit):
     print(json.dumps({{"values": fit.values.tolist(), "joint": fit.joint.tolist(), "loglik": fit.loglik,
@@ -240,7 +241,7 @@ def made(*args, **kwargs):
     found = make(*args, **kwargs)
     parts.extend(found.parts)
     return found
-importlib.import_module("jaxmed.solve").make_shards = made
+importlib.import_module("jaxmed._results.optimization").make_shards = made
 show(jm.fit(example(), SMALL))
 used = {device for part in parts for device in part.table.devices()}
 assert len(parts) == 3 and len(used) == 3, used
@@ -371,7 +372,7 @@ def test_moments_of_another_version_or_shape_are_refused(tmp_path, monkeypatch):
         jm.DataError, match=r"short\.moments' is not a file of moments that jaxmed saved, or is damaged"
     ):
         jm.load_moments(tmp_path / "short.moments")
-    monkeypatch.setattr(store, "FORMAT", 99)
+    monkeypatch.setattr(moments_file, "FORMAT", 99)
     jm.save_moments(moments, tmp_path / "new.MOMENTS")
     monkeypatch.undo()
     with pytest.raises(jm.DataError, match="format 99, and this version of jaxmed reads 1"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxmed as jm
-from jaxmed.mediation import Facts, Path, check_spec, from_dict
+from jaxmed._model.mediation import Facts, Path, check_spec, from_dict
 
 ROLES = {"x": "x", "m": "m", "y": "y", "cluster": "id"}
 

@@ -15,16 +15,19 @@ import pandas as pd
 import pytest
 
 import jaxmed as jm
-from jaxmed import datasets, jobs, report_text, store
-from jaxmed.ledger import read_table, write_table
-from jaxmed.likelihood import BLOCK
-from jaxmed.markup import element
-from jaxmed.moments import Moments
-from jaxmed.power_tables import FORMAT, WHAT
-from jaxmed.replicates import OWN, Origin, Replicates
-from jaxmed.shards import make_shards
-from jaxmed.studies import columns_of
-from jaxmed.tables import escape_latex, escape_markdown
+from jaxmed import datasets
+from jaxmed._cli import jobs
+from jaxmed._data import moments_file
+from jaxmed._data.moments import Moments
+from jaxmed._likelihood.likelihood import BLOCK
+from jaxmed._likelihood.shards import make_shards
+from jaxmed._report import text as report_text
+from jaxmed._report.html import element
+from jaxmed._results.tables import escape_latex, escape_markdown
+from jaxmed._simulation.power_result import FORMAT, WHAT
+from jaxmed._simulation.replicates import OWN, Origin, Replicates
+from jaxmed._simulation.study import columns_of
+from jaxmed._support.checkpoints import read_table, write_table
 
 MODEL = jm.Mediation(x="x", m="m", y="y", cluster="id")
 
@@ -216,7 +219,7 @@ def test_working_estimates_that_are_others(tmp_path):
 @pytest.mark.parametrize("plain", [[], 3, "fit", None])
 def test_a_saved_fit_that_is_no_table(tmp_path, plain):
     moments = jm.read_moments(jm.simulate(clusters=10, size=4, seed=1), jm.Mediation("x", "m", "y", "id"))
-    store.write(tmp_path / "fit.jaxmed", plain, moments)
+    moments_file.write(tmp_path / "fit.jaxmed", plain, moments)
     with pytest.raises(jm.DataError, match=r"is not a fit that jaxmed saved, or is damaged \(it is .*, not a table\)"):
         jm.load(tmp_path / "fit.jaxmed")
 

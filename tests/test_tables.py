@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import jaxmed as jm
-from jaxmed.tables import cells, decimals, escape_latex, escape_markdown, p_value, rounded
+from jaxmed._results.tables import cells, decimals, escape_latex, escape_markdown, p_value, rounded
 
 ODD = r"m_1 & 5%~^#${}\|<>" + '"'
 

@@ -12,7 +12,7 @@ from compare import assert_same_fit
 from conftest import REFERENCE, read_reference
 
 import jaxmed as jm
-from jaxmed.intervals import critical_value, limits_on_scale, normal_table
+from jaxmed._inference.limits import critical_value, limits_on_scale, normal_table
 
 RANDOM = {
     "full": "all",

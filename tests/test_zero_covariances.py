@@ -18,11 +18,11 @@ import pytest
 from conftest import read_reference
 
 import jaxmed as jm
-from jaxmed import derivatives, likelihood
-from jaxmed._runtime import float64
-from jaxmed.design import make_design
-from jaxmed.params import count_rows, lower, make_layout, root_and_precision, theta_of, triangular
-from jaxmed.totals import add_up
+from jaxmed._data.design import make_design
+from jaxmed._data.totals import add_up
+from jaxmed._likelihood import derivatives, likelihood
+from jaxmed._likelihood.layout import count_rows, lower, make_layout, root_and_precision, theta_of, triangular
+from jaxmed._support.runtime import float64
 
 CASES = read_reference("zero/cases.json")
 SPLIT = {"x": "x", "m": "m", "y": "y", "cluster": "id", "center": "cluster"}

@@ -11,7 +11,7 @@ set -euo pipefail
 
 n=${1:-60000}
 here=$(cd "$(dirname "$0")" && pwd)
-data=$here/../../jaxmed/data/example.csv
+data=$here/../../jaxmed/datasets/example.csv
 PATH=$PATH:/usr/sbin:/usr/local/sbin
 
 say() { echo "[$(printf %3d "$SECONDS") s] $*"; }

@@ -34,7 +34,8 @@ from pathlib import Path
 import pandas as pd
 
 import jaxmed as jm
-from jaxmed import cli, ledger
+from jaxmed._cli import app
+from jaxmed._support import checkpoints
 
 EXAMPLE = Path(jm.__file__).parent / "data" / "example.csv"
 ROLES = ("--x", "x", "--m", "m", "--y", "y", "--cluster", "id")
@@ -48,9 +49,9 @@ def call(arguments: list[str], log: str) -> None:
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
-    ledger.EVERY = 0.0
+    checkpoints.EVERY = 0.0
     sys.argv = ["jaxmed", *arguments]
-    cli.main()
+    app.main()
 
 
 class Jobs:
@@ -326,7 +327,7 @@ def main() -> None:
     parser.add_argument("--flips", type=int, default=60)
     parser.add_argument("--pairs", type=int, default=2)
     options = parser.parse_args()
-    FORK.set_forkserver_preload(["jaxmed.cli"])
+    FORK.set_forkserver_preload(["jaxmed._cli.app"])
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)  # for the user who has no name
         jobs = Jobs(Path(folder))

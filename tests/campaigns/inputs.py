@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import dense
 
 import jaxmed as jm
-from jaxmed.mediation import Facts, compiled
+from jaxmed._model.mediation import Facts, compiled
 
 OWN = (jm.DesignWarning, jm.ConvergenceWarning)
 LONGEST = 1500

@@ -42,7 +42,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import jaxmed as jm
-from jaxmed import batches, cli
+from jaxmed._cli import app
+from jaxmed._refit import pool
 
 MODEL = jm.Mediation("x", "m", "y", "id", random={"m": ["1"], "y": ["1"]})
 ROLES = '[model]\nx = "x"\nm = "m"\ny = "y"\ncluster = "id"\n'
@@ -268,7 +269,7 @@ def run_job(path: Path) -> None:
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
             sys.argv = ["jaxmed", path.stem, "--job", str(path)]
-            cli.main()
+            app.main()
     except SystemExit as stopped:
         text = said.getvalue()
         if stopped.code and not (text.startswith("jaxmed: error: ") and text.count("\n") == 1):
@@ -286,12 +287,12 @@ def replace_long_work(fit: jm.Fit, folder: Path) -> None:
     def refitted(self: Any, numbers: Any) -> Any:
         yield from ()
 
-    cli.fit_model = read  # type: ignore[assignment]
-    cli.use_compilation_cache = cli.drop_loader_noise = lambda: None  # type: ignore[assignment]
-    batches.Refitter.run = refitted  # type: ignore[method-assign]
-    importlib.import_module("jaxmed.power")._Work.run = lambda *_: study._cells
-    importlib.import_module("jaxmed.cli_studies").simulate = lambda *_, **__: pd.DataFrame()
-    importlib.import_module("jaxmed.cli_report").write_report = lambda *_, **__: None
+    app.fit_model = read  # type: ignore[assignment]
+    app.use_compilation_cache = app.drop_loader_noise = lambda: None  # type: ignore[assignment]
+    pool.Refitter.run = refitted  # type: ignore[method-assign]
+    importlib.import_module("jaxmed._simulation.power_study")._Work.run = lambda *_: study._cells
+    importlib.import_module("jaxmed._cli.studies").simulate = lambda *_, **__: pd.DataFrame()
+    importlib.import_module("jaxmed._cli.report").write_report = lambda *_, **__: None
 
 
 def judge(case: int, seed: int, good: Path, fit: jm.Fit, tell: bool) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""Draw jaxmed/data/schools.csv: pupils in schools, from a known population (python tests/reference/make_schools.py)."""
+"""Draw jaxmed/datasets/schools.csv: pupils in schools, from a known population (python tests/reference/make_schools.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 import jaxmed as jm
-from jaxmed.simulate import rows
+from jaxmed._simulation.simulation import rows
 
 SCHOOLS = 90
 SYSTEM = jm.System(

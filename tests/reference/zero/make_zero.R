@@ -2,7 +2,7 @@
 #
 #     JAXMED_DATA=folder Rscript make_zero.R [case ...]
 #
-# Data files are looked for in the folder JAXMED_DATA, then in jaxmed/data. With names of cases, only those are refitted.
+# Data files are looked for in the folder JAXMED_DATA, then in jaxmed/datasets. With names of cases, only those are refitted.
 #
 # Stacked model: one response z holds the rows of every equation, with a column for each predictor of each equation (zero
 # elsewhere) and a residual variance for each outcome. A row enters an equation where all of that equation's columns are

@@ -3,7 +3,7 @@
     JAXMED_DATA=folder python make_zero.py [case ...]
 
 NumPy, SciPy and pandas, nothing of jaxmed; run make_zero.R first. Data files are looked for in the folder JAXMED_DATA,
-then in jaxmed/data.
+then in jaxmed/datasets.
 
 For each cluster V_j = Z G Z' + R densely, with a row of X for each equation that a data row enters. The fixed effects
 are profiled out (GLS). REML is Harville's without log|X'X|, ML - log|X'V^-1X| / 2 + p log(2 pi) / 2, as in glmmTMB and

@@ -1,0 +1,1 @@
+"""What follows from the likelihood at its maximum: covariances, effects, intervals, predictions."""

@@ -1,0 +1,301 @@
+"""From the exact Hessian at the optimum to covariances, from moments to the tests' null models, and singularity."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from numpy.typing import NDArray
+from scipy.linalg import block_diag
+
+from jaxmed._data.totals import Totals
+from jaxmed._likelihood import linalg
+from jaxmed._likelihood.derivatives import Evaluation
+from jaxmed._likelihood.layout import (
+    Layout,
+    block_diagonal,
+    chain,
+    free_entries,
+    lower,
+    root_chain,
+    spread_to_variances,
+    triangular,
+    variances_to_precisions,
+)
+from jaxmed._model.system import System
+from jaxmed._support.arrays import Floats
+from jaxmed._support.runtime import float64, jit_by_key
+
+SINGULAR_EIGENVALUE = 1e-6  # of the correlation matrix of the random effects
+SINGULAR_VARIANCE = 1e-9  # of a random effect's share, relative to the residual variance
+FLAT = 1e-8  # ridge on the Hessian in the root, in natural units: an error of 1e4 of them along a flat direction
+BEYOND = 100.0  # natural units: a standard error of a refit that says nothing
+CURVED = 1e-6  # least curvature in units of :func:`_natural`: a standard error of a thousand of them says nothing
+RISING = 1e-3  # most negative curvature of a maximum, same units: -6e-7 in 500 fits that converged
+STILL = 1e-3  # natural units of G: a flat direction in the root that moves less is that of a variance of zero
+STEP = 1e-4  # natural units, for central differences of Cov(beta)
+CHANGED = 1e-4  # of log|Cov(beta)|, in a natural unit: of nothing the differences make 1e-10
+
+
+class Covariances(NamedTuple):
+    """Estimates and their covariances on the working scale, for (beta, free entries of G, residual (co)variances).
+
+    Attributes
+    ----------
+    values : Array, shape (p + n,)
+    joint, block : Array, shape (p + n, p + n)
+    """
+
+    values: Array
+    joint: Array
+    block: Array
+
+
+def covariances(layout: Layout, theta: Array, evaluation: Evaluation) -> Covariances:
+    """Joint and block covariance of all parameters (docs/method.md, Standard errors).
+
+    With C = (X'V^-1X)^-1, V_theta the inverse exact Hessian of the profiled negative log likelihood in
+    (vech G, sigma^2) and D = d beta / d theta: joint = [C + D V D', D V; V D', V], block = [C, 0; 0, V]. For ML the
+    joint covariance is the inverse of the Hessian of the full likelihood in (beta, G, sigma^2). Where that Hessian is
+    not positive definite everything that involves V is NaN; see :func:`without_inverse`.
+    """
+    n_free = len(layout.free)
+    root, variances = lower(layout, theta[:n_free]), spread_to_variances(layout, theta[n_free:])
+    hessian, slope = _curvature(layout, variances, evaluation)
+    unit = 1 / jnp.sqrt(jnp.abs(jnp.diagonal(hessian)))
+    inner = linalg.inverse(hessian * unit[:, None] * unit) * unit[:, None] * unit
+    known = jnp.diagonal(inner) * CURVED < _natural(layout, root, variances) ** 2
+    return _assembled(layout, root, variances, evaluation, jnp.where(jnp.all(known), inner, jnp.nan), slope)
+
+
+def _natural(layout: Layout, root: Array, variances: Array) -> Array:
+    """Units of (G, residual (co)variances) that no rounding makes small, shape (n,).
+
+    (G_ii + sigma_e^2)^1/2 (G_jj + sigma_f^2)^1/2 and sigma_e sigma_f, of working columns, which are of size one.
+    """
+    row, col = np.array(layout.free, dtype=int).reshape(-1, 2).T
+    e, f = np.array(layout.pairs, dtype=int).reshape(-1, 2).T
+    residual = jnp.sqrt(variances[: layout.n_equations])
+    spread = _spreads(layout, root, variances)
+    return jnp.concatenate([spread[row] * spread[col], residual**2, residual[e] * residual[f]])
+
+
+def _spreads(layout: Layout, root: Array, variances: Array) -> Array:
+    """(G_ii + sigma^2)^1/2 of the random effects, with the residual variances of their equations, shape (q,)."""
+    return jnp.sqrt(jnp.sum(root**2, axis=1) + variances[np.array(layout.owners, dtype=int)])
+
+
+def _curvature(layout: Layout, variances: Array, evaluation: Evaluation) -> tuple[Array, Array]:
+    """Hessian in (G, residual (co)variances), and the Jacobian of (G, tau) in them."""
+    slope, bend = _in_variances(layout, variances, evaluation)
+    return slope.T @ evaluation.hessian @ slope + bend, slope
+
+
+def _in_variances(layout: Layout, variances: Array, evaluation: Evaluation) -> tuple[Array, Array]:
+    """Jacobian of (G, tau) in (G, residual (co)variances), and what its bend adds to the Hessian."""
+    n_free = len(layout.free)
+    jacobian, bend = chain(lambda at: variances_to_precisions(layout, at), variances, evaluation.gradient[n_free:])
+    return block_diagonal(jnp.eye(n_free), jacobian), block_diagonal(jnp.zeros((n_free, n_free)), bend)
+
+
+def rank_constrained(layout: Layout, theta: Array, evaluation: Evaluation) -> Covariances:
+    """Covariances at a singular G with its rank taken as known.
+
+    At the boundary the Hessian in G can be indefinite: the likelihood would rise towards matrices that are no
+    covariances. The Hessian in the root L (G = LL') is positive semi-definite there, and flat in columns of the
+    pivoted root that are zero, which do not move G to first order. Its inverse, with a ridge that keeps flat directions
+    finite (and large, see :func:`errors`), is carried over to (G, sigma^2): the covariance among matrices of that rank.
+    For a regular G it equals the inverse Hessian in (G, sigma^2).
+    """
+    root, hessian, moves, natural = _in_root(layout, theta, evaluation)
+    hessian = hessian + jnp.diag(FLAT / natural**2)
+    unit = 1 / jnp.sqrt(jnp.abs(jnp.diagonal(hessian)))
+    inverse = linalg.inverse(hessian * unit[:, None] * unit) * unit[:, None] * unit
+    variances = spread_to_variances(layout, theta[len(layout.free) :])
+    slope, _ = _in_variances(layout, variances, evaluation)
+    return _assembled(layout, root, variances, evaluation, moves @ inverse @ moves.T, slope)
+
+
+def errors(layout: Layout, theta: Array, jacobian: Array, covariance: Array) -> Array:
+    """Standard errors of functions from their derivatives in all estimates, on the working scale, shape (functions,).
+
+    NaN beyond ``BEYOND`` natural units, as of what moves along a flat direction of :func:`rank_constrained`.
+    """
+    root, variances = lower(layout, theta[: len(layout.free)]), spread_to_variances(layout, theta[len(layout.free) :])
+    fixed = jnp.sqrt(variances[np.repeat(np.arange(layout.n_equations), layout.sizes)])
+    fixed = fixed.at[np.array(layout.random, dtype=int)].set(_spreads(layout, root, variances))
+    unit = jnp.concatenate([fixed, _natural(layout, root, variances)])
+    variance = jnp.sum((jacobian @ covariance) * jacobian, axis=1)
+    known = (variance >= 0) & (variance <= BEYOND**2 * jnp.sum((jacobian * unit) ** 2, axis=1))
+    return jnp.sqrt(jnp.where(known, variance, jnp.nan))
+
+
+def _in_root(layout: Layout, theta: Array, evaluation: Evaluation) -> tuple[Array, Array, Array, Array]:
+    """The root, the Hessian in it and the residual coordinates, what these move in (G, sigma^2), and their units."""
+    n_free = len(layout.free)
+    spread = theta[n_free:]
+    # Pivoted: with a zero variance before others, a triangle of fixed order has no direction for some matrices.
+    root, order = triangular(layout, lower(layout, theta[:n_free]), pivot=True)
+    jacobian, curvature = root_chain(layout, root, order, spread, evaluation.gradient)
+    hessian = jacobian.T @ evaluation.hessian @ jacobian + curvature
+    in_spread = jax.jacfwd(lambda at: spread_to_variances(layout, at))(spread)
+    row = np.array(layout.free, dtype=int).reshape(-1, 2)[:, 0]
+    spreads = _spreads(layout, root, spread_to_variances(layout, spread))[order[row]]
+    return (
+        root,
+        hessian,
+        block_diagonal(jacobian[:n_free, :n_free], in_spread),
+        jnp.concatenate([spreads, jnp.ones_like(spread)]),
+    )
+
+
+def without_inverse(
+    layout: Layout,
+    theta: Floats,
+    evaluation: Evaluation,
+    found: Covariances,
+    singular: bool,
+    beta_cov_at: Callable[[Floats], Floats],
+) -> tuple[Covariances, Floats, Floats]:
+    """Covariances where the Hessian in (G, sigma^2) has no inverse; flat directions (p + n, k) and changes (r, p, p).
+
+    At a singular G the Hessian in its root counts, as in :func:`rank_constrained`. The likelihood may be flat in some
+    directions, as of balanced data with the cluster means of m among the predictors of y: what a random intercept of y
+    shares with that of m cannot be told from the effect of the means. What no flat direction moves is known as well as
+    ever, from the inverse of the Hessian in the others. Where the point is no maximum ``found`` stands, with its NaN.
+
+    ``beta_cov_at`` gives C = (X'V^-1X)^-1 at other values of (G, sigma^2), working scale. Where fixed effects take up
+    all that clusters differ in, the restricted likelihood does not depend on a variance between them, but |C| does:
+    how C changes along such directions is returned beside them.
+    """
+    hessian, moves, unit, natural = (np.asarray(part) for part in _directions(layout, singular, theta, evaluation))
+    scaled = hessian * unit[:, None] * unit
+    beta_cov = np.asarray(evaluation.beta_cov)
+    p, n = len(beta_cov), layout.n_theta
+    nothing = np.zeros((p + n, 0)), np.zeros((0, p, p))
+    if not np.all(np.isfinite(scaled)):
+        return found, *nothing
+    curvature, vectors = np.linalg.eigh(scaled)
+    if np.any(curvature < -RISING):
+        return found, *nothing
+    steep = curvature > CURVED
+    directions = moves @ (unit[:, None] * vectors)
+    inner = directions[:, steep] / np.sqrt(curvature[steep])
+    joint, known = inner @ inner.T, block_diag(beta_cov, np.zeros((n, n)))
+    block = known + block_diag(np.zeros((p, p)), joint[p:, p:])
+    flat = directions[:, ~steep]
+    flat = flat[:, np.max(np.abs(flat[p:]) / natural[:, None], axis=0, initial=0.0) > STILL]
+    values, changes = np.asarray(found.values)[p:], []
+    for along in flat[p:].T * STEP:
+        slope = (beta_cov_at(values + along) - beta_cov_at(values - along)) / (2 * STEP)
+        if abs(np.trace(np.linalg.solve(beta_cov, slope))) > CHANGED:  # d log|C|
+            changes.append(slope)
+    return Covariances(found.values, joint + known, block), flat, np.array(changes).reshape(-1, p, p)
+
+
+@float64
+@partial(jit_by_key, static=2)
+def _directions(
+    layout: Layout, singular: bool, theta: Array, evaluation: Evaluation
+) -> tuple[Array, Array, Array, Array]:
+    """Hessian in (G, residual (co)variances), or in the root of G; what these move in all estimates; units of both."""
+    variances = spread_to_variances(layout, theta[len(layout.free) :])
+    hessian, slope = _curvature(layout, variances, evaluation)
+    natural = _natural(layout, lower(layout, theta[: len(layout.free)]), variances)
+    inner, unit = jnp.eye(layout.n_theta), natural
+    if singular:
+        _, hessian, inner, unit = _in_root(layout, theta, evaluation)
+    return hessian, jnp.vstack([evaluation.beta_jacobian @ slope @ inner, inner]), unit, natural
+
+
+def _assembled(
+    layout: Layout, root: Array, variances: Array, evaluation: Evaluation, inner: Array, in_core: Array
+) -> Covariances:
+    """Estimates, joint and block covariance from V_theta (``inner``) and the Jacobian of (G, tau) in theta."""
+    slope = evaluation.beta_jacobian @ in_core
+    cross = slope @ inner
+    zero = jnp.zeros_like(cross)
+    joint = jnp.block([[evaluation.beta_cov + cross @ slope.T, cross], [cross.T, inner]])
+    block = jnp.block([[evaluation.beta_cov, zero], [zero.T, inner]])
+    values = jnp.concatenate([evaluation.beta, free_entries(layout, root @ root.T), variances])
+    return Covariances(values, joint, block)
+
+
+def is_singular(layout: Layout, theta: Floats, mean_square: Floats) -> bool:
+    """Whether G is at the boundary: a variance of zero, or a correlation of one.
+
+    ``mean_square``, shape (q,), is the mean square of each random column, so that a variance is judged by what it
+    contributes to the outcome, next to the residual variance of its equation.
+    """
+    return bool(are_singular(layout, theta[None], mean_square)[0])
+
+
+def are_singular(layout: Layout, theta: Floats, mean_square: Floats) -> NDArray[np.bool_]:
+    """:func:`is_singular` of many fits, ``theta`` of shape (fits, n); a theta that is not finite is none."""
+    if layout.n_random == 0:
+        return np.zeros(len(theta), dtype=bool)
+    found = np.any(shares(layout, theta, mean_square) < SINGULAR_VARIANCE, axis=1)
+    rest = ~found & np.all(np.isfinite(theta), axis=1)
+    matrix = _matrices(layout, theta)
+    unit = 1 / np.sqrt(np.diagonal(matrix[rest], axis1=1, axis2=2))
+    found[rest] = np.linalg.eigvalsh(matrix[rest] * unit[:, :, None] * unit[:, None])[:, 0] < SINGULAR_EIGENVALUE
+    return found
+
+
+def shares(layout: Layout, theta: Floats, mean_square: Floats) -> Floats:
+    """Variance that each random effect adds to its outcome, over the residual variance, shape (fits, q)."""
+    variance = np.diagonal(_matrices(layout, theta), axis1=1, axis2=2)
+    residual = np.exp(2 * theta[:, len(layout.free) : len(layout.free) + layout.n_equations])
+    return np.asarray(variance * mean_square / residual[:, list(layout.owners)])
+
+
+def _matrices(layout: Layout, theta: Floats) -> Floats:
+    """G of many fits, shape (fits, q, q)."""
+    row, col = np.array(layout.free, dtype=int).reshape(-1, 2).T
+    root = np.zeros((len(theta), layout.n_random, layout.n_random))
+    root[:, row, col] = theta[:, : len(layout.free)]
+    return root @ root.swapaxes(1, 2)
+
+
+def mean_squares(system: System, totals: Totals) -> Floats:
+    """Mean square of each random column, shape (q,), on the working scale."""
+    return np.array(
+        [
+            sums.among((name,))[0, 0] / sums.rows
+            for equation, sums in zip(system.equations, totals.equations, strict=True)
+            for name in equation.random
+        ]
+    )
+
+
+def null_models(
+    system: System, scale: Mapping[str, float], totals: Totals, reml: bool
+) -> tuple[tuple[float, int], tuple[float, int]]:
+    """(log likelihood, number of residual variances) of the system without random effects.
+
+    First with one residual variance per outcome, then with one for all outcomes together: the "linear regression" that
+    a stacked model is tested against in Stata. Closed form, ordinary least squares from the summed cross-products.
+    Residuals are independent in both.
+    """
+    rss, rows, fixed, logdet = [], [], [], []
+    for equation, sums in zip(system.equations, totals.equations, strict=True):
+        total = sums.among((*equation.predictors, equation.outcome))
+        x_x, x_y = total[:-1, :-1], total[:-1, -1]
+        rss.append((total[-1, -1] - x_y @ np.linalg.solve(x_x, x_y)) * scale[equation.outcome] ** 2)
+        rows.append(sums.rows)
+        fixed.append(len(equation.predictors))
+        units = sum(np.log(scale.get(name, 1.0)) for name in equation.predictors)
+        logdet.append(np.linalg.slogdet(x_x)[1] + 2 * units)
+
+    def loglik(rss: float, rows: int, fixed: int, logdet: float) -> float:
+        degrees = rows - fixed if reml else rows
+        return float(-(degrees * (np.log(2 * np.pi * rss / degrees) + 1) + (logdet if reml else 0.0)) / 2)
+
+    each = sum(loglik(*one) for one in zip(rss, rows, fixed, logdet, strict=True))
+    pooled = loglik(sum(rss), sum(rows), sum(fixed), sum(logdet))
+    return (each, len(rss)), (pooled, 1)

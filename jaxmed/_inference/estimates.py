@@ -1,0 +1,821 @@
+"""The frozen record of a fit: NumPy arrays inside, pandas out, plain data in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy.special import chdtrc
+
+from jaxmed._data.moments import INTAKE_FORM, Intake, intake_from_dict, later_fields
+from jaxmed._model.mediation import Facts, Mediation, Spec, compiled, from_dict
+from jaxmed._model.system import System
+from jaxmed._model.terms import INTERCEPT
+from jaxmed._support.arrays import Floats, root, symmetric
+from jaxmed._support.errors import FitError, SpecError, Status
+from jaxmed._support.text import check_form, visible
+from jaxmed._support.validation import check_choice, check_flag, one_or_more
+
+FORMAT = 3
+MOVED = 1e-6  # of its standard error: less than this a flat direction does not move a parameter or an effect
+CHANGED = 1e-4  # of its variance: less than this the error of a sum does not change along a flat direction
+NAMED = 8  # parameters in a message; ``Estimates.unknown`` has all
+IMPRECISE = 1e7  # standard errors are right to 1e-6 at 1e6, and wrong in the second digit at 1e8
+KINDS = ("joint", "block", "robust")
+FORM = {  # of what is read back; NaN is None
+    "format": int,
+    "model": dict,
+    "categories": {str: [str]},
+    "cluster_level": [str],
+    "equal_means": [str],
+    "remarks": [str],
+    "cautions": [str],
+    "negative_icc": {str: float},
+    "moderator_means": {str: float},
+    "moderator_values": {str: [float | str]},
+    "reml": bool,
+    "values": [float | None],
+    "cov_joint": [[float | None]],
+    "cov_block": [[float | None]],
+    "working": {str: list},
+    "estimable": dict | None,
+    "free": [(int, int)],
+    "loglik": float | None,
+    "null": (float | None, int),
+    "null_pooled": (float | None, int),
+    "rows": INTAKE_FORM,
+    "cluster_sizes": (int, float, int),
+    "n_clusters": int,
+    "status": int,
+    "n_iter": int,
+    "grad_norm": float | None,
+    "decrement": float | None,
+    "singular": bool,
+    "reduced_rank": bool,
+    "largest_share": float | None,
+    "trace": [(int, float | None, float | None)],
+}
+
+
+class Working(NamedTuple):
+    """Estimates in the units of the optimiser, in which predictors far from zero cost no digits.
+
+    Attributes
+    ----------
+    theta : ndarray, shape (n,)
+        The optimiser's parameters.
+    values : ndarray, shape (p + n,)
+        As ``values`` of :class:`Estimates`, of working terms (:class:`jaxmed._likelihood.layout.Scale`).
+    joint, block : ndarray, shape (p + n, p + n)
+        Covariances of ``values``.
+    """
+
+    theta: Floats
+    values: Floats
+    joint: Floats
+    block: Floats
+
+
+def delta(jacobian: Floats, covariance: Floats) -> Floats:
+    """First-order (delta-method) standard errors, (..., sums), from a covariance of all parameters, or from several.
+
+    NaN only where a sum depends on an entry that is NaN.
+    """
+    unknown = np.isnan(covariance)
+    variance = np.sum((jacobian @ np.where(unknown, 0.0, covariance)) * jacobian, axis=-1)
+    if np.any(unknown):
+        moves = (jacobian != 0).astype(float)
+        variance = np.where(np.sum((moves @ unknown) * moves, axis=-1) > 0, np.nan, variance)
+    return root(variance)
+
+
+class Estimable(NamedTuple):
+    """What the data tell at a flat maximum: functions of the parameters that no flat direction moves.
+
+    Such a function, h'b in the first order, has the variance h'Ch with any generalised inverse C of the curvature, and
+    others have none, as of estimable functions in linear models (Searle 1971, ch. 5).
+
+    Attributes
+    ----------
+    joint, block : ndarray, shape (p + n, p + n)
+        Covariances by the generalised inverse, without NaN.
+    directions : ndarray, shape (p + n, k)
+        How the flat directions move ``values``, where the least that counts is a part ``MOVED`` of a standard error.
+    changes : ndarray, shape (r, p, p)
+        How Cov(beta) at known variances changes along those directions on which it depends: the restricted likelihood
+        of clusters whose differences fixed effects take up. Errors that change with it are not known either.
+    """
+
+    joint: Floats
+    block: Floats
+    directions: Floats
+    changes: Floats
+
+    def errors(self, jacobian: Floats, covariance: Floats, n_fixed: int = 0) -> Floats:
+        """As :func:`delta`, NaN where a flat direction moves a sum or changes its error.
+
+        Of block errors, only where it does so by parameters after the ``n_fixed`` first ones: these do not depend on G.
+        """
+        return np.where(self.moves(jacobian, covariance, n_fixed), np.nan, delta(jacobian, covariance))
+
+    def moves(self, jacobian: Floats, covariance: Floats, n_fixed: int = 0) -> NDArray[np.bool_]:
+        """Whether a flat direction moves a function of the parameters, or changes its error."""
+        error = delta(jacobian, covariance)[..., None]
+        moved = np.any(np.abs(jacobian[..., n_fixed:] @ self.directions[n_fixed:]) > MOVED * error, axis=-1)
+        if n_fixed or not self.changes.size:
+            return np.asarray(moved)
+        fixed = jacobian[..., : self.changes.shape[1]]
+        change = np.einsum("...a,kab,...b->...k", fixed, self.changes, fixed)
+        return np.asarray(moved | np.any(np.abs(change) > CHANGED * error**2, axis=-1))
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """A chi-squared test.
+
+    Attributes
+    ----------
+    statistic : float
+    df : int
+    p : float
+        Upper tail of the chi-squared distribution.
+    hypothesis : str
+        What is tested, in words.
+    """
+
+    statistic: float
+    df: int
+    p: float
+    hypothesis: str
+
+    __test__ = False  # not a test class for pytest
+
+
+def chi_squared(statistic: float, df: int, hypothesis: str) -> TestResult:
+    """Test of a chi-squared statistic."""
+    p = float(chdtrc(df, max(statistic, 0.0))) if df > 0 else float("nan")
+    return TestResult(float(statistic), int(df), p, hypothesis)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Estimates:
+    """Everything a fit found, on the user's scale.
+
+    Attributes
+    ----------
+    spec : Mediation or System
+    facts : Facts
+        What the data said about the model: categories, and columns that do not vary within clusters.
+    moderator_values : dict
+        Moderator -> the values at which effects are shown unless others are asked for.
+    moderator_means : dict
+        Column of a moderator -> its mean over the rows of all processes, where there were several.
+    remarks : tuple of str
+        What was noticed about the model on these data.
+    cautions : tuple of str
+        Why some effects should not be read.
+    negative_icc : dict
+        Outcome -> intraclass correlation of its residuals, where it is negative.
+    reml : bool
+    values : ndarray, shape (p + n,)
+        (fixed effects, free entries of G row by row, residual variances, residual covariances).
+    joint, block : ndarray, shape (p + n, p + n)
+        Covariances of ``values``.
+    working : Working
+        The same in the units of the optimiser.
+    estimable : Estimable or None
+        Of a flat maximum: what the data tell in spite of it.
+    free : tuple of (int, int)
+        Entries of G that ``values`` holds; the others are zero.
+    loglik : float
+        Maximised log likelihood (restricted if ``reml``).
+    null, null_pooled : (float, int)
+        Log likelihood without random effects and its number of residual variances: one per outcome, and one for all.
+    intake : Intake
+        Rows read, used and left out.
+    cluster_sizes : (int, float, int)
+        Smallest, mean and largest number of stacked rows per cluster.
+    n_clusters : int
+    status, n_iter, grad_norm, decrement
+        How the optimiser ended; see :class:`jaxmed._support.errors.Status`.
+    singular : bool
+        G is at its boundary: a variance of zero or a correlation of one.
+    reduced_rank : bool
+        Covariances take the rank of a singular G as known, because the Hessian in G itself is indefinite there.
+    largest_share : float
+        The largest variance that a random effect adds to its outcome, in units of the residual variance.
+    trace : tuple of (int, float, float)
+        Stage, negative log likelihood and Newton decrement by iteration, on the working scale.
+    """
+
+    spec: Spec
+    facts: Facts
+    moderator_values: dict[str, tuple[float | str, ...]]
+    moderator_means: dict[str, float] = field(kw_only=True, default_factory=dict)
+    remarks: tuple[str, ...] = field(kw_only=True, default=())
+    cautions: tuple[str, ...] = field(kw_only=True, default=())
+    negative_icc: dict[str, float] = field(kw_only=True, default_factory=dict)
+    reml: bool
+    values: Floats
+    joint: Floats
+    block: Floats
+    working: Working = field(repr=False)
+    estimable: Estimable | None = field(kw_only=True, repr=False, default=None)
+    free: tuple[tuple[int, int], ...]
+    loglik: float
+    null: tuple[float, int]
+    null_pooled: tuple[float, int]
+    intake: Intake
+    cluster_sizes: tuple[int, float, int]
+    n_clusters: int
+    status: int
+    n_iter: int
+    grad_norm: float
+    decrement: float
+    singular: bool
+    reduced_rank: bool
+    largest_share: float
+    trace: tuple[tuple[int, float, float], ...] = field(repr=False)
+
+    def __repr__(self) -> str:
+        kind = "REML" if self.reml else "ML"
+        return visible(
+            f"<{type(self).__name__} of {', '.join(self.system.outcomes)}: {kind}, log likelihood {self.loglik:.4f}, "
+            f"{self.n_clusters} clusters, {Status(self.status).name.lower()}>"
+        )
+
+    # Names -----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def system(self) -> System:
+        """The system of equations behind ``spec``, as these data could answer it."""
+        return compiled(self.spec, self.facts)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the data changed about the model, and what looks odd in the data or in the model on them."""
+        changed = self.spec.notes(self.facts) if isinstance(self.spec, Mediation) else ()
+        kinds = (
+            "those of effects are cluster-robust by default (se='joint' gives the others; profile and Satterthwaite "
+            "stay joint)"
+        )
+        negative = [
+            f"centring {outcome!r} by cluster left its rows an intraclass correlation of about {value:.2f}, for which "
+            f"joint standard errors are too small; {kinds}"
+            if outcome in self.facts.equal_means
+            else f"rows of one cluster are less alike in {outcome!r} than rows of different clusters: its residuals "
+            f"have an intraclass correlation of about {value:.2f}, which no random intercept can show, so joint "
+            f"standard errors are wrong; {kinds}"
+            for outcome, value in self.negative_icc.items()
+        ]
+        return tuple(dict.fromkeys((*changed, *self.intake.remarks, *self.remarks, *negative)))
+
+    @property
+    def default_se(self) -> str:
+        """Kind of the standard errors of effects by default: "joint", or "robust" where there is ``negative_icc``."""
+        return "robust" if self.negative_icc else "joint"
+
+    def chosen_se(self, se: str | None) -> str:
+        """A kind of standard error; by default :attr:`default_se`."""
+        return self.default_se if se is None else se
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels of all entries of ``values``, see :attr:`jaxmed.System.parameter_labels`."""
+        return self.system.parameter_labels
+
+    @property
+    def _n_fixed(self) -> int:
+        return len(self.system.labels)
+
+    # Estimates -------------------------------------------------------------------------------------------------------
+
+    @property
+    def fixed(self) -> dict[str, float]:
+        """Fixed effects by label."""
+        return dict(zip(self.system.labels, self.values.tolist(), strict=False))
+
+    @property
+    def params(self) -> pd.Series:
+        """Fixed effects by label."""
+        return pd.Series(self.values[: self._n_fixed], index=self.system.labels, name="estimate")
+
+    @property
+    def bse(self) -> pd.Series:
+        """Joint standard errors of the fixed effects by label."""
+        return self.standard_errors("joint")
+
+    def standard_errors(self, kind: str = "joint") -> pd.Series:
+        """Standard errors of the fixed effects, ``kind`` "joint", "block" or "robust".
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> (fit.standard_errors("joint") / fit.standard_errors("block")).round(3).to_dict()
+        {'m~1': 1.002, 'm~x': 1.004, 'y~1': 1.027, 'y~m': 1.057, 'y~x': 1.094}
+        """
+        diagonal = np.diag(self.covariance(kind))[: self._n_fixed]
+        return pd.Series(root(diagonal), index=self.system.labels, name="se")
+
+    def covariance(self, kind: str = "joint") -> Floats:
+        """Covariance of ``values``, shape (p + n, p + n); ``"robust"`` of a fit that holds its moments.
+
+        Raises
+        ------
+        SpecError
+            Another kind.
+        FitError
+            ``"robust"`` of estimates alone, or of a fit that holds only some of its clusters.
+        """
+        check_choice("kind", kind, KINDS)
+        if kind == "robust":
+            return self._told(self._robust)
+        return self.joint if kind == "joint" else self.block
+
+    def _told(self, covariance: Floats) -> Floats:
+        """A covariance with NaN where the joint one has it."""
+        return np.where(np.isnan(self.joint), np.nan, covariance)
+
+    def errors(self, jacobian: Any, kind: str = "joint") -> Floats:
+        """First-order standard errors of functions of ``values``, from their derivatives, shape (..., p + n).
+
+        NaN where the data do not tell the function. At a flat maximum they may tell one, such as the total effect
+        between clusters, whose parts they do not.
+
+        Raises
+        ------
+        SpecError
+            Derivatives that are no numbers by parameter; another kind.
+        FitError
+            As :meth:`covariance`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> bool(np.allclose(fit.errors(np.eye(22)[:5]), fit.bse))
+        True
+        """
+        covariance = self.generalized(kind)
+        try:
+            jacobian = np.asarray(jacobian, dtype=float)
+        except (TypeError, ValueError):
+            jacobian = np.zeros(0)
+        if jacobian.shape[-1:] != (self.n_params,):
+            raise SpecError(f"jacobian must be numbers with one column for each of the {self.n_params} parameters")
+        if self.estimable is None:
+            return delta(jacobian, covariance)
+        return self.estimable.errors(jacobian, covariance, self._n_fixed if kind == "block" else 0)
+
+    def generalized(self, kind: str = "joint") -> Floats:
+        """As :meth:`covariance`; at a flat maximum whole, by a generalised inverse.
+
+        Right for what :meth:`errors` gives an error of, and meaningless for the rest.
+
+        Raises
+        ------
+        SpecError, FitError
+            As :meth:`covariance`.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> bool((fit.generalized() == fit.covariance()).all())
+        True
+        """
+        check_choice("kind", kind, KINDS)
+        if self.estimable is None:
+            return self.covariance(kind)
+        if kind == "robust":
+            return self._robust
+        whole = self.estimable
+        return whole.joint if kind == "joint" else whole.block
+
+    @property
+    def _robust(self) -> Floats:
+        """Cluster-robust covariance of ``values``: a :class:`jaxmed.Fit` has it, estimates alone do not suffice."""
+        raise FitError("kind='robust' needs the moments of a fit, and these are estimates alone")
+
+    def cov_params(self, kind: str = "joint", full: bool = False) -> pd.DataFrame:
+        """Covariance of the fixed effects; with ``full``, of all parameters (labels as in :attr:`labels`).
+
+        ``"joint"`` takes account of the variance parameters being estimated; ``"block"`` does not, as in nlme, lme4
+        and Stata, and its standard errors of b and c' are too small in a stacked model (docs/method.md). ``"robust"``
+        is the cluster-robust sandwich, which does not rest on normality (:meth:`jaxmed.Fit.robust_cov`).
+
+        Raises
+        ------
+        SpecError, FitError
+            As :meth:`covariance`.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> fit.cov_params().shape, fit.cov_params(full=True).shape
+        ((5, 5), (22, 22))
+        """
+        labels = self.labels if check_flag("full", full) else self.system.labels
+        return pd.DataFrame(self.covariance(kind)[: len(labels), : len(labels)], index=labels, columns=labels)
+
+    @property
+    def _in_g(self) -> slice:
+        return slice(self._n_fixed, self._n_fixed + len(self.free))
+
+    @property
+    def random_cov(self) -> pd.DataFrame:
+        """G, the covariance of the random effects."""
+        return self._random_table(self.values, 0.0)
+
+    @property
+    def random_cov_se(self) -> pd.DataFrame:
+        """Joint standard errors of the entries of G; NaN for entries held at zero."""
+        return self.random_cov_errors("joint")
+
+    def random_cov_errors(self, kind: str = "joint") -> pd.DataFrame:
+        """Standard errors of the entries of G by any covariance; NaN for entries held at zero."""
+        return self._random_table(root(np.diag(self.covariance(kind))), np.nan)
+
+    def _random_table(self, of: Floats, elsewhere: float) -> pd.DataFrame:
+        labels = self.system.random_labels
+        matrix = symmetric(len(labels), self.free, of[self._in_g], elsewhere)
+        return pd.DataFrame(matrix, index=labels, columns=labels)
+
+    @property
+    def _in_residual(self) -> slice:
+        return slice(self._in_g.stop, self._in_g.stop + len(self.system.outcomes))
+
+    @property
+    def residual_var(self) -> pd.Series:
+        """Residual variances by outcome."""
+        return pd.Series(self.values[self._in_residual], index=self.system.outcomes, name="estimate")
+
+    @property
+    def residual_var_se(self) -> pd.Series:
+        """Standard errors of the residual variances."""
+        return pd.Series(root(np.diag(self.joint))[self._in_residual], index=self.system.outcomes, name="se")
+
+    @property
+    def residual_cov(self) -> pd.DataFrame:
+        """Covariance of the residuals of one row, by outcome; zero where they are independent."""
+        return self._residual_table(self.values, 0.0)
+
+    @property
+    def residual_cov_se(self) -> pd.DataFrame:
+        """Joint standard errors of :attr:`residual_cov`; NaN for entries held at zero."""
+        return self.residual_cov_errors("joint")
+
+    def residual_cov_errors(self, kind: str = "joint") -> pd.DataFrame:
+        """Standard errors of :attr:`residual_cov` by any covariance; NaN for entries held at zero."""
+        return self._residual_table(root(np.diag(self.covariance(kind))), np.nan)
+
+    def _residual_table(self, of: Floats, elsewhere: float) -> pd.DataFrame:
+        outcomes = self.system.outcomes
+        pairs = [*((e, e) for e in range(len(outcomes))), *self.system.residual_pairs]
+        matrix = symmetric(len(outcomes), pairs, of[self._in_g.stop :], elsewhere)
+        return pd.DataFrame(matrix, index=outcomes, columns=outcomes)
+
+    # Fit statistics --------------------------------------------------------------------------------------------------
+
+    @property
+    def nobs(self) -> int:
+        """Stacked rows: the rows of every equation together; of an equation of level 2, clusters."""
+        return sum(self.intake.used)
+
+    @property
+    def n_params(self) -> int:
+        """Fixed effects, free entries of G, residual variances and covariances."""
+        return len(self.values)
+
+    @property
+    def aic(self) -> float:
+        """-2 loglik + 2 n_params."""
+        return -2 * self.loglik + 2 * self.n_params
+
+    @property
+    def bic(self) -> float:
+        """-2 loglik + n_params log(nobs)."""
+        return -2 * self.loglik + self.n_params * float(np.log(self.nobs))
+
+    @property
+    def converged(self) -> bool:
+        """Whether the optimiser reached its certificate."""
+        return self.status == Status.CONVERGED
+
+    @property
+    def imprecise(self) -> bool:
+        """Whether double precision leaves few correct digits: ``largest_share`` is above 1e7 (docs/reliability.md)."""
+        return self.largest_share > IMPRECISE
+
+    @property
+    def largest_group(self) -> int:
+        """Random effects that covary freely with each other, of the largest such group; 0 without random effects."""
+        of = np.array(self.free, dtype=int).reshape(-1, 2)
+        return int(np.max(np.bincount(of.ravel()), initial=1)) - 1
+
+    @property
+    def too_few_clusters(self) -> bool:
+        """Whether there are no more clusters than random effects that covary freely, so that G is singular."""
+        return self.n_clusters <= self.largest_group > 1
+
+    @property
+    def flat(self) -> bool:
+        """Whether some joint standard errors are NaN: the log likelihood is flat in a direction that moves these.
+
+        Or the point is no maximum; then all of them are.
+        """
+        return not np.all(np.isfinite(self.joint))
+
+    @property
+    def unknown(self) -> list[str]:
+        """Parameters without a joint standard error, as tables name them; see :attr:`flat`."""
+        return list(map(_in_words, self._untold))
+
+    @property
+    def _untold(self) -> list[str]:
+        return [self.labels[k] for k in np.flatnonzero(np.isnan(np.diag(self.joint)))]
+
+    @property
+    def message(self) -> str:
+        """How the optimiser ended, what it means and what helps."""
+        text, unknown, fewer = Status(self.status).message, self.unknown, "consider fewer random effects"
+        if unknown:
+            text = text.removesuffix(" and Hessian positive definite")
+        if self.singular:
+            text += (
+                "; singular: a random-effect variance is zero or a correlation is one, so standard errors of "
+                f"(co)variances and intervals that rest on normality are rough; {fewer}"
+            )
+        if self.too_few_clusters:
+            text += f"; {self.n_clusters} clusters cannot show how {self.largest_group} random effects covary"
+        if len(unknown) == len(self.labels):
+            text += (
+                "; the Hessian in (G, residual variances) is not positive definite, so joint standard errors are not "
+                f"available: block standard errors of the fixed effects are; {fewer}"
+            )
+        elif unknown:
+            some = [*unknown[:NAMED], f"{len(unknown) - NAMED} others"] if len(unknown) > NAMED + 1 else unknown
+            text += (
+                f"; flat: these data cannot tell {', '.join(some)} apart: other values of them, or of variances that "
+                f"their errors rest on, fit as well, so they have no joint standard errors; {fewer}"
+            )
+            across = [tuple(label.split("~~")) for label in self._untold if _across(label)]
+            if isinstance(self.spec, Mediation) and self.spec.free_intercepts(self.facts):
+                text += ", or fit with intercepts='independent'"
+            elif across:
+                text += f", or hold covariances between different outcomes at zero, such as zero=[{across[0]}]"
+        text += "".join(f"; {caution}" for caution in self.cautions)
+        if self.reduced_rank and len(unknown) < len(self.labels):
+            text += "; standard errors take the rank of the random-effects covariance as known"
+        if self.imprecise:
+            text += (
+                f"; imprecise: a random effect varies {self.largest_share:.0e} times as much as the residual of its "
+                "outcome, which leaves standard errors and the log likelihood few correct digits in double precision; "
+                "check the column, or fit the outcome without what hardly varies"
+            )
+        return text
+
+    # Tests -----------------------------------------------------------------------------------------------------------
+
+    def lr_test(self, null: str = "separate") -> TestResult:
+        """Likelihood-ratio test against the model without random effects.
+
+        Parameters
+        ----------
+        null : {"separate", "pooled"}
+            The null model has one residual variance per outcome, or one for all outcomes together. The latter is what
+            Stata's ``mixed`` prints for a stacked model as "LR test vs. linear regression".
+
+        Returns
+        -------
+        TestResult
+            df: free entries of G, and how many residual (co)variances the model has more than the null model.
+
+        Raises
+        ------
+        SpecError
+            Another null model.
+
+        Notes
+        -----
+        The variances are tested on their boundary, so the chi-squared p is conservative. Under REML both models have
+        the same fixed effects, so the restricted likelihoods compare.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> test = fit.lr_test()
+        >>> round(test.statistic, 1), test.df
+        (987.0, 15)
+        """
+        check_choice("null", null, ("separate", "pooled"))
+        loglik, n_variances = self.null if null == "separate" else self.null_pooled
+        df = len(self.free) + len(self.system.outcomes) + len(self.system.residual_pairs) - n_variances
+        what = "one residual variance per outcome" if null == "separate" else "a single residual variance"
+        if self.system.residual_pairs:
+            what += ", independent residuals"
+        return chi_squared(2 * (self.loglik - loglik), df, f"no random effects ({what})")
+
+    def wald(self, terms: str | tuple[str, ...] | list[str] | None = None, kind: str = "joint") -> TestResult:
+        """Wald test that fixed effects are all zero.
+
+        Parameters
+        ----------
+        terms : str or list of str, optional
+            Labels to test. By default all; with a single equation all but its intercept, the usual overall test.
+        kind : {"joint", "block", "robust"}
+            Covariance; Stata's ``mixed`` prints the block one.
+
+        Returns
+        -------
+        TestResult
+            b' V^-1 b of the k terms, df k; NaN where one has no standard error, and its hypothesis says which.
+
+        Raises
+        ------
+        SpecError
+            Unknown or repeated terms, another kind.
+        FitError
+            As :meth:`covariance`.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> test = fit.wald(["m~x", "y~m"])
+        >>> round(test.statistic, 1), test.df
+        (175.6, 2)
+        """
+        labels = list(self.system.labels)
+        if terms is None:
+            single = len(self.system.equations) == 1
+            intercept = f"{self.system.outcomes[0]}~{INTERCEPT}"
+            terms = [label for label in labels if not (single and len(labels) > 1 and label == intercept)]
+        terms = one_or_more(terms)
+        known = [term for term in terms if isinstance(term, str) and term in labels]
+        if not terms or len(set(known)) < len(terms):
+            raise SpecError(f"terms={terms!r}: choose from {labels}, each once")
+        at = [labels.index(term) for term in terms]
+        hypothesis = f"{', '.join(terms)} = 0"
+        covariance = self.covariance(kind)[np.ix_(at, at)]
+        if not np.all(np.isfinite(covariance)):
+            told = np.isfinite(np.diag(covariance))
+            without = [term for term, one in zip(terms, told, strict=True) if not one]
+            why = f"{hypothesis} (no standard error of {', '.join(without)}: read fit.message)"
+            return TestResult(float("nan"), len(at), float("nan"), why)
+        try:
+            statistic = float(self.values[at] @ np.linalg.solve(covariance, self.values[at]))
+        except np.linalg.LinAlgError:  # x so far from zero that intercept and slope are one number
+            statistic = float("nan")
+        return chi_squared(statistic, len(at), hypothesis)
+
+    # Plain data ------------------------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data (dicts, lists, numbers, text; NaN as None) under the public names."""
+        plain = {
+            "format": FORMAT,
+            "model": self.spec.to_dict(),
+            "categories": {name: list(found) for name, found in self.facts.categories.items()},
+            "cluster_level": sorted(self.facts.cluster_level),
+            "equal_means": sorted(self.facts.equal_means),
+            "remarks": list(self.remarks),
+            "cautions": list(self.cautions),
+            "negative_icc": self.negative_icc,
+            "moderator_means": self.moderator_means,
+            "moderator_values": {name: list(found) for name, found in self.moderator_values.items()},
+            "notes": list(self.notes),
+            "reml": self.reml,
+            "loglik": self.loglik,
+            "aic": self.aic,
+            "bic": self.bic,
+            "nobs": self.nobs,
+            "n_clusters": self.n_clusters,
+            "cluster_sizes": list(self.cluster_sizes),
+            "params": self.params.to_dict(),
+            "bse": self.bse.to_dict(),
+            "bse_block": self.standard_errors("block").to_dict(),
+            "random_cov": _frame(self.random_cov),
+            "random_cov_se": _frame(self.random_cov_se),
+            "residual_var": self.residual_var.to_dict(),
+            "residual_var_se": self.residual_var_se.to_dict(),
+            "residual_cov": _frame(self.residual_cov),
+            "residual_cov_se": _frame(self.residual_cov_se),
+            "labels": list(self.labels),
+            "values": self.values.tolist(),
+            "cov_joint": self.joint.tolist(),
+            "cov_block": self.block.tolist(),
+            "working": _arrays(self.working),
+            "estimable": None if self.estimable is None else _arrays(self.estimable),
+            "free": [list(pair) for pair in self.free],
+            "null": list(self.null),
+            "null_pooled": list(self.null_pooled),
+            "converged": self.converged,
+            "status": self.status,
+            "message": self.message,
+            "singular": self.singular,
+            "reduced_rank": self.reduced_rank,
+            "largest_share": self.largest_share,
+            "n_iter": self.n_iter,
+            "grad_norm": self.grad_norm,
+            "decrement": self.decrement,
+            "trace": [list(row) for row in self.trace],
+            "rows": asdict(self.intake),
+        }
+        return {key: plain_data(value) for key, value in plain.items()}
+
+
+def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructor arguments of :class:`Estimates` from ``to_dict``; ValueError where it has another form."""
+    check_form(plain, dict)
+    if plain.get("format") != FORMAT:
+        raise ValueError(f"format {plain.get('format')!r}; this version of jaxmed reads {FORMAT}: fit the data again")
+    # Not in fits of earlier versions.
+    absent: dict[str, Any] = {"equal_means": [], "remarks": [], "cautions": [], "negative_icc": {}}
+    plain = {"largest_share": None, "estimable": None, **absent, **plain}
+    plain["rows"] = later_fields(plain.get("rows"))
+    check_form(plain, FORM)
+    return {
+        "spec": from_dict(plain["model"]),
+        "facts": Facts(
+            {name: tuple(found) for name, found in plain["categories"].items()},
+            frozenset(plain["cluster_level"]),
+            frozenset(plain["equal_means"]),
+        ),
+        "remarks": tuple(plain["remarks"]),
+        "cautions": tuple(plain["cautions"]),
+        "negative_icc": plain["negative_icc"],
+        "moderator_means": plain["moderator_means"],
+        "moderator_values": {name: tuple(found) for name, found in plain["moderator_values"].items()},
+        "values": np.array(plain["values"], dtype=float),
+        "joint": np.array(plain["cov_joint"], dtype=float),
+        "block": np.array(plain["cov_block"], dtype=float),
+        "working": Working(**_read_arrays(plain["working"], {"theta": 1, "values": 1, "joint": 2, "block": 2})),
+        "estimable": _estimable(plain["estimable"]),
+        "free": tuple((row, col) for row, col in plain["free"]),
+        "null": (_number(plain["null"][0]), plain["null"][1]),
+        "null_pooled": (_number(plain["null_pooled"][0]), plain["null_pooled"][1]),
+        "intake": intake_from_dict(plain["rows"]),
+        "cluster_sizes": tuple(plain["cluster_sizes"]),
+        "trace": tuple((stage, _number(value), _number(left)) for stage, value, left in plain["trace"]),
+        **{name: _number(plain[name]) for name in ("loglik", "grad_norm", "decrement", "largest_share")},
+        **{name: plain[name] for name in ("reml", "n_clusters", "status", "n_iter", "singular", "reduced_rank")},
+    }
+
+
+def _in_words(label: str) -> str:
+    """A parameter as tables name it: ``"m~1~~y~1"`` is ``"cov(m~1,y~1)"``."""
+    one, pair, other = label.partition("~~")
+    return label if not pair else f"var({one})" if one == other else f"cov({one},{other})"
+
+
+def _across(label: str) -> bool:
+    """Whether a parameter is the covariance of random effects of different outcomes."""
+    one, pair, other = label.partition("~~")
+    return bool(pair) and "~" in one and one.partition("~")[0] != other.partition("~")[0]
+
+
+def plain_data(value: Any) -> Any:
+    """NaN and infinities -> None, through lists and dicts, for JSON."""
+    if isinstance(value, dict):
+        return {key: plain_data(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_data(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _arrays(part: NamedTuple) -> dict[str, Any]:
+    return {name: array.tolist() for name, array in part._asdict().items()}
+
+
+def _read_arrays(plain: Mapping[str, Any], dimensions: Mapping[str, int]) -> dict[str, Floats]:
+    """Arrays of so many dimensions by name, from :func:`_arrays`."""
+    forms: list[Any] = [float | None]
+    for _ in range(max(dimensions.values())):
+        forms.append([forms[-1]])
+    check_form(plain, {name: forms[n] for name, n in dimensions.items()})
+    return {name: np.array(plain[name], dtype=float) for name in dimensions}
+
+
+def _estimable(plain: Mapping[str, Any] | None) -> Estimable | None:
+    dimensions = {"joint": 2, "block": 2, "directions": 2, "changes": 3}
+    return None if plain is None else Estimable(**_read_arrays(plain, dimensions))
+
+
+def _frame(table: pd.DataFrame) -> dict[str, Any]:
+    return {"labels": list(table.index), "values": table.to_numpy().tolist()}

@@ -1,0 +1,236 @@
+"""Cluster-level predictions: random effects, a_j, b_j and their product, with standard errors of prediction."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jax import Array, lax
+from numpy.typing import NDArray
+
+from jaxmed._data.design import Design, make_design
+from jaxmed._data.moments import Moments
+from jaxmed._inference.effects import expected_product, product_covariance
+from jaxmed._inference.estimates import Estimates, Working
+from jaxmed._likelihood import likelihood, linalg
+from jaxmed._likelihood.layout import Layout, make_layout, make_scale, root_and_precision
+from jaxmed._likelihood.likelihood import Data
+from jaxmed._likelihood.shards import SHARD
+from jaxmed._model.estimands import Estimands
+from jaxmed._model.mediation import Mediation
+from jaxmed._support.arrays import Floats
+from jaxmed._support.errors import FitError
+from jaxmed._support.runtime import float64, jit_by_key
+
+
+class Predictions(NamedTuple):
+    """Conditional distribution of the random effects of every cluster, at given parameters.
+
+    Attributes
+    ----------
+    effects : Array, shape (q, clusters)
+        Empirical Bayes means E[u_j | data].
+    covariance : Array, shape (q, q, clusters)
+        Var(u_j | data) at known fixed effects, K_j = L M_j^-1 L'.
+    sensitivity : Array, shape (q, p, clusters)
+        -d u_j / d beta, the random rows of G Z'V^-1 X.
+    """
+
+    effects: Array
+    covariance: Array
+    sensitivity: Array
+
+
+def posterior(layout: Layout, root: Array, tau: Array, beta: Array, data: Data) -> Predictions:
+    """Predictions for every cluster of the padded table, block by block."""
+    p = layout.n_fixed
+    contrast = jnp.append(-beta, 1.0)
+
+    def body(block: Array) -> Predictions:
+        half, half_root, _ = likelihood.eliminate(layout, root, likelihood.weighted_products(layout, tau, block))
+        u = linalg.matmul(half_root.swapaxes(0, 1), half)
+        covariance = linalg.matmul(half_root.swapaxes(0, 1), half_root)
+        return Predictions(jnp.sum(u * contrast[:, None], axis=1), covariance, u[:, :p])
+
+    blocks = lax.map(body, data.table)
+    return jax.tree.map(lambda part: jnp.moveaxis(part, 0, -2).reshape(*part.shape[1:-1], -1), blocks)
+
+
+class ClusterPredictions(NamedTuple):
+    """:class:`Predictions` on the working scale, in NumPy.
+
+    Attributes
+    ----------
+    effects, covariance, sensitivity
+        As there.
+    error : ndarray, shape (q, q, clusters)
+        Covariance of the errors of prediction: ``covariance``, and what the uncertainty of the fixed effects adds.
+    """
+
+    effects: Floats
+    covariance: Floats
+    sensitivity: Floats
+    error: Floats
+
+
+@float64
+@jit_by_key
+def _predict(layout: Layout, theta: Array, beta: Array, data: Data) -> Predictions:
+    root, tau = root_and_precision(layout, theta)
+    return posterior(layout, root, tau, beta, data)
+
+
+def predict_clusters(found: Estimates, moments: Moments) -> pd.DataFrame:
+    """Table of :meth:`jaxmed.Fit.ranef`."""
+    prepared = _prepare(found, moments)
+    design, unit = prepared.design, prepared.unit
+    estimands = found.spec.estimands(found.facts) if isinstance(found.spec, Mediation) else None
+    names = set() if estimands is None else moderators_of(estimands)
+    moderators = {name: moderator_by_cluster(found, moments, name) for name in names}
+    parts: list[dict[str, Floats]] = []
+    for first in range(0, design.n_clusters, SHARD):  # some at a time: what is in between is larger than the table
+        some = slice(first, first + SHARD)
+        predicted = _predict_some(prepared, design.part(some))
+        columns: dict[str, Floats] = {}
+        for label, row in zip(found.system.random_labels, unit, strict=True):
+            columns[label], variance = row @ predicted.effects, np.einsum("b,bcj,c->j", row, predicted.error, row)
+            columns[f"{label}_se"] = _root(variance)
+        if estimands is not None:
+            own = {name: value[some] for name, value in moderators.items()}
+            columns |= _paths(found, estimands, predicted, prepared.linear, unit, own)
+        parts.append(columns)
+    whole = {name: np.concatenate([columns[name] for columns in parts]) for name in parts[0]}
+    table = pd.DataFrame(whole, index=pd.Index(moments.clusters, name=found.system.cluster))
+    return table[design.sizes > 0]  # a cluster may have no row that counts
+
+
+def predict_working(found: Estimates, moments: Moments) -> tuple[NDArray[np.int64], ClusterPredictions, Floats]:
+    """Positions of the clusters that have rows, their predictions, and the map from these to the user's scale, (q, q).
+
+    Raises
+    ------
+    FitError
+        The model has no random effects.
+    """
+    prepared = _prepare(found, moments)
+    present = np.flatnonzero(prepared.design.sizes > 0)
+    parts = [
+        _predict_some(prepared, prepared.design.part(present[first : first + SHARD]))
+        for first in range(0, len(present), SHARD)
+    ]
+    whole = ClusterPredictions(*(np.concatenate(several, axis=-1) for several in zip(*parts, strict=True)))
+    return present, whole, prepared.unit
+
+
+class _Prepared(NamedTuple):
+    design: Design
+    layout: Layout
+    linear: Floats
+    working: Working
+
+    @property
+    def unit(self) -> Floats:
+        """From random effects on the working scale to the user's, shape (q, q)."""
+        return self.linear[np.ix_(self.layout.random, self.layout.random)]
+
+
+def _prepare(found: Estimates, moments: Moments) -> _Prepared:
+    if not found.system.random_labels:
+        raise FitError("this model has no random effects, so there is nothing to predict by cluster")
+    design = make_design(found.system, moments)
+    layout = make_layout(design, found.reml)
+    return _Prepared(design, layout, make_scale(design, layout, found.intake.used).linear, found.working)
+
+
+def _predict_some(prepared: _Prepared, some: Design) -> ClusterPredictions:
+    """Predictions of the clusters of a design, padding cut off."""
+    layout, working = prepared.layout, prepared.working
+    p = layout.n_fixed
+    data = likelihood.make_data(some.table, (0,) * len(layout.seen))
+    predicted = _predict(layout, working.theta, working.values[:p], data)
+    effects, covariance, sensitivity = (np.asarray(part)[..., : some.n_clusters] for part in predicted)
+    by_beta = np.einsum("apj,pr,brj->abj", sensitivity, working.block[:p, :p], sensitivity, optimize=True)
+    return ClusterPredictions(effects, covariance, sensitivity, covariance + by_beta)
+
+
+def _paths(
+    found: Estimates,
+    estimands: Estimands,
+    predicted: ClusterPredictions,
+    linear: Floats,
+    unit: Floats,
+    moderators: Mapping[str, Floats],
+) -> dict[str, Floats]:
+    """Slopes of every cluster along the routes from x to y, and the expected products along each.
+
+    An error d of the fixed effects enters a_j as (unit vector - sensitivity) d. Given the data slopes are jointly
+    normal, from which follow mean and variance of their products.
+    """
+    labels, random = list(found.system.labels), list(found.system.random_labels)
+    p = len(labels)
+    # Slopes between clusters do not vary, and c' is no part of a route through a mediator.
+    edges = found.spec.edges_in(found.facts) if isinstance(found.spec, Mediation) else ()
+    names = [edge.path(part) for edge in edges for part in ("", "_within") if edge.kind != "c_prime"]
+    names = [name for name in names if name in estimands.paths]
+    means, slopes, loads = [], [], []
+    n_clusters = predicted.effects.shape[1]
+    for name in names:
+        value, load = np.zeros(n_clusters), np.zeros((len(random), n_clusters))
+        direction = np.zeros((p, n_clusters))
+        for label, by in estimands.paths[name].pieces:
+            weight = np.prod([moderators[column] for column in by], axis=0) * np.ones(n_clusters)
+            value += weight * found.params[label]
+            direction += linear[labels.index(label)][:, None] * weight
+            if label in random:
+                row = unit[random.index(label)]
+                value += weight * (row @ predicted.effects)
+                direction -= weight * np.einsum("b,bpj->pj", row, predicted.sensitivity)
+                load += row[:, None] * weight
+        means.append(value)
+        slopes.append(direction)
+        loads.append(load)
+    if not names:
+        return {}
+    mean, slope, load = np.stack(means), np.stack(slopes), np.stack(loads)
+    covariance = np.einsum("apj,pr,brj->abj", slope, found.working.block[:p, :p], slope, optimize=True)
+    covariance += np.einsum("akj,klj,blj->abj", load, predicted.covariance, load, optimize=True)
+    columns: dict[str, Floats] = {}
+    for k, name in enumerate(names):
+        columns[name], columns[f"{name}_se"] = mean[k], _root(covariance[k, k])
+    for row in estimands.rows:
+        along = row.terms[0][1]
+        if row.kind == "indirect" and len(row.terms) == 1 and set(along) <= set(names):
+            route = tuple(names.index(path) for path in along)
+            product, variance = product_moments(route, mean, covariance)
+            name = "ab" + row.name.removeprefix("indirect")
+            columns[name], columns[f"{name}_se"] = product, _root(variance)
+    return columns
+
+
+def _root(variance: Floats) -> Floats:
+    """Standard deviations; a variance of zero may have been rounded to less."""
+    return np.asarray(np.sqrt(np.maximum(variance, 0.0)))
+
+
+def moderators_of(estimands: Estimands) -> set[str]:
+    """Columns that paths depend on."""
+    return {column for path in estimands.paths.values() for _, by in path.pieces for column in by}
+
+
+def moderator_by_cluster(found: Estimates, moments: Moments, column: str) -> Floats:
+    """A moderator by cluster: its value where it belongs to the cluster, NaN if missing; else its overall mean."""
+    if column in moments.constants:
+        return moments.constants[column]
+    mean = found.moderator_means.get(column)
+    return np.full(moments.n_clusters, moments.spread(column)[0] if mean is None else mean)
+
+
+@float64
+def product_moments(route: tuple[int, ...], mean: Floats, covariance: Floats) -> tuple[Floats, Floats]:
+    """Mean and variance of the product of normal slopes along a route, by cluster."""
+    at, around = jnp.asarray(mean), jnp.asarray(covariance)
+    return expected_product(at, around, route), product_covariance(at, around, route, route)  # type: ignore[return-value]

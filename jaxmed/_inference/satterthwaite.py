@@ -1,0 +1,191 @@
+"""Satterthwaite's degrees of freedom of parameters and effects, from exact derivatives of their covariance.
+
+An estimate with the variance V(psi) is compared with the t distribution with 2 V^2 / Var(V) degrees of freedom, those
+of the scaled chi-squared distribution with the mean and variance of V (Satterthwaite 1946; Kuznetsova, Brockhoff &
+Christensen 2017), where Var(V) = (dV/dpsi)' Cov(psi) (dV/dpsi) by the delta method.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jax import Array, lax
+from scipy.special import stdtr, stdtrit
+
+from jaxmed._data.design import make_design
+from jaxmed._data.moments import Moments
+from jaxmed._data.totals import add_up
+from jaxmed._inference import effects
+from jaxmed._inference.covariance import covariances
+from jaxmed._inference.effect_tables import Quantities, Targets, quantities
+from jaxmed._inference.estimates import Estimates
+from jaxmed._inference.limits import check_level, normal_table
+from jaxmed._likelihood.derivatives import evaluate
+from jaxmed._likelihood.layout import (
+    Layout,
+    count_rows,
+    free_entries,
+    lower,
+    make_layout,
+    make_scale,
+    root_and_precision,
+    spread_to_variances,
+)
+from jaxmed._likelihood.likelihood import Data, make_data
+from jaxmed._support.arrays import Floats
+from jaxmed._support.errors import FitError
+from jaxmed._support.runtime import float64, jit_by_key
+from jaxmed._support.validation import check_choice
+
+KINDS = ("joint", "block")
+
+
+class Slopes(NamedTuple):
+    """Covariances of all parameters and their derivatives in psi = (beta, G, sigma^2), on the working scale.
+
+    Attributes
+    ----------
+    covariance : ndarray, shape (p + n, p + n)
+    slope : ndarray, shape (n, p + n, p + n)
+        In (free entries of G, residual variances and covariances); the covariance does not depend on beta, at whose
+        best value it is taken.
+    matrix : ndarray, shape (p + n, p + n)
+        To the user's scale (:class:`jaxmed._likelihood.layout.Scale`).
+    """
+
+    covariance: Floats
+    slope: Floats
+    matrix: Floats
+
+
+@float64
+@jit_by_key
+def _coordinates(layout: Layout, theta: Array) -> Array:
+    """Jacobian of (free entries of G, residual (co)variances) in the optimiser's coordinates."""
+
+    def variances(theta: Array) -> Array:
+        n_free = len(layout.free)
+        root = lower(layout, theta[:n_free])
+        return jnp.append(free_entries(layout, root @ root.T), spread_to_variances(layout, theta[n_free:]))
+
+    return jax.jacfwd(variances)(theta)
+
+
+@float64
+@partial(jit_by_key, static=2)
+def _slopes(layout: Layout, kind: str, theta: Array, steps: Array, data: Data) -> Array:
+    """Derivatives of a covariance along some steps of theta: third derivatives of the likelihood, by autodiff."""
+
+    def covariance(theta: Array) -> Array:
+        root, tau = root_and_precision(layout, theta)
+        found = covariances(layout, theta, evaluate(layout, root, tau, data))
+        return found.joint if kind == "joint" else found.block
+
+    return lax.map(lambda step: jax.jvp(covariance, (theta,), (step,))[1], steps)
+
+
+def covariance_slopes(found: Estimates, moments: Moments, kind: str) -> Slopes:
+    """The joint or block covariance at the estimates and its derivatives."""
+    design = make_design(found.system, moments)
+    layout, totals = make_layout(design, found.reml), add_up(design)
+    theta = found.working.theta
+    data = make_data(design.table, count_rows(layout, design.system, totals))
+    steps = np.linalg.inv(np.asarray(_coordinates(layout, theta)))
+    slope = np.asarray(_slopes(layout, kind, theta, np.ascontiguousarray(steps.T), data))
+    matrix = make_scale(design, layout, found.intake.used).matrix
+    return Slopes(found.working.joint if kind == "joint" else found.working.block, slope, matrix)
+
+
+@float64
+@jit_by_key
+def _bend(
+    plan: effects.Plan, values: Array, weights: tuple[Array, ...], combination: Array, covariance: Array
+) -> tuple[Array, Array]:
+    """Jacobian J of effects, shape (effects, p + n), and 2 (d J_e / d psi) Cov J_e for every effect e, alike."""
+
+    def jacobian(values: Array) -> Array:
+        return jax.jacfwd(lambda at: effects.combined(plan, at, weights, combination))(values)
+
+    at = jacobian(values)
+    return at, 2 * jnp.einsum("eab,ea->eb", jax.jacfwd(jacobian)(values), at @ covariance)
+
+
+def degrees_of_freedom(slopes: Slopes, jacobian: Floats, bend: Floats) -> Floats:
+    """2 V^2 / Var(V) of estimates with V = J Cov J', shape (estimates,).
+
+    Parameters
+    ----------
+    slopes : Slopes
+    jacobian : ndarray, shape (estimates, p + n)
+    bend : ndarray, shape (estimates, p + n)
+        The part of dV / dpsi that is due to the Jacobian, zero for linear combinations of parameters.
+
+    Returns
+    -------
+    ndarray
+        Infinite where V does not depend on what was estimated, NaN where V is zero or not known.
+    """
+    variance = np.sum((jacobian @ slopes.covariance) * jacobian, axis=1)
+    gradient = np.array(bend)
+    n = len(slopes.slope)
+    gradient[:, gradient.shape[1] - n :] += np.einsum("ea,kab,eb->ek", jacobian, slopes.slope, jacobian, optimize=True)
+    spread = np.sum((gradient @ slopes.covariance) * gradient, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(variance > 0, 2 * variance**2 / spread, np.nan)
+
+
+def satterthwaite_table(
+    found: Estimates,
+    moments: Moments,
+    kind: str,
+    level: float,
+    terms: str | Sequence[str] | None,
+    at: Mapping[str, Any] | None,
+) -> pd.DataFrame:
+    """Table of :meth:`jaxmed.Fit.satterthwaite`."""
+    check_choice("kind", kind, KINDS)
+    level = check_level(level)
+    known = quantities(found, at)
+    chosen = _chosen(found, known, terms)
+    if found.singular:
+        raise FitError(
+            "this fit is singular: the variance of an estimate has no derivative in a random-effect variance of zero "
+            "(or a correlation of one); take fewer random effects, or intervals from the bootstrap"
+        )
+    if found.flat:
+        raise FitError(f"this fit has no degrees of freedom of its standard errors ({found.message})")
+    slopes = covariance_slopes(found, moments, kind)
+    jacobian, bend = np.eye(known.n_params), np.zeros((known.n_params, known.n_params))
+    if known.targets is not None:
+        of, of_bend = _effect_slopes(known.targets, found, found.covariance(kind))
+        jacobian, bend = np.vstack([jacobian, of]), np.vstack([bend, of_bend])
+    jacobian, bend = jacobian[chosen], bend[chosen]
+    df = degrees_of_freedom(slopes, jacobian @ slopes.matrix, bend @ slopes.matrix)
+    error = found.errors(jacobian, kind)
+    table = normal_table([known.labels[k] for k in chosen], known.values[chosen], error, 0.0)
+    table = table.rename(columns={"z": "t"})
+    finite = np.where(np.isfinite(df), df, 1e300)
+    half = np.where(error == 0, 0.0, stdtrit(finite, 0.5 + level / 2) * error)
+    table["p"] = np.where(np.isnan(df), np.nan, 2 * stdtr(finite, -np.abs(table["t"].to_numpy())))
+    table["ci_lower"], table["ci_upper"] = known.values[chosen] - half, known.values[chosen] + half
+    table.insert(2, "df", df)
+    table.index = known.rows(chosen)
+    return table
+
+
+def _chosen(found: Estimates, known: Quantities, terms: str | Sequence[str] | None) -> list[int]:
+    """Positions of some terms; by default of the fixed effects, and then the effects."""
+    if terms is None:
+        return [*range(len(found.system.labels)), *range(known.n_params, len(known.labels))]
+    return known.positions(terms)
+
+
+def _effect_slopes(targets: Targets, found: Estimates, covariance: Floats) -> tuple[Floats, Floats]:
+    jacobian, bend = _bend(targets.plan, found.values, targets.weights, targets.combination, covariance)
+    return np.asarray(jacobian), np.asarray(bend)

@@ -1,0 +1,214 @@
+"""Scores of the clusters: what each adds to the gradient of the log likelihood, in closed form from its moments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from numpy.typing import NDArray
+
+from jaxmed._data.design import Design, make_design
+from jaxmed._data.moments import Moments
+from jaxmed._inference.estimates import Estimates
+from jaxmed._likelihood import linalg
+from jaxmed._likelihood.derivatives import placed
+from jaxmed._likelihood.layout import (
+    Layout,
+    Scale,
+    log_precision,
+    make_layout,
+    make_scale,
+    root_and_precision,
+    rows_by_cluster,
+    spread_to_variances,
+    variances_to_precisions,
+)
+from jaxmed._likelihood.likelihood import Data, eliminate, embed, make_data, place, weighted_sum
+from jaxmed._likelihood.shards import SHARD
+from jaxmed._support.arrays import Floats
+from jaxmed._support.errors import FitError
+from jaxmed._support.runtime import float64, jit_by_key
+
+
+class Pieces(NamedTuple):
+    """What the scores of some clusters are made of, on the working scale.
+
+    Attributes
+    ----------
+    reduced : Array, shape (p + 1, p + 1, J)
+        P_j = [X y]'V_j^-1[X y].
+    in_tau : Array, shape (n_pieces, J)
+        tr(K W_c,zz) + tr(Lambda Q_c): derivatives of log|M_j| + tr(Lambda P_j) in tau.
+    moved : Array, shape (n_pieces, p, p)
+        Sum over clusters of Q_c,xx = dX_j'V_j^-1X_j / dtau_c.
+    """
+
+    reduced: Array
+    in_tau: Array
+    moved: Array
+
+
+class Point(NamedTuple):
+    """What the derivatives of the residuals' part have in common over clusters.
+
+    Attributes
+    ----------
+    pieces_by_set : Array, shape (n_pieces, n_sets)
+        Derivatives of log|Sigma_SS^-1| in tau.
+    in_variances : Array, shape (n_pieces, n_residual)
+        Derivatives of tau in the residual variances and covariances.
+    """
+
+    pieces_by_set: Array
+    in_variances: Array
+
+
+@float64
+@jit_by_key
+def _pieces(layout: Layout, theta: Array, beta: Array, beta_cov: Array, data: Data) -> Pieces:
+    """Pieces of the clusters of a padded table, block by block; the formulas are those of the second pass."""
+    root, tau = root_and_precision(layout, theta)
+    contrast = jnp.append(-beta, 1.0)
+    weight = jnp.outer(contrast, contrast)
+    if layout.reml:
+        weight = weight.at[:-1, :-1].add(beta_cov)
+    z, p = np.array(layout.random, dtype=int), layout.n_fixed
+    places = [place(layout, piece) for piece in layout.pieces]
+
+    def body(block: Array) -> Pieces:
+        embedded = [embed(layout, piece, block) for piece in layout.pieces]
+        weighted = weighted_sum(layout, tau, embedded)
+        half, half_root, _ = eliminate(layout, root, weighted)
+        k = linalg.matmul(half_root.swapaxes(0, 1), half_root)
+        u = linalg.matmul(half_root.swapaxes(0, 1), half)
+        in_tau, moved = [], []
+        for c, found in enumerate(places):
+            own_rows = embedded[c][found.local]
+            own_zz = own_rows[:, z[found.own]]
+            w_b = placed(layout, found.fixed, embedded[c]) - linalg.matmul(own_rows.swapaxes(0, 1), u[found.own])
+            q_c = w_b - linalg.matmul(u[found.own].swapaxes(0, 1), w_b[z[found.own]])
+            trace = jnp.sum(k[np.ix_(found.own, found.own)] * own_zz, axis=(0, 1))
+            in_tau.append(trace + jnp.sum(weight[:, :, None] * q_c, axis=(0, 1)))
+            moved.append(linalg.total(q_c[:p, :p]))
+        reduced = weighted - linalg.matmul(half.swapaxes(0, 1), half)
+        return Pieces(reduced, jnp.stack(in_tau), jnp.stack(moved))
+
+    blocks = lax.map(body, data.table)
+    reduced, in_tau = (
+        jnp.moveaxis(part, 0, -2).reshape(*part.shape[1:-1], -1) for part in (blocks.reduced, blocks.in_tau)
+    )
+    return Pieces(reduced, in_tau, jnp.sum(blocks.moved, axis=0))
+
+
+@float64
+@jit_by_key
+def _point(layout: Layout, theta: Array) -> Point:
+    variances = spread_to_variances(layout, theta[len(layout.free) :])
+    tau = variances_to_precisions(layout, variances)
+
+    def volumes(tau: Array) -> Array:
+        return jax.vmap(lambda rows: log_precision(layout, tau, rows))(jnp.eye(len(layout.seen)))
+
+    return Point(jax.jacfwd(volumes)(tau).T, jax.jacfwd(lambda at: variances_to_precisions(layout, at))(variances))
+
+
+class Scores(NamedTuple):
+    """Scores of the clusters on the working scale, and what goes with them.
+
+    Attributes
+    ----------
+    clusters : ndarray, shape (J,)
+        Labels of the clusters that have rows.
+    scale : Scale
+        From the working to the user's scale.
+    values : ndarray, shape (p + n, J)
+        Derivatives of each cluster's term in (fixed effects, free entries of G, residual variances and covariances).
+    information : ndarray, shape (p, p, J)
+        X_j'V_j^-1X_j.
+    moved : ndarray, shape (n, p, p)
+        Derivatives of X'V^-1X, summed over clusters, in (free entries of G, residual variances and covariances).
+    beta_cov : ndarray, shape (p, p)
+        (X'V^-1X)^-1.
+    """
+
+    clusters: NDArray[np.generic]
+    scale: Scale
+    values: Floats
+    information: Floats
+    moved: Floats
+    beta_cov: Floats
+
+    @property
+    def on_user_scale(self) -> Floats:
+        """:attr:`values` in the user's parameters."""
+        return np.asarray(np.linalg.solve(self.scale.matrix.T, self.values), dtype=float)
+
+
+def cluster_scores(found: Estimates, moments: Moments) -> Scores:
+    """Scores at the estimates: l_j the cluster's log likelihood, with e_j = y_j - X_j beta and C = (X'V^-1X)^-1,
+
+    d l_j / d beta = X_j'V_j^-1 e_j,    d l_j / d theta_k = -(tr(V_j^-1 dV_k) - e_j'V_j^-1 dV_k V_j^-1 e_j) / 2,
+
+    under REML plus tr(C X_j'V_j^-1 dV_k V_j^-1 X_j) / 2, the cluster's share of the derivative of -log|X'V^-1X| / 2 at
+    known C. So they sum to the gradient of what was maximised, which is zero at the optimum, and each of them has mean
+    zero at the true (G, sigma^2), where beta is estimated: E[e_j e_j'] = V_j - X_j C X_j' (docs/diagnostics.md).
+
+    Raises
+    ------
+    FitError
+        The moments are those of some of the fit's clusters only.
+    """
+    design = make_design(found.system, moments)
+    present = np.flatnonzero(design.sizes > 0)
+    if len(present) < found.n_clusters:
+        raise FitError(
+            f"this fit holds {len(present)} of its {found.n_clusters} clusters (it was made over several processes), "
+            "and scores need them all; fit them in one"
+        )
+    layout = make_layout(design, found.reml)
+    scale = make_scale(design, layout, found.intake.used)
+    p = layout.n_fixed
+    theta, beta, beta_cov = found.working.theta, found.working.values[:p], found.working.block[:p, :p]
+    parts = list(_parts(layout, design, present, theta, beta, beta_cov, _point(layout, theta)))
+    values, information, moved = zip(*parts, strict=True)
+    return Scores(
+        moments.clusters[present], scale, np.hstack(values), np.concatenate(information, axis=2), sum(moved), beta_cov
+    )
+
+
+def _parts(
+    layout: Layout,
+    design: Design,
+    present: NDArray[np.int64],
+    theta: Floats,
+    beta: Floats,
+    beta_cov: Floats,
+    point: Point,
+) -> Iterator[tuple[Floats, Floats, Floats]]:
+    """``values``, ``information`` and ``moved`` of :class:`Scores`, some clusters at a time."""
+    p, z = layout.n_fixed, list(layout.random)
+    row, col = np.array(layout.free, dtype=int).reshape(-1, 2).T
+    once = np.where(row == col, 0.5, 1.0)[:, None]
+    contrast = np.append(-beta, 1.0)
+    by_set, in_variances = np.asarray(point.pieces_by_set), np.asarray(point.in_variances)
+    nothing = (0,) * len(layout.seen)
+    for first in range(0, len(present), SHARD):
+        some = design.part(present[first : first + SHARD])
+        found = _pieces(layout, theta, beta, beta_cov, make_data(some.table, nothing))
+        reduced = np.asarray(found.reduced)[..., : some.n_clusters]
+        in_tau = np.asarray(found.in_tau)[:, : some.n_clusters]
+        against = np.einsum("abj,b->aj", reduced, contrast)
+        p_z, score = reduced[z][:, :p], against[z]
+        gradient = reduced[np.ix_(z, z)][row, col] - score[row] * score[col]
+        if layout.reml:
+            gradient = gradient - np.einsum("kpj,pr,krj->kj", p_z[row], beta_cov, p_z[col], optimize=True)
+        in_tau = (in_tau - by_set @ rows_by_cluster(layout, some)) / 2
+        values = np.vstack([against[:p], -once * gradient, -in_variances.T @ in_tau])
+        outer = np.einsum("kpj,krj->kpr", p_z[row], p_z[col], optimize=True)
+        moved_g = -once[:, :, None] * (outer + outer.swapaxes(1, 2))
+        moved_spread = np.einsum("cv,cpr->vpr", in_variances, np.asarray(found.moved))
+        yield values, reduced[:p, :p], np.concatenate([moved_g, moved_spread])

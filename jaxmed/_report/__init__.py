@@ -1,0 +1,1 @@
+"""The report of a fit or a study, one HTML file."""

@@ -1,0 +1,1 @@
+"""Fitting a model, and everything that one fit can be asked."""

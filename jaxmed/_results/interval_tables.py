@@ -1,0 +1,113 @@
+"""Intervals of a fit without a bootstrap, by any method, in the one table form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from jaxmed._data.moments import Moments
+from jaxmed._inference import effects, profile
+from jaxmed._inference.effect_tables import Quantities, effect_table, quantities
+from jaxmed._inference.estimates import Estimates
+from jaxmed._inference.limits import check_level, critical_value, draws_table, normal_table, quantile_limits
+from jaxmed._support.arrays import Floats, lower_root
+from jaxmed._support.errors import FitError, SpecError
+from jaxmed._support.validation import check_choice, check_count
+
+KINDS = {
+    "delta": ("joint", "block", "robust", "bauer"),
+    "monte_carlo": ("joint", "block", "robust", "independent"),
+    "profile": ("joint",),
+}
+
+
+def interval_table(
+    found: Estimates,
+    moments: Moments,
+    method: str,
+    level: float,
+    seed: int | None,
+    se: str | None,
+    terms: str | Sequence[str],
+    at: Mapping[str, Any] | None,
+    draws: int,
+) -> pd.DataFrame:
+    """Table of :meth:`jaxmed.Fit.intervals`."""
+    check_choice("method", method, KINDS, ", or intervals() of jaxmed.bootstrap")
+    default = "joint" if method == "profile" else found.default_se
+    se = check_choice(f"method={method!r}: se", default if se is None else se, KINDS[method])
+    level = check_level(level)
+    known = quantities(found, at)
+    chosen = known.positions(terms)
+    if method == "profile":
+        table = profile.profile_intervals(found, moments, [known.labels[k] for k in chosen], level, at)
+    elif method == "monte_carlo":
+        table = _monte_carlo(found, known, chosen, level, _seed(seed), se, check_count("draws", draws, 100, 10_000_000))
+    else:
+        table = _delta(found, known, chosen, level, se, at)
+    table.index = known.rows(chosen)
+    return table
+
+
+def _delta(
+    found: Estimates, known: Quantities, chosen: list[int], level: float, se: str, at: Mapping[str, Any] | None
+) -> pd.DataFrame:
+    if se == "bauer":
+        if min(chosen) < known.n_params:
+            raise SpecError("se='bauer' is of effects; for parameters choose 'joint', 'block' or 'robust'")
+        return effect_table(found, se, level, at, False).iloc[[k - known.n_params for k in chosen]]
+    errors = known.errors if se == "joint" else found.errors(known.jacobian(found.values), se)
+    labels = [known.labels[k] for k in chosen]
+    return normal_table(labels, known.values[chosen], errors[chosen], critical_value(level))
+
+
+def _monte_carlo(
+    found: Estimates, known: Quantities, chosen: list[int], level: float, seed: int, se: str, draws: int
+) -> pd.DataFrame:
+    """Quantiles at parameters from N(estimate, covariance).
+
+    At a flat maximum NaN of all that depends on a parameter without an error: what is known of a sum in the first order
+    is not so of the product of two draws in it.
+    """
+    covariance = found.covariance("block" if se == "independent" else se)
+    if se == "independent":
+        covariance = np.diag(np.diag(covariance))
+    if np.all(np.isnan(np.diag(covariance))):
+        raise FitError(f"the {se} covariance of this fit is not available ({found.message}); use the bootstrap")
+    drawn = draw_all(known, found.values, covariance, seed, draws)[:, chosen]
+    limits = [quantile_limits(column, level) for column in drawn.T]
+    labels = [known.labels[k] for k in chosen]
+    return draws_table(labels, known.values[chosen], drawn.std(axis=0, ddof=1), limits)
+
+
+def draw_all(known: Quantities, values: Floats, covariance: Floats, seed: int, draws: int) -> Floats:
+    """Parameters from N(values, covariance) and the effects at them, shape (draws, labels).
+
+    NaN of all that depends on a parameter whose covariance is NaN.
+    """
+    unknown = np.isnan(np.diag(covariance))
+    drawn = normal_draws(values, np.where(np.isnan(covariance), 0.0, covariance), seed, draws)
+    if known.targets is not None:
+        of = known.targets
+        drawn = np.hstack([drawn, effects.combined_at(of.plan, drawn, of.weights, of.combination)])
+    if unknown.any():
+        drawn[:, np.any(known.jacobian(values)[:, unknown] != 0, axis=1)] = np.nan
+    return drawn
+
+
+def normal_draws(values: Floats, covariance: Floats, seed: int, draws: int) -> Floats:
+    """Parameters from N(values, covariance), shape (draws, parameters); the covariance may be singular."""
+    unit = np.sqrt(np.maximum(np.diag(covariance), np.finfo(float).tiny))
+    root = unit[:, None] * lower_root(covariance / unit / unit[:, None])
+    # A counter-based generator by its key, so that other draws of the same seed are not these.
+    normals = np.random.Generator(np.random.Philox(key=[seed, 2**63])).standard_normal((draws, len(unit)))
+    return values + normals @ root.T
+
+
+def _seed(seed: Any) -> int:
+    if seed is None:
+        raise SpecError("method='monte_carlo' draws random numbers: give a seed, e.g. seed=1")
+    return check_count("seed", seed, 0)

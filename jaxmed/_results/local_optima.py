@@ -1,0 +1,109 @@
+"""Whether the likelihood has one maximum: fits from random starts, and where they end."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+
+from jaxmed._data.design import make_design
+from jaxmed._data.totals import add_up
+from jaxmed._inference.covariance import are_singular, mean_squares
+from jaxmed._likelihood.layout import Layout, count_rows, make_layout, make_scale
+from jaxmed._likelihood.likelihood import make_data
+from jaxmed._likelihood.optimise import WARM_UP
+from jaxmed._results.fitting import Fit
+from jaxmed._results.optimization import solve_from
+from jaxmed._support.arrays import Floats
+from jaxmed._support.errors import ConvergenceWarning, FitError, SpecError, Status
+from jaxmed._support.validation import check_count
+
+APART = 1e-5  # log likelihood units between two optima at the least
+
+
+def optima(found: Fit, starts: int = 50, *, seed: int) -> pd.DataFrame:
+    """Fit again from random starts and list the optima that they end in.
+
+    Starts have standard deviations of random effects and residuals between 1/20 and 20 of the columns', and any
+    correlations. Several optima occur with very few clusters; estimates and standard errors are then those of one of
+    them, and intervals that go over the whole likelihood or its distribution (profile, bootstrap) say more.
+
+    Parameters
+    ----------
+    found : Fit
+    starts : int
+        Random starts; the fit itself counts as one more.
+    seed : int
+        Same seed, same starts.
+
+    Returns
+    -------
+    DataFrame
+        A row an optimum, the best first: ``loglik``, ``starts`` that ended there, ``singular``, and every parameter by
+        label. Starts that ended without the certificate are in no row.
+
+    Raises
+    ------
+    SpecError
+        ``found`` is no fit, or a count is none.
+    FitError
+        The fit did not converge.
+
+    Warns
+    -----
+    ConvergenceWarning
+        An optimum is better than that of the fit.
+
+    Examples
+    --------
+    >>> import jaxmed as jm
+    >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+    >>> jm.optima(fit, 10, seed=1)["starts"].tolist()
+    [11]
+    """
+    if not isinstance(found, Fit):
+        raise SpecError(f"optima looks for those of a fit of jaxmed.fit; got {type(found).__name__}")
+    if not found.converged:
+        raise FitError(f"this fit ended in no optimum that others could be compared with: {found.message}")
+    starts, seed = check_count("starts", starts), check_count("seed", seed, 0)
+    design = make_design(found.system, found.moments)
+    layout, totals = make_layout(design, found.reml), add_up(design)
+    data = make_data(design.table, count_rows(layout, design.system, totals))
+    scale = make_scale(design, layout, found.intake.used)
+    rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
+    logliks, thetas, values = [found.loglik], [found.working.theta], [found.values]
+    for _ in range(starts):
+        solution, estimates = solve_from(layout, data, random_start(layout, rng), 100, WARM_UP)
+        if solution.status == Status.CONVERGED:
+            logliks.append(scale.loglik - float(solution.evaluation.value))
+            thetas.append(np.asarray(solution.theta))
+            values.append(scale.matrix @ estimates.values + np.append(scale.offset, np.zeros(layout.n_theta)))
+    order = np.argsort(logliks)[::-1]
+    first = np.flatnonzero(np.diff(np.array(logliks)[order], prepend=np.inf) < -APART)
+    best = order[first]
+    table = pd.DataFrame(
+        {
+            "loglik": np.array(logliks)[best],
+            "starts": np.diff(np.append(first, len(order))),
+            "singular": are_singular(layout, np.array(thetas)[best], mean_squares(design.system, totals)),
+        }
+    ).join(pd.DataFrame(np.array(values)[best], columns=list(found.labels)))
+    gain = table["loglik"].iloc[0] - found.loglik
+    if gain > APART:
+        warnings.warn(
+            f"an optimum is {gain:.3g} log likelihood units better than that of the fit: the likelihood has several "
+            "and the model is too rich for the data; try fewer random effects or covariance='diagonal'",
+            ConvergenceWarning,
+            stacklevel=2,
+        )
+    return table
+
+
+def random_start(layout: Layout, rng: np.random.Generator) -> Floats:
+    """A start anywhere: sds from 1/20 to 20 working sds, any correlations."""
+    start = rng.normal(size=layout.n_theta)
+    start[: len(layout.free)] *= np.exp(rng.uniform(-3, 1.5))
+    spread = start[len(layout.free) : len(layout.free) + layout.n_equations]
+    spread[:] = rng.uniform(-3, 3, len(spread))
+    return start

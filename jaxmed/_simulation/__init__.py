@@ -1,0 +1,1 @@
+"""Populations, the bootstrap and power studies."""

@@ -1,0 +1,193 @@
+"""Scoped float64 and the persistent compilation cache: the only place that speaks to JAX's configuration."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import os
+import platform
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+import platformdirs
+
+from jaxmed._support.errors import FitError
+
+Params = ParamSpec("Params")
+Result = TypeVar("Result")
+
+PROGRAMS = 12  # kept per function
+
+
+class _Process:
+    """What became of JAX in this process."""
+
+    started = False
+    orphaned = False  # it had started before the fork: its threads are not here, and whoever waits for them hangs
+
+
+def _being_traced() -> bool:
+    """Whether what is computed now would become part of a program of the caller's."""
+    return isinstance(jax.lax.neg(np.int32(0)), jax.core.Tracer)
+
+
+@contextmanager
+def _own_settings() -> Iterator[None]:
+    """Settings that programs are written for, also while the caller's function is being traced."""
+    with (
+        # Not always: it has every constant of a program that is traced within compiled and run by itself.
+        jax.ensure_compile_time_eval() if _being_traced() else nullcontext(),
+        jax.enable_x64(True),
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+        jax.debug_nans(False),  # NaN is a point that the optimiser leaves
+        jax.debug_infs(False),
+    ):
+        yield
+
+
+def float64(function: Callable[Params, Result]) -> Callable[Params, Result]:
+    """Run a function with 64-bit JAX types and hand its result back as NumPy arrays.
+
+    The caller's own settings of types and of debugging are untouched and without effect: the scope is local to the
+    thread and to the call. Results must leave it as NumPy, because the next operation on a float64 JAX array outside
+    the scope would silently round it to float32.
+    """
+
+    @functools.wraps(function)
+    def scoped(*args: Params.args, **kwargs: Params.kwargs) -> Result:
+        if _Process.orphaned:
+            raise FitError(
+                "this process was forked from one in which JAX had computed already, and would wait for its threads "
+                "for ever; start processes with multiprocessing.get_context('spawn') or 'forkserver', or fork before "
+                "the first fit"
+            )
+        _Process.started = True
+        with _own_settings():
+            result = function(*args, **kwargs)
+            return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, result)
+
+    return scoped
+
+
+def jit_by_key(function: Callable[..., Result], *, static: int = 1) -> Callable[..., Result]:
+    """``jax.jit`` with the first ``static`` arguments as keys, which keeps the programs of the last keys only.
+
+    A compiled program takes a thousand memory maps or more, and a process may have 65,530 (Linux's default): without a
+    limit a study over some fifty models, or patterns of missing values, would abort.
+    """
+    compiled: Any = jax.jit(function, static_argnums=tuple(range(static)))
+    known: set[Any] = set()
+    lock = threading.Lock()
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Result:
+        key = args[:static]
+        if key in known:
+            return compiled(*args)
+        with lock:  # threads that come with a new key wait for the first one to compile
+            if key not in known and len(known) >= PROGRAMS:
+                compiled.clear_cache()
+                known.clear()
+            result = compiled(*args)
+            known.add(key)
+        return result
+
+    return call
+
+
+_pools: dict[int, ThreadPoolExecutor] = {}
+
+
+def pool(workers: int) -> ThreadPoolExecutor:
+    """Threads that run compiled programs side by side; XLA's own run one after the other."""
+    if workers not in _pools:
+        _pools[workers] = ThreadPoolExecutor(workers, thread_name_prefix="jaxmed")
+    return _pools[workers]
+
+
+def finish_threads() -> None:
+    """Wait until the threads of all pools have ended; later work starts new ones."""
+    while _pools:
+        _pools.popitem()[1].shutdown()
+
+
+def _after_fork() -> None:
+    """In the child: the threads of the pools stayed with the parent."""
+    _pools.clear()
+    _Process.orphaned = _Process.started or _Process.orphaned
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def n_workers() -> int:
+    """Programs at a time: the cores of this process, or the devices where these are others or more."""
+    devices = jax.local_devices()
+    if devices[0].platform != "cpu":
+        return len(devices)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(cores, len(devices))
+
+
+def use_compilation_cache(folder: Path | None = None) -> Path | None:
+    """Keep compiled programs on disk between processes, unless the user's environment already says where.
+
+    For applications (the command line calls it); importing the library never does. The folder is one per machine,
+    since compiled code may not run on another processor that shares the home directory. A folder that cannot be
+    written is passed over: the cache only saves time. Returns the folder in use, or None.
+    """
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    try:
+        chosen = folder or Path(platformdirs.user_cache_dir("jaxmed")) / "compiled" / (platform.node() or "here")
+        chosen.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # RuntimeError: no HOME, and no such user
+        return None
+    if not os.access(chosen, os.W_OK):
+        return None
+    jax.config.update("jax_compilation_cache_dir", str(chosen))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    return chosen
+
+
+def drop_loader_noise() -> None:
+    """Keep XLA's complaints about its own compilation cache off the terminal.
+
+    XLA reports tuning hints such as ``+prefer-no-gather`` as missing processor features, in two long lines for every
+    program it loads from the cache (openxla/xla issue 44565); nothing is wrong. Those lines, written by native code
+    straight to file descriptor 2, are dropped, and everything else passes; Python's own ``sys.stderr`` is not touched
+    otherwise. For applications; a descriptor that cannot be redirected is left alone.
+    """
+    try:
+        real = os.dup(2)
+        reader, writer = os.pipe()
+        os.dup2(writer, 2)
+        os.close(writer)
+        sys.stderr = os.fdopen(os.dup(real), "w", buffering=1, errors="backslashreplace")
+    except OSError:
+        return
+
+    def relay() -> None:
+        with os.fdopen(reader, "rb") as lines:
+            for line in lines:
+                if b"cpu_aot_loader" not in line:
+                    os.write(real, line)
+
+    thread = threading.Thread(target=relay, daemon=True)
+    thread.start()
+
+    def restore() -> None:
+        os.dup2(real, 2)  # closes the pipe, so that the relay ends with its last line
+        thread.join(timeout=1)
+
+    atexit.register(restore)
