@@ -10,9 +10,11 @@ from jaxmed._model.mediation import Mediation
 from jaxmed._model.system import Equation, System
 from jaxmed._report.document import report
 from jaxmed._results.comparison import compare
-from jaxmed._results.fitting import Fit, fit, load
+from jaxmed._results.fitting import fit
 from jaxmed._results.local_optima import optima
 from jaxmed._results.moderation import johnson_neyman
+from jaxmed._results.result import Fit
+from jaxmed._results.saved_fit import load
 from jaxmed._results.within_between import Conflation, conflation
 from jaxmed._simulation.bootstrapping import bootstrap
 from jaxmed._simulation.population import Population

@@ -19,9 +19,7 @@ from conftest import FOUR_DEVICES
 
 import jaxmed as jm
 from jaxmed._data.design import make_design
-from jaxmed._data.totals import add_up
 from jaxmed._likelihood import likelihood, optimise
-from jaxmed._likelihood.layout import count_rows, make_scale
 from jaxmed._refit import sample_moments, sample_rows
 from jaxmed._refit.pool import Refitter, _population, fitted, given_rows
 from jaxmed._refit.program import seed_key
@@ -112,19 +110,19 @@ def test_a_parametric_replicate_is_the_optimum_of_its_table(fit, whole):
     """The table as it is drawn outside the program, solved as a fit is: L-BFGS from a rough start, then Newton."""
     _, targets = make_origin(fit, "parametric", 3, 96, None)
     base = fitted(fit, fit.moments, targets)
-    plan, known = sample_moments.make_plan(base.design, fit.moments)
-    scale = make_scale(base.design, base.layout, fit.intake.used)
+    plan, known = sample_moments.make_plan(base.problem.design, fit.moments)
+    scale = base.problem.scale
     people = _population(base)
-    counts = np.asarray(count_rows(base.layout, fit.system, base.totals))
-    offset = np.concatenate([scale.offset, np.zeros(base.layout.n_theta)])
-    start = optimise.starting_values(base.layout, fit.system, base.totals)
+    counts = np.asarray(base.problem.counts)
+    offset = np.concatenate([scale.offset, np.zeros(base.problem.layout.n_theta)])
+    start = optimise.starting_values(base.problem.layout, fit.system, base.problem.totals)
     for number in (0, 50):
         with jax.enable_x64(True), jax.threefry_partitionable(True):
             key = jax.random.fold_in(jax.random.wrap_key_data(seed_key(3), impl="threefry2x32"), np.uint32(number))
             draw = jax.jit(sample_moments.draw, static_argnums=(0, 1))
-            table = np.asarray(draw(base.layout, plan, known, people, key))
+            table = np.asarray(draw(base.problem.layout, plan, known, people, key))
         data = likelihood.make_data(table, counts)
-        solution, found = solve_from(base.layout, data, start, 100, optimise.WARM_UP)
+        solution, found = solve_from(base.problem.layout, data, start, 100, optimise.WARM_UP)
         assert solution.status == 0
         expected = scale.matrix @ found.values + offset
         assert_same_estimates(params_of(whole)[number], expected, errors_of(fit))
@@ -447,8 +445,8 @@ def test_two_stages_draw_clusters_and_rows_within_them(fit, data):
     assert origin.method == "two_stage"
     base = fitted(fit, fit.moments, targets)
     table, counts = given_rows(base, again)
-    np.testing.assert_allclose(table, base.design.table, rtol=0, atol=1e-12 * np.abs(table).max())
-    np.testing.assert_array_equal(counts, count_rows(base.layout, fit.system, add_up(base.design)))
+    np.testing.assert_allclose(table, base.problem.design.table, rtol=0, atol=1e-12 * np.abs(table).max())
+    np.testing.assert_array_equal(counts, base.problem.counts)
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from scipy.stats import multivariate_normal, norm
 
 import jaxmed as jm
 from jaxmed._inference.effects import expected_product
-from jaxmed._model.mediation import Facts
+from jaxmed._model.data_facts import DataFacts
 
 ROLES = {"x": "x", "m": "m", "y": "y", "cluster": "id"}
 TWO = ROLES | {"m": ["m1", "m2"]}
@@ -94,10 +94,10 @@ def base(extended) -> jm.Fit:
     return jm.fit(extended, jm.System(jm.Equation("y", ["1", "x"], ["1"]), "id"))
 
 
-def made_up(base: jm.Fit, model: jm.Mediation, facts: Facts | None = None, seed: int = 0, **defaults) -> jm.Fit:
+def made_up(base: jm.Fit, model: jm.Mediation, facts: DataFacts | None = None, seed: int = 0, **defaults) -> jm.Fit:
     """A fit with numbers out of the air: effects are functions of these numbers alone, whatever they are."""
     rng = np.random.default_rng(seed)
-    facts = facts or Facts()
+    facts = facts or DataFacts()
     system = model.system(facts)
     n_random, n_residual = len(system.random_labels), len(system.outcomes) + len(system.residual_pairs)
     root = rng.normal(size=(n_random, n_random)) * 0.5
@@ -237,7 +237,7 @@ def test_index_of_moderated_mediation(base, moved):
 
 def test_level2_moderator_leaves_the_covariance_alone(base):
     """Products with a column of the clusters do not vary: cov_ab is that of the deviations at every w."""
-    facts = Facts(cluster_level=frozenset({"w"}))
+    facts = DataFacts(cluster_level=frozenset({"w"}))
     fit = made_up(base, jm.Mediation(**ROLES, moderators={"w": ["a", "b"]}), facts, w=(-1.0, 1.0))
     formulas: dict[object, Formula] = {}
     for w in (-1.0, 1.0):
@@ -266,7 +266,7 @@ def test_index_of_a_total_effect_is_not_one(base):
     assert still[["estimate", "se"]].tolist() == [0, 0]
 
 
-SITE = Facts({"site": ("A", "B", "C")}, frozenset({"site[A]", "site[C]"}))
+SITE = DataFacts({"site": ("A", "B", "C")}, frozenset({"site[A]", "site[C]"}))
 
 
 def test_categorical_moderator(base):
@@ -313,7 +313,7 @@ def test_categorical_moderator(base):
 def test_categorical_moderator_with_random_products(base):
     """Where the category varies within clusters its products vary too: variances of the categories differ."""
     model = jm.Mediation(**ROLES, moderators={"g": "a"}, reference={"g": "n"})
-    fit = made_up(base, model, Facts({"g": ("n", "y")}), g=("n", "y"))
+    fit = made_up(base, model, DataFacts({"g": ("n", "y")}), g=("n", "y"))
     assert "m~x:g[y]" in fit.system.random_labels
     table = fit.effects()
     for at, parts in {"n": ["m~x"], "y": ["m~x", "m~x:g[y]"]}.items():
@@ -364,7 +364,7 @@ def two_moderators(w: float, v: float) -> dict[str, Formula]:
 
 def test_several_moderators(base):
     """The index of w depends on v through b; v moves both paths, so it has none."""
-    facts = Facts(cluster_level=frozenset({"w"}))
+    facts = DataFacts(cluster_level=frozenset({"w"}))
     model = jm.Mediation(**ROLES, moderators={"w": ["a"], "v": ["a", "b"]})
     fit = made_up(base, model, facts, w=(-1.0, 1.0), v=(0.0, 2.0))
     formulas: dict[object, Formula] = {
@@ -557,7 +557,7 @@ def test_within_and_between_effects(base):
 
 def test_within_and_between_effects_of_a_cluster_level_predictor(base):
     """2-1-1: x has no deviations, so there is a between indirect effect alone; b has both parts."""
-    fit = made_up(base, jm.Mediation(**ROLES, center="cluster"), Facts(cluster_level=frozenset({"x"})))
+    fit = made_up(base, jm.Mediation(**ROLES, center="cluster"), DataFacts(cluster_level=frozenset({"x"})))
     a, b, c = "m~between(x)", "y~between(m)", "y~between(x)"
     formulas = {
         "a_between": lambda p: p[a],
@@ -573,7 +573,7 @@ def test_within_and_between_effects_of_a_cluster_level_predictor(base):
 
 def test_within_and_between_effects_of_parallel_mediators_with_a_moderator(base):
     """w of the clusters moves a_m1, both of its parts."""
-    facts = Facts(cluster_level=frozenset({"w"}))
+    facts = DataFacts(cluster_level=frozenset({"w"}))
     model = jm.Mediation(**TWO, center="cluster", moderators={"w": "a_m1"})
     fit = made_up(base, model, facts, w=(-1.0, 1.0))
 
@@ -1147,7 +1147,7 @@ def test_names_of_mediators_mean_nothing(base, name):
     model = jm.Mediation("x", name, "y", "id")
     fit = made_up(base, model)
     assert list(fit.heterogeneity().index) == ["sd_indirect", "sd_total", "share_indirect_positive"]
-    rows = [row.kind for row in model.estimands(Facts()).rows]
+    rows = [row.kind for row in model.estimands(DataFacts()).rows]
     assert rows == ["path", "path", "path", "covariance", "indirect", "total"]
-    several = jm.Mediation("x", [name, "other"], "y", "id").estimands(Facts()).rows
+    several = jm.Mediation("x", [name, "other"], "y", "id").estimands(DataFacts()).rows
     assert [row.kind for row in several][-5:] == ["indirect", "indirect", "indirect", "total", "contrast"]

@@ -15,7 +15,7 @@ import pytest
 
 import jaxmed as jm
 from jaxmed._data.reader import read
-from jaxmed._results.fitting import _at_stored
+from jaxmed._results.saved_fit import _at_stored
 
 # Every route to a term in one model: a product with a column of the clusters (x:w) and one of rows (m1_miss:v), an
 # indicator, and missing values. One system, so that all tests with it share a compiled program.

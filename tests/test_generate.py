@@ -15,9 +15,10 @@ import jaxmed as jm
 from jaxmed._data.design import make_design
 from jaxmed._data.reader import read_moments, survey
 from jaxmed._data.totals import add_up
-from jaxmed._inference.estimates import Working
+from jaxmed._inference.estimability import Working
 from jaxmed._inference.limits import quantile, quantile_error
 from jaxmed._likelihood.layout import make_layout, make_scale
+from jaxmed._likelihood.problem import Problem
 from jaxmed._model.mediation import compiled
 from jaxmed._refit import sample_moments, sample_rows
 from jaxmed._refit.pool import Fitted, _population, _variances, fitted, given_rows, make_refitter
@@ -164,7 +165,7 @@ def population(name: str, copies: int) -> tuple[Fitted, sample_rows.Rows]:
         residual_cov=pd.DataFrame(residual, system.outcomes, system.outcomes),
         intake=SimpleNamespace(used=used),
     )
-    base = Fitted(found, moments, design, layout, totals, None)
+    base = Fitted(found, moments, Problem(design, layout), None)
     return base, sample_rows.read_rows(data, found, moments)
 
 
@@ -178,18 +179,20 @@ def _spread(layout, variances):
 
 def moment_draws(base: Fitted, count: int) -> np.ndarray:
     """Tables drawn as cross-products, shape (count, rows, J)."""
-    plan, known = sample_moments.make_plan(base.design, base.moments)
+    plan, known = sample_moments.make_plan(base.problem.design, base.moments)
     people = _population(base)
     with jax.enable_x64(True):
         draw = jax.jit(sample_moments.draw, static_argnums=(0, 1))
         keys = [jax.random.fold_in(jax.random.wrap_key_data(seed_key(7)), k) for k in range(count)]
-        return np.stack([np.asarray(draw(base.layout, plan, known, people, key)) for key in keys])
+        return np.stack([np.asarray(draw(base.problem.layout, plan, known, people, key)) for key in keys])
 
 
 def row_draws(base: Fitted, rows: sample_rows.Rows, count: int) -> np.ndarray:
     """Tables of data drawn row by row, shape (count, rows, J)."""
     drawn = (sample_rows.drawn(rows, base.found, sample_rows.generator(8, k)) for k in range(count))
-    return np.stack([sample_rows.design_of(rows, columns, rows.cluster, base.design).table for columns in drawn])
+    return np.stack(
+        [sample_rows.design_of(rows, columns, rows.cluster, base.problem.design).table for columns in drawn]
+    )
 
 
 def by_kind(tables: np.ndarray, copies: int) -> np.ndarray:
@@ -230,10 +233,10 @@ def test_a_draw_is_a_table_of_cross_products(name):
     1e-9 of the trace for eigenvalues that are zero.
     """
     base, _ = population(name, 2)
-    plan, _ = sample_moments.make_plan(base.design, base.moments)
+    plan, _ = sample_moments.make_plan(base.problem.design, base.moments)
     table = moment_draws(base, 1)[0]
     first = 0
-    for block, own in zip(base.design.blocks, plan.blocks, strict=True):
+    for block, own in zip(base.problem.design.blocks, plan.blocks, strict=True):
         index = packed_index(len(block.names))
         products = table[first : first + len(block.products)][index]
         first += len(block.products)
@@ -307,7 +310,7 @@ def test_refits_of_moment_draws_and_row_draws(name):
 
     def make(number: int):
         columns = sample_rows.drawn(rows, fit, sample_rows.generator(22, number))
-        return given_rows(start, sample_rows.design_of(rows, columns, rows.cluster, start.design))
+        return given_rows(start, sample_rows.design_of(rows, columns, rows.cluster, start.problem.design))
 
     refitter = replace(make_refitter(start, "given", 22), make=make)
     table = make_table(refitter.run(range(n)), origin)

@@ -16,10 +16,10 @@ import jaxmed as jm
 from jaxmed._data import moments_file
 from jaxmed._inference import covariance as inference
 from jaxmed._inference import effects
-from jaxmed._inference.estimates import delta
+from jaxmed._inference.estimability import delta
 from jaxmed._inference.limits import critical_value, limits_on_scale, normal_table
 from jaxmed._likelihood.layout import Layout
-from jaxmed._model.mediation import Facts
+from jaxmed._model.data_facts import DataFacts
 
 FULL = jm.Mediation("x", "m", "y", "id")
 
@@ -290,7 +290,7 @@ def test_bauer_by_hand(reml):
 @pytest.mark.parametrize("se", ["joint", "bauer"])
 def test_effects_without_a_covariance_of_slopes(se):
     """A fixed slope, or covariance="diagonal": cov_ab is zero and known, and only a and b make the indirect effect."""
-    estimands = FULL.estimands(Facts())
+    estimands = FULL.estimands(DataFacts())
     plan = effects.make_plan(estimands, ["m~1", "m~x", "y~1", "y~m", "y~x", "m~~m"], estimands.rows)
     values = np.array([9.0, 0.5, 9.0, -2.0, 0.7, 9.0])
     root = np.random.default_rng(3).normal(size=(6, 6))

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 import jaxmed as jm
-from jaxmed._model.mediation import Facts, from_dict
+from jaxmed._model.data_facts import DataFacts
+from jaxmed._model.mediation import from_dict
 from jaxmed._model.terms import factors
 
 ROLES = {"x": "x", "m": "m", "y": "y", "cluster": "id"}
@@ -22,16 +23,16 @@ THREE = ROLES | {"m": ["m1", "m2", "m3"]}
 # Equations -----------------------------------------------------------------------------------------------------------
 
 
-def predictors(model: jm.Mediation, facts: Facts | None = None) -> dict[str, tuple[str, ...]]:
+def predictors(model: jm.Mediation, facts: DataFacts | None = None) -> dict[str, tuple[str, ...]]:
     return {equation.outcome: equation.predictors for equation in model.system(facts).equations}
 
 
-def random(model: jm.Mediation, facts: Facts | None = None) -> dict[str, tuple[str, ...]]:
+def random(model: jm.Mediation, facts: DataFacts | None = None) -> dict[str, tuple[str, ...]]:
     return {equation.outcome: equation.random for equation in model.system(facts).equations}
 
 
-def level2(*names: str, **categories: tuple[str, ...]) -> Facts:
-    return Facts(categories, frozenset(names))
+def level2(*names: str, **categories: tuple[str, ...]) -> DataFacts:
+    return DataFacts(categories, frozenset(names))
 
 
 @pytest.mark.parametrize(
@@ -409,9 +410,9 @@ def test_categories_come_from_data():
     with pytest.raises(jm.SpecError, match="the categories of 'site' are only known from data"):
         model.system()
     with pytest.raises(jm.DataError, match=r"reference\['site'\]='A' is not among the categories .* \['B', 'C'\]"):
-        model.system(Facts({"site": ("B", "C")}))
+        model.system(DataFacts({"site": ("B", "C")}))
     with pytest.raises(jm.DataError, match="column 'site' has the single category 'A'; leave it out of the model"):
-        model.system(Facts({"site": ("A",)}))
+        model.system(DataFacts({"site": ("A",)}))
 
 
 @pytest.mark.parametrize(

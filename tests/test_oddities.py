@@ -352,7 +352,7 @@ def test_intakes_of_earlier_versions_are_read(tmp_path):
 
 
 def test_a_fit_of_an_earlier_version_is_read(tmp_path):
-    from jaxmed._inference.estimates import fields_from_dict
+    from jaxmed._inference.record import fields_from_dict
 
     plain = json.loads(jm.fit(make_rows(), MODEL).to_json())
     expected = fields_from_dict(plain)["intake"]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import jaxmed as jm
-from jaxmed._model.mediation import Facts, Path, check_spec, from_dict
+from jaxmed._model.data_facts import DataFacts
+from jaxmed._model.mediation import Path, check_spec, from_dict
 
 ROLES = {"x": "x", "m": "m", "y": "y", "cluster": "id"}
 
@@ -39,7 +40,7 @@ def test_mediation_is_two_equations_with_everything_random():
 
 def test_mediation_paths_name_labels_of_the_system():
     model = jm.Mediation(x="p", m="q", y="r", cluster="id")
-    paths = model.estimands(Facts()).paths
+    paths = model.estimands(DataFacts()).paths
     assert paths == {name: Path(((label, ()),)) for name, label in {"a": "q~p", "b": "r~q", "c_prime": "r~p"}.items()}
     assert {label for path in paths.values() for label, _ in path.pieces} <= set(model.system().labels)
 

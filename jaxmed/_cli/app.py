@@ -51,11 +51,12 @@ from jaxmed._cli.schedulers import find_shard
 from jaxmed._data.description import describe as describe_data
 from jaxmed._data.description import stack as stack_data
 from jaxmed._data.moments_file import is_moments, save_moments
-from jaxmed._inference.estimates import plain_data
 from jaxmed._inference.limits import check_level
-from jaxmed._model.mediation import Mediation, Spec
-from jaxmed._results.fitting import Fit, load
+from jaxmed._inference.record import plain_data
+from jaxmed._model.mediation import Spec
 from jaxmed._results.fitting import fit as fit_model
+from jaxmed._results.result import Fit
+from jaxmed._results.saved_fit import load
 from jaxmed._simulation.bootstrapping import bootstrap
 from jaxmed._simulation.replicates import KINDS, Replicates, load_replicates
 from jaxmed._support.atomic_files import write_text
@@ -178,7 +179,7 @@ def fit(
         raise SpecError(f"se={se!r} is not known; choose one of {[choice.value for choice in StandardErrors]}")
     shown = {name: settings[name] for name in ("at", "difference", "heterogeneity") if settings.get(name)}
     model = jobs.model_of(settings)
-    if shown and not isinstance(model, Mediation):
+    if shown and not model.has_effects:
         raise SpecError(f"{next(iter(shown))} is of effects, and formulas have none; give x, m, y and cluster instead")
     moments = settings.get("moments")
     if moments is not None and not is_moments(moments):

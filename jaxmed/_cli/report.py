@@ -10,7 +10,7 @@ import typer
 from jaxmed._cli import jobs
 from jaxmed._cli.options import At, Job, KindOption, Level
 from jaxmed._report.document import report as write_report
-from jaxmed._results.fitting import load
+from jaxmed._results.saved_fit import load
 from jaxmed._simulation.replicates import load_replicates
 from jaxmed._support.errors import SpecError
 

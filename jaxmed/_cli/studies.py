@@ -14,7 +14,7 @@ from jaxmed._cli import jobs
 from jaxmed._cli.options import Job, check_outputs, note
 from jaxmed._cli.schedulers import find_shard
 from jaxmed._model.mediation import Spec
-from jaxmed._results.fitting import load
+from jaxmed._results.saved_fit import load
 from jaxmed._simulation.cluster_sizes import check_size
 from jaxmed._simulation.population import Population
 from jaxmed._simulation.power_result import Power

@@ -19,7 +19,8 @@ from jaxmed._data.moments import ALMOST, LARGEST, Intake, Moments, Pattern
 from jaxmed._data.moments_file import is_moments
 from jaxmed._data.remarks import Ends, filled_in, in_rows, within_clusters
 from jaxmed._data.source import Column, Grouped, Plan, Source, original, own_words
-from jaxmed._model.mediation import Facts, Mediation, Spec, check_spec, compiled
+from jaxmed._model.data_facts import DataFacts
+from jaxmed._model.mediation import Mediation, Spec, check_spec, compiled
 from jaxmed._model.system import System
 from jaxmed._model.terms import category_text
 from jaxmed._support.arrays import Floats
@@ -30,11 +31,11 @@ CATEGORIES = 100  # of one column, at the most
 MISSING = ("available", "listwise", "raise")
 
 
-def survey(data: Any, spec: Spec) -> tuple[Source, Facts]:
+def survey(data: Any, spec: Spec) -> tuple[Source, DataFacts]:
     """Open the data of a model, look up the categories of its categorical columns, and fill in values of clusters."""
     check_spec(spec)
     source = open_data(data, (spec.cluster, *spec.columns))
-    facts = Facts({name: categories(source, name) for name in spec.categorical}, unknown=True)
+    facts = DataFacts({name: categories(source, name) for name in spec.categorical}, unknown=True)
     _fill(source, spec, compiled(spec, facts))
     return source, facts
 
@@ -112,16 +113,16 @@ def read_moments(data: Any, spec: Spec, missing: str = "available") -> Moments:
     """
     source, facts = survey(data, spec)
     system = compiled(spec, facts)
-    sources = (spec.x, *spec.mediators) if isinstance(spec, Mediation) else ()
+    sources = spec.sources
     moments, refusal = _read(source, system, missing, facts, sources)
     if refusal:
         raise DataError(refusal)
     return moments.lean()
 
 
-def intake_of(source: Source, spec: Spec, facts: Facts) -> Intake:
+def intake_of(source: Source, spec: Spec, facts: DataFacts) -> Intake:
     """What the reader saw; that x or a mediator hardly varies within clusters is a remark here."""
-    sources = (spec.x, *spec.mediators) if isinstance(spec, Mediation) else ()
+    sources = spec.sources
     moments, refusal = _read(source, compiled(spec, facts), "available", facts, sources)
     remarks = (refusal,) if refusal else ()
     return replace(moments.intake, remarks=(*remarks, *moments.intake.remarks))
@@ -189,7 +190,7 @@ def equation_groups(system: System, missing: str) -> tuple[tuple[tuple[str, ...]
 
 
 def read(
-    data: Any, system: System, missing: str = "available", facts: Facts | None = None, remarks: bool = True
+    data: Any, system: System, missing: str = "available", facts: DataFacts | None = None, remarks: bool = True
 ) -> Moments:
     """Read what a system needs from data, as moments.
 
@@ -205,7 +206,7 @@ def read(
         .feather.
     system : System
     missing : {"available", "listwise", "raise"}
-    facts : Facts, optional
+    facts : DataFacts, optional
         Categories of the columns that the system has indicators of.
     remarks : bool
         Whether to look for what is odd in the data.
@@ -223,7 +224,7 @@ def _read(
     source: Source,
     system: System,
     missing: str,
-    facts: Facts | None,
+    facts: DataFacts | None,
     sources: Sequence[str] = (),
     remarks: bool = True,
 ) -> tuple[Moments, str]:
@@ -234,7 +235,7 @@ def _read(
     check_complete(counts, missing)
     shift, scale = _working_scale(summaries)
     with_missing = frozenset(name for name, count in counts.items() if count)
-    plan = Plan(system, groups, averaged, shift, scale, (facts or Facts()).categories, with_missing)
+    plan = Plan(system, groups, averaged, shift, scale, (facts or DataFacts()).categories, with_missing)
     moments = _to_moments(source.grouped(plan), plan, summaries, rows, counts)
     ends = _ends(source, plan, moments)
     constants = {name: low / 2 + high / 2 for name, (low, high) in ends.items() if _is_one(source, moments, name, ends)}

@@ -76,7 +76,7 @@ class _Local(NamedTuple):
     noise: float
 
 
-class Problem(NamedTuple):
+class Profiled(NamedTuple):
     """One quantity g of one fit.
 
     Attributes
@@ -165,7 +165,7 @@ def effect_derivatives(
 # The constrained refit -----------------------------------------------------------------------------------------------
 
 
-def look(problem: Problem, point: Point, step: Floats, at: float) -> tuple[Point, _Local]:
+def look(problem: Profiled, point: Point, step: Floats, at: float) -> tuple[Point, _Local]:
     """The point a step away, with the next step from there."""
     layout, scale = problem.layout, problem.scale
     p = layout.n_fixed
@@ -205,7 +205,7 @@ def look(problem: Problem, point: Point, step: Floats, at: float) -> tuple[Point
     return point, _Local(value, miss, multiplier, ahead, move * size, float(f_1 @ move), gain, least, grip, noise)
 
 
-def solve(problem: Problem, at: float, start: Point) -> Solved | None:
+def solve(problem: Profiled, at: float, start: Point) -> Solved | None:
     """The minimum of F where g = ``at``, by sequential quadratic programming; None if there is no certificate."""
     point, local = look(problem, start, np.zeros(problem.layout.n_fixed + problem.layout.n_theta), at)
     penalty = 0.0

@@ -13,8 +13,9 @@ from scipy.special import chdtrc
 from jaxmed._inference import effects
 from jaxmed._inference.estimates import Estimates
 from jaxmed._inference.limits import critical_value, limits_on_scale, normal_table
+from jaxmed._model.data_facts import DataFacts
 from jaxmed._model.estimands import Estimands, Row
-from jaxmed._model.mediation import Facts, Mediation, Spec
+from jaxmed._model.mediation import Spec
 from jaxmed._model.terms import find_category
 from jaxmed._support.arrays import Floats, root
 from jaxmed._support.errors import FitError, SpecError
@@ -33,7 +34,7 @@ class Model(Protocol):
         """The specification."""
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> DataFacts:
         """What the data say about it."""
 
     @property
@@ -200,7 +201,7 @@ def make_targets(found: Model, at: Mapping[str, Any] | None = None, difference: 
 def quantities(found: Estimates, at: Mapping[str, Any] | None = None) -> Quantities:
     """Parameters and effects of a fit with their joint standard errors; effects at values of moderators."""
     errors = root(np.diag(found.joint))
-    if not isinstance(found.spec, Mediation):
+    if not found.spec.has_effects:
         if at is not None:
             raise SpecError("at is of effects, and this fit of a System has none")
         return Quantities(found.labels, len(found.values), found.values, errors, None)
@@ -268,7 +269,7 @@ def heterogeneity_table(
 def omnibus_table(found: Estimates, kind: str, at: Mapping[str, Any] | None = None) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.omnibus`."""
     targets = make_targets(found, at)
-    contrasts = found.spec.contrasts(found.facts) if isinstance(found.spec, Mediation) else ()
+    contrasts = found.spec.contrasts(found.facts)
     if not contrasts:
         raise FitError(
             "tests over categories are of an x with at least three categories, reference={x: category}; effects() has "
@@ -300,7 +301,7 @@ def omnibus_table(found: Estimates, kind: str, at: Mapping[str, Any] | None = No
 
 def estimands_of(found: Model) -> Estimands:
     """The effects of a fit's model; only a mediation model has some."""
-    if not isinstance(found.spec, Mediation):
+    if not found.spec.has_effects:
         raise FitError(
             "effects are defined for a jaxmed.Mediation; this fit is of a System, whose coefficients are in params"
         )
@@ -308,7 +309,7 @@ def estimands_of(found: Model) -> Estimands:
 
 
 def _check_bauer(found: Estimates) -> None:
-    if isinstance(found.spec, Mediation) and not found.spec.is_simple(found.facts):
+    if not found.spec.is_simple(found.facts):
         raise SpecError(
             "se='bauer' are the formulas of Bauer, Preacher & Gil (2006) for one mediator without moderators or "
             "centring; use se='joint'"
@@ -317,7 +318,7 @@ def _check_bauer(found: Estimates) -> None:
 
 def _points(found: Model, at: Mapping[str, Any] | None) -> list[Point]:
     """All combinations of the values of the moderators."""
-    moderators = dict(found.spec.moderators) if isinstance(found.spec, Mediation) else {}
+    moderators = dict(found.spec.moderators)
     if at is None:
         at = {}
     if not isinstance(at, Mapping):

@@ -2,164 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
-from scipy.special import chdtrc
 
-from jaxmed._data.moments import INTAKE_FORM, Intake, intake_from_dict, later_fields
-from jaxmed._model.mediation import Facts, Mediation, Spec, compiled, from_dict
+from jaxmed._data.moments import Intake, Moments
+from jaxmed._inference.estimability import Estimable, Working, delta
+from jaxmed._inference.hypothesis_tests import TestResult, chi_squared
+from jaxmed._inference.record import FORMAT, arrays_to_dict, frame_to_dict, plain_data
+from jaxmed._likelihood.problem import Problem, make_problem
+from jaxmed._model.data_facts import DataFacts
+from jaxmed._model.mediation import Spec, compiled
 from jaxmed._model.system import System
 from jaxmed._model.terms import INTERCEPT
 from jaxmed._support.arrays import Floats, root, symmetric
 from jaxmed._support.errors import FitError, SpecError, Status
-from jaxmed._support.text import check_form, visible
+from jaxmed._support.text import visible
 from jaxmed._support.validation import check_choice, check_flag, one_or_more
 
-FORMAT = 3
-MOVED = 1e-6  # of its standard error: less than this a flat direction does not move a parameter or an effect
-CHANGED = 1e-4  # of its variance: less than this the error of a sum does not change along a flat direction
 NAMED = 8  # parameters in a message; ``Estimates.unknown`` has all
 IMPRECISE = 1e7  # standard errors are right to 1e-6 at 1e6, and wrong in the second digit at 1e8
 KINDS = ("joint", "block", "robust")
-FORM = {  # of what is read back; NaN is None
-    "format": int,
-    "model": dict,
-    "categories": {str: [str]},
-    "cluster_level": [str],
-    "equal_means": [str],
-    "remarks": [str],
-    "cautions": [str],
-    "negative_icc": {str: float},
-    "moderator_means": {str: float},
-    "moderator_values": {str: [float | str]},
-    "reml": bool,
-    "values": [float | None],
-    "cov_joint": [[float | None]],
-    "cov_block": [[float | None]],
-    "working": {str: list},
-    "estimable": dict | None,
-    "free": [(int, int)],
-    "loglik": float | None,
-    "null": (float | None, int),
-    "null_pooled": (float | None, int),
-    "rows": INTAKE_FORM,
-    "cluster_sizes": (int, float, int),
-    "n_clusters": int,
-    "status": int,
-    "n_iter": int,
-    "grad_norm": float | None,
-    "decrement": float | None,
-    "singular": bool,
-    "reduced_rank": bool,
-    "largest_share": float | None,
-    "trace": [(int, float | None, float | None)],
-}
 
 
-class Working(NamedTuple):
-    """Estimates in the units of the optimiser, in which predictors far from zero cost no digits.
-
-    Attributes
-    ----------
-    theta : ndarray, shape (n,)
-        The optimiser's parameters.
-    values : ndarray, shape (p + n,)
-        As ``values`` of :class:`Estimates`, of working terms (:class:`jaxmed._likelihood.layout.Scale`).
-    joint, block : ndarray, shape (p + n, p + n)
-        Covariances of ``values``.
-    """
-
-    theta: Floats
-    values: Floats
-    joint: Floats
-    block: Floats
-
-
-def delta(jacobian: Floats, covariance: Floats) -> Floats:
-    """First-order (delta-method) standard errors, (..., sums), from a covariance of all parameters, or from several.
-
-    NaN only where a sum depends on an entry that is NaN.
-    """
-    unknown = np.isnan(covariance)
-    variance = np.sum((jacobian @ np.where(unknown, 0.0, covariance)) * jacobian, axis=-1)
-    if np.any(unknown):
-        moves = (jacobian != 0).astype(float)
-        variance = np.where(np.sum((moves @ unknown) * moves, axis=-1) > 0, np.nan, variance)
-    return root(variance)
-
-
-class Estimable(NamedTuple):
-    """What the data tell at a flat maximum: functions of the parameters that no flat direction moves.
-
-    Such a function, h'b in the first order, has the variance h'Ch with any generalised inverse C of the curvature, and
-    others have none, as of estimable functions in linear models (Searle 1971, ch. 5).
-
-    Attributes
-    ----------
-    joint, block : ndarray, shape (p + n, p + n)
-        Covariances by the generalised inverse, without NaN.
-    directions : ndarray, shape (p + n, k)
-        How the flat directions move ``values``, where the least that counts is a part ``MOVED`` of a standard error.
-    changes : ndarray, shape (r, p, p)
-        How Cov(beta) at known variances changes along those directions on which it depends: the restricted likelihood
-        of clusters whose differences fixed effects take up. Errors that change with it are not known either.
-    """
-
-    joint: Floats
-    block: Floats
-    directions: Floats
-    changes: Floats
-
-    def errors(self, jacobian: Floats, covariance: Floats, n_fixed: int = 0) -> Floats:
-        """As :func:`delta`, NaN where a flat direction moves a sum or changes its error.
-
-        Of block errors, only where it does so by parameters after the ``n_fixed`` first ones: these do not depend on G.
-        """
-        return np.where(self.moves(jacobian, covariance, n_fixed), np.nan, delta(jacobian, covariance))
-
-    def moves(self, jacobian: Floats, covariance: Floats, n_fixed: int = 0) -> NDArray[np.bool_]:
-        """Whether a flat direction moves a function of the parameters, or changes its error."""
-        error = delta(jacobian, covariance)[..., None]
-        moved = np.any(np.abs(jacobian[..., n_fixed:] @ self.directions[n_fixed:]) > MOVED * error, axis=-1)
-        if n_fixed or not self.changes.size:
-            return np.asarray(moved)
-        fixed = jacobian[..., : self.changes.shape[1]]
-        change = np.einsum("...a,kab,...b->...k", fixed, self.changes, fixed)
-        return np.asarray(moved | np.any(np.abs(change) > CHANGED * error**2, axis=-1))
-
-
-@dataclass(frozen=True)
-class TestResult:
-    """A chi-squared test.
-
-    Attributes
-    ----------
-    statistic : float
-    df : int
-    p : float
-        Upper tail of the chi-squared distribution.
-    hypothesis : str
-        What is tested, in words.
-    """
-
-    statistic: float
-    df: int
-    p: float
-    hypothesis: str
-
-    __test__ = False  # not a test class for pytest
-
-
-def chi_squared(statistic: float, df: int, hypothesis: str) -> TestResult:
-    """Test of a chi-squared statistic."""
-    p = float(chdtrc(df, max(statistic, 0.0))) if df > 0 else float("nan")
-    return TestResult(float(statistic), int(df), p, hypothesis)
+def problem_of(fit: Estimates, moments: Moments) -> Problem:
+    """The likelihood that a fit maximised, given the moments of its data."""
+    return make_problem(fit.system, moments, fit.reml, known_rows=fit.intake.used)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -169,7 +40,7 @@ class Estimates:
     Attributes
     ----------
     spec : Mediation or System
-    facts : Facts
+    facts : DataFacts
         What the data said about the model: categories, and columns that do not vary within clusters.
     moderator_values : dict
         Moderator -> the values at which effects are shown unless others are asked for.
@@ -214,7 +85,7 @@ class Estimates:
     """
 
     spec: Spec
-    facts: Facts
+    facts: DataFacts
     moderator_values: dict[str, tuple[float | str, ...]]
     moderator_means: dict[str, float] = field(kw_only=True, default_factory=dict)
     remarks: tuple[str, ...] = field(kw_only=True, default=())
@@ -259,7 +130,7 @@ class Estimates:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the data changed about the model, and what looks odd in the data or in the model on them."""
-        changed = self.spec.notes(self.facts) if isinstance(self.spec, Mediation) else ()
+        changed = self.spec.notes(self.facts)
         kinds = (
             "those of effects are cluster-robust by default (se='joint' gives the others; profile and Satterthwaite "
             "stay joint)"
@@ -568,7 +439,7 @@ class Estimates:
                 f"their errors rest on, fit as well, so they have no joint standard errors; {fewer}"
             )
             across = [tuple(label.split("~~")) for label in self._untold if _across(label)]
-            if isinstance(self.spec, Mediation) and self.spec.free_intercepts(self.facts):
+            if self.spec.free_intercepts(self.facts):
                 text += ", or fit with intercepts='independent'"
             elif across:
                 text += f", or hold covariances between different outcomes at zero, such as zero=[{across[0]}]"
@@ -704,18 +575,18 @@ class Estimates:
             "params": self.params.to_dict(),
             "bse": self.bse.to_dict(),
             "bse_block": self.standard_errors("block").to_dict(),
-            "random_cov": _frame(self.random_cov),
-            "random_cov_se": _frame(self.random_cov_se),
+            "random_cov": frame_to_dict(self.random_cov),
+            "random_cov_se": frame_to_dict(self.random_cov_se),
             "residual_var": self.residual_var.to_dict(),
             "residual_var_se": self.residual_var_se.to_dict(),
-            "residual_cov": _frame(self.residual_cov),
-            "residual_cov_se": _frame(self.residual_cov_se),
+            "residual_cov": frame_to_dict(self.residual_cov),
+            "residual_cov_se": frame_to_dict(self.residual_cov_se),
             "labels": list(self.labels),
             "values": self.values.tolist(),
             "cov_joint": self.joint.tolist(),
             "cov_block": self.block.tolist(),
-            "working": _arrays(self.working),
-            "estimable": None if self.estimable is None else _arrays(self.estimable),
+            "working": arrays_to_dict(self.working),
+            "estimable": None if self.estimable is None else arrays_to_dict(self.estimable),
             "free": [list(pair) for pair in self.free],
             "null": list(self.null),
             "null_pooled": list(self.null_pooled),
@@ -734,44 +605,6 @@ class Estimates:
         return {key: plain_data(value) for key, value in plain.items()}
 
 
-def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Constructor arguments of :class:`Estimates` from ``to_dict``; ValueError where it has another form."""
-    check_form(plain, dict)
-    if plain.get("format") != FORMAT:
-        raise ValueError(f"format {plain.get('format')!r}; this version of jaxmed reads {FORMAT}: fit the data again")
-    # Not in fits of earlier versions.
-    absent: dict[str, Any] = {"equal_means": [], "remarks": [], "cautions": [], "negative_icc": {}}
-    plain = {"largest_share": None, "estimable": None, **absent, **plain}
-    plain["rows"] = later_fields(plain.get("rows"))
-    check_form(plain, FORM)
-    return {
-        "spec": from_dict(plain["model"]),
-        "facts": Facts(
-            {name: tuple(found) for name, found in plain["categories"].items()},
-            frozenset(plain["cluster_level"]),
-            frozenset(plain["equal_means"]),
-        ),
-        "remarks": tuple(plain["remarks"]),
-        "cautions": tuple(plain["cautions"]),
-        "negative_icc": plain["negative_icc"],
-        "moderator_means": plain["moderator_means"],
-        "moderator_values": {name: tuple(found) for name, found in plain["moderator_values"].items()},
-        "values": np.array(plain["values"], dtype=float),
-        "joint": np.array(plain["cov_joint"], dtype=float),
-        "block": np.array(plain["cov_block"], dtype=float),
-        "working": Working(**_read_arrays(plain["working"], {"theta": 1, "values": 1, "joint": 2, "block": 2})),
-        "estimable": _estimable(plain["estimable"]),
-        "free": tuple((row, col) for row, col in plain["free"]),
-        "null": (_number(plain["null"][0]), plain["null"][1]),
-        "null_pooled": (_number(plain["null_pooled"][0]), plain["null_pooled"][1]),
-        "intake": intake_from_dict(plain["rows"]),
-        "cluster_sizes": tuple(plain["cluster_sizes"]),
-        "trace": tuple((stage, _number(value), _number(left)) for stage, value, left in plain["trace"]),
-        **{name: _number(plain[name]) for name in ("loglik", "grad_norm", "decrement", "largest_share")},
-        **{name: plain[name] for name in ("reml", "n_clusters", "status", "n_iter", "singular", "reduced_rank")},
-    }
-
-
 def _in_words(label: str) -> str:
     """A parameter as tables name it: ``"m~1~~y~1"`` is ``"cov(m~1,y~1)"``."""
     one, pair, other = label.partition("~~")
@@ -782,40 +615,3 @@ def _across(label: str) -> bool:
     """Whether a parameter is the covariance of random effects of different outcomes."""
     one, pair, other = label.partition("~~")
     return bool(pair) and "~" in one and one.partition("~")[0] != other.partition("~")[0]
-
-
-def plain_data(value: Any) -> Any:
-    """NaN and infinities -> None, through lists and dicts, for JSON."""
-    if isinstance(value, dict):
-        return {key: plain_data(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_data(item) for item in value]
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    return value
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
-
-
-def _arrays(part: NamedTuple) -> dict[str, Any]:
-    return {name: array.tolist() for name, array in part._asdict().items()}
-
-
-def _read_arrays(plain: Mapping[str, Any], dimensions: Mapping[str, int]) -> dict[str, Floats]:
-    """Arrays of so many dimensions by name, from :func:`_arrays`."""
-    forms: list[Any] = [float | None]
-    for _ in range(max(dimensions.values())):
-        forms.append([forms[-1]])
-    check_form(plain, {name: forms[n] for name, n in dimensions.items()})
-    return {name: np.array(plain[name], dtype=float) for name in dimensions}
-
-
-def _estimable(plain: Mapping[str, Any] | None) -> Estimable | None:
-    dimensions = {"joint": 2, "block": 2, "directions": 2, "changes": 3}
-    return None if plain is None else Estimable(**_read_arrays(plain, dimensions))
-
-
-def _frame(table: pd.DataFrame) -> dict[str, Any]:
-    return {"labels": list(table.index), "values": table.to_numpy().tolist()}

@@ -27,15 +27,13 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr
 
-from jaxmed._data.design import make_design
 from jaxmed._data.moments import LARGEST, Moments
-from jaxmed._data.totals import add_up
-from jaxmed._inference.constrained_fit import Point, Problem, Solved, effect_derivatives, look, moved, solve
+from jaxmed._inference.constrained_fit import Point, Profiled, Solved, effect_derivatives, look, moved, solve
 from jaxmed._inference.effect_tables import Quantities, quantities
-from jaxmed._inference.estimates import Estimates
+from jaxmed._inference.estimates import Estimates, problem_of
 from jaxmed._inference.limits import critical_value
-from jaxmed._likelihood.layout import Layout, count_rows, make_layout, make_scale
-from jaxmed._likelihood.shards import full_evaluation, make_shards
+from jaxmed._likelihood.layout import Layout
+from jaxmed._likelihood.shards import full_evaluation
 from jaxmed._support.arrays import Floats
 from jaxmed._support.errors import ConvergenceWarning, FitError, SpecError
 from jaxmed._support.progress import progress
@@ -51,7 +49,7 @@ NEAR_ZERO = 0.02  # sd, relative to the estimate, from which zeta is extrapolate
 class _Path:
     """Refits along one quantity, from the estimate outwards; followed in u: g, or the root of a variance."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Profiled) -> None:
         self.problem = problem
         self.middle = self.to_u(problem.estimate)
         self.solved = [problem.best]
@@ -259,29 +257,27 @@ def profile_curve(
     return pd.DataFrame(table, columns=["value", "zeta", "loglik"])
 
 
-def _problems(found: Estimates, moments: Moments, labels: Sequence[str], known: Quantities) -> list[Problem | None]:
+def _problems(found: Estimates, moments: Moments, labels: Sequence[str], known: Quantities) -> list[Profiled | None]:
     """Problems of some quantities; None for what no parameter moves."""
     unknown = [label for label in labels if not isinstance(label, str) or label not in known.labels]
     if unknown:
         raise SpecError(f"{unknown[0]!r} is no parameter or effect of this fit; choose from {list(known.labels)}")
-    design = make_design(found.system, moments)
-    totals = add_up(design)
+    problem = problem_of(found, moments)
+    totals = problem.totals
     if totals.clusters != found.n_clusters:
         raise FitError(
             f"these moments hold {totals.clusters} of the {found.n_clusters} clusters of the fit; profile intervals of "
             "a fit over several processes are not available, use method='delta' or 'monte_carlo'"
         )
-    layout = make_layout(design, found.reml)
+    layout, scale, shards = problem.layout, problem.scale, problem.shards()
     p, n_free = layout.n_fixed, len(layout.free)
-    scale = make_scale(design, layout, [sums.rows for sums in totals.equations])
-    shards = make_shards(design.table, count_rows(layout, design.system, totals))
     beta = found.working.values[:p]
     none = np.zeros((layout.n_random, layout.n_random)), np.arange(layout.n_random), np.zeros(layout.n_residual)
     root, order, spread, tau, variances = moved(layout, *none, found.working.theta)
     f = float(full_evaluation(layout, root, tau, beta, shards).value)
     diagonal = {p + k for k, (row, col) in enumerate(layout.free) if row == col}
     diagonal |= set(range(p + n_free, p + n_free + layout.n_equations))
-    made: list[Problem | None] = []
+    made: list[Profiled | None] = []
     for label in labels:
         k = known.labels.index(label)
         quantity, estimate, unit = _quantity(known, k), float(known.values[k]), float(known.errors[k])
@@ -293,7 +289,7 @@ def _problems(found: Estimates, moments: Moments, labels: Sequence[str], known: 
             slope = np.abs(quantity(found.values)[1] @ scale.matrix)
             unit = 0.01 * float(np.max(slope)) * float(variances[n_free : n_free + layout.n_equations].min())
         best = Solved(estimate, f, 0.0, Point(beta, root, order, spread))
-        made.append(Problem(layout, shards, scale, quantity, estimate, unit, k in diagonal, best))
+        made.append(Profiled(layout, shards, scale, quantity, estimate, unit, k in diagonal, best))
     return made
 
 

@@ -12,16 +12,17 @@ import pandas as pd
 from jax import Array, lax
 from numpy.typing import NDArray
 
-from jaxmed._data.design import Design, make_design
+from jaxmed._data.design import Design
 from jaxmed._data.moments import Moments
 from jaxmed._inference.effects import expected_product, product_covariance
-from jaxmed._inference.estimates import Estimates, Working
+from jaxmed._inference.estimability import Working
+from jaxmed._inference.estimates import Estimates, problem_of
 from jaxmed._likelihood import likelihood, linalg
-from jaxmed._likelihood.layout import Layout, make_layout, make_scale, root_and_precision
+from jaxmed._likelihood.layout import Layout, root_and_precision
 from jaxmed._likelihood.likelihood import Data
+from jaxmed._likelihood.problem import Problem
 from jaxmed._likelihood.shards import SHARD
 from jaxmed._model.estimands import Estimands
-from jaxmed._model.mediation import Mediation
 from jaxmed._support.arrays import Floats
 from jaxmed._support.errors import FitError
 from jaxmed._support.runtime import float64, jit_by_key
@@ -86,22 +87,23 @@ def _predict(layout: Layout, theta: Array, beta: Array, data: Data) -> Predictio
 
 def predict_clusters(found: Estimates, moments: Moments) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.ranef`."""
-    prepared = _prepare(found, moments)
-    design, unit = prepared.design, prepared.unit
-    estimands = found.spec.estimands(found.facts) if isinstance(found.spec, Mediation) else None
+    problem = _problem(found, moments)
+    design, linear = problem.design, problem.scale.linear
+    unit = _unit(problem)
+    estimands = found.spec.estimands(found.facts) if found.spec.has_effects else None
     names = set() if estimands is None else moderators_of(estimands)
     moderators = {name: moderator_by_cluster(found, moments, name) for name in names}
     parts: list[dict[str, Floats]] = []
     for first in range(0, design.n_clusters, SHARD):  # some at a time: what is in between is larger than the table
         some = slice(first, first + SHARD)
-        predicted = _predict_some(prepared, design.part(some))
+        predicted = _predict_some(problem, found.working, design.part(some))
         columns: dict[str, Floats] = {}
         for label, row in zip(found.system.random_labels, unit, strict=True):
             columns[label], variance = row @ predicted.effects, np.einsum("b,bcj,c->j", row, predicted.error, row)
             columns[f"{label}_se"] = _root(variance)
         if estimands is not None:
             own = {name: value[some] for name, value in moderators.items()}
-            columns |= _paths(found, estimands, predicted, prepared.linear, unit, own)
+            columns |= _paths(found, estimands, predicted, linear, unit, own)
         parts.append(columns)
     whole = {name: np.concatenate([columns[name] for columns in parts]) for name in parts[0]}
     table = pd.DataFrame(whole, index=pd.Index(moments.clusters, name=found.system.cluster))
@@ -116,39 +118,31 @@ def predict_working(found: Estimates, moments: Moments) -> tuple[NDArray[np.int6
     FitError
         The model has no random effects.
     """
-    prepared = _prepare(found, moments)
-    present = np.flatnonzero(prepared.design.sizes > 0)
+    problem = _problem(found, moments)
+    present = np.flatnonzero(problem.design.sizes > 0)
     parts = [
-        _predict_some(prepared, prepared.design.part(present[first : first + SHARD]))
+        _predict_some(problem, found.working, problem.design.part(present[first : first + SHARD]))
         for first in range(0, len(present), SHARD)
     ]
     whole = ClusterPredictions(*(np.concatenate(several, axis=-1) for several in zip(*parts, strict=True)))
-    return present, whole, prepared.unit
+    return present, whole, _unit(problem)
 
 
-class _Prepared(NamedTuple):
-    design: Design
-    layout: Layout
-    linear: Floats
-    working: Working
-
-    @property
-    def unit(self) -> Floats:
-        """From random effects on the working scale to the user's, shape (q, q)."""
-        return self.linear[np.ix_(self.layout.random, self.layout.random)]
-
-
-def _prepare(found: Estimates, moments: Moments) -> _Prepared:
+def _problem(found: Estimates, moments: Moments) -> Problem:
     if not found.system.random_labels:
         raise FitError("this model has no random effects, so there is nothing to predict by cluster")
-    design = make_design(found.system, moments)
-    layout = make_layout(design, found.reml)
-    return _Prepared(design, layout, make_scale(design, layout, found.intake.used).linear, found.working)
+    return problem_of(found, moments)
 
 
-def _predict_some(prepared: _Prepared, some: Design) -> ClusterPredictions:
+def _unit(problem: Problem) -> Floats:
+    """From random effects on the working scale to the user's, shape (q, q)."""
+    random = problem.layout.random
+    return problem.scale.linear[np.ix_(random, random)]
+
+
+def _predict_some(problem: Problem, working: Working, some: Design) -> ClusterPredictions:
     """Predictions of the clusters of a design, padding cut off."""
-    layout, working = prepared.layout, prepared.working
+    layout = problem.layout
     p = layout.n_fixed
     data = likelihood.make_data(some.table, (0,) * len(layout.seen))
     predicted = _predict(layout, working.theta, working.values[:p], data)
@@ -173,7 +167,7 @@ def _paths(
     labels, random = list(found.system.labels), list(found.system.random_labels)
     p = len(labels)
     # Slopes between clusters do not vary, and c' is no part of a route through a mediator.
-    edges = found.spec.edges_in(found.facts) if isinstance(found.spec, Mediation) else ()
+    edges = found.spec.edges_in(found.facts)
     names = [edge.path(part) for edge in edges for part in ("", "_within") if edge.kind != "c_prime"]
     names = [name for name in names if name in estimands.paths]
     means, slopes, loads = [], [], []

@@ -18,26 +18,21 @@ import pandas as pd
 from jax import Array, lax
 from scipy.special import stdtr, stdtrit
 
-from jaxmed._data.design import make_design
 from jaxmed._data.moments import Moments
-from jaxmed._data.totals import add_up
 from jaxmed._inference import effects
 from jaxmed._inference.covariance import covariances
 from jaxmed._inference.effect_tables import Quantities, Targets, quantities
-from jaxmed._inference.estimates import Estimates
+from jaxmed._inference.estimates import Estimates, problem_of
 from jaxmed._inference.limits import check_level, normal_table
 from jaxmed._likelihood.derivatives import evaluate
 from jaxmed._likelihood.layout import (
     Layout,
-    count_rows,
     free_entries,
     lower,
-    make_layout,
-    make_scale,
     root_and_precision,
     spread_to_variances,
 )
-from jaxmed._likelihood.likelihood import Data, make_data
+from jaxmed._likelihood.likelihood import Data
 from jaxmed._support.arrays import Floats
 from jaxmed._support.errors import FitError
 from jaxmed._support.runtime import float64, jit_by_key
@@ -92,14 +87,12 @@ def _slopes(layout: Layout, kind: str, theta: Array, steps: Array, data: Data) -
 
 def covariance_slopes(found: Estimates, moments: Moments, kind: str) -> Slopes:
     """The joint or block covariance at the estimates and its derivatives."""
-    design = make_design(found.system, moments)
-    layout, totals = make_layout(design, found.reml), add_up(design)
-    theta = found.working.theta
-    data = make_data(design.table, count_rows(layout, design.system, totals))
+    problem = problem_of(found, moments)
+    layout, theta = problem.layout, found.working.theta
     steps = np.linalg.inv(np.asarray(_coordinates(layout, theta)))
-    slope = np.asarray(_slopes(layout, kind, theta, np.ascontiguousarray(steps.T), data))
-    matrix = make_scale(design, layout, found.intake.used).matrix
-    return Slopes(found.working.joint if kind == "joint" else found.working.block, slope, matrix)
+    slope = np.asarray(_slopes(layout, kind, theta, np.ascontiguousarray(steps.T), problem.data()))
+    covariance = found.working.joint if kind == "joint" else found.working.block
+    return Slopes(covariance, slope, problem.scale.matrix)
 
 
 @float64

@@ -11,17 +11,15 @@ import numpy as np
 from jax import Array, lax
 from numpy.typing import NDArray
 
-from jaxmed._data.design import Design, make_design
+from jaxmed._data.design import Design
 from jaxmed._data.moments import Moments
-from jaxmed._inference.estimates import Estimates
+from jaxmed._inference.estimates import Estimates, problem_of
 from jaxmed._likelihood import linalg
 from jaxmed._likelihood.derivatives import placed
 from jaxmed._likelihood.layout import (
     Layout,
     Scale,
     log_precision,
-    make_layout,
-    make_scale,
     root_and_precision,
     rows_by_cluster,
     spread_to_variances,
@@ -162,21 +160,25 @@ def cluster_scores(found: Estimates, moments: Moments) -> Scores:
     FitError
         The moments are those of some of the fit's clusters only.
     """
-    design = make_design(found.system, moments)
+    problem = problem_of(found, moments)
+    design, layout = problem.design, problem.layout
     present = np.flatnonzero(design.sizes > 0)
     if len(present) < found.n_clusters:
         raise FitError(
             f"this fit holds {len(present)} of its {found.n_clusters} clusters (it was made over several processes), "
             "and scores need them all; fit them in one"
         )
-    layout = make_layout(design, found.reml)
-    scale = make_scale(design, layout, found.intake.used)
     p = layout.n_fixed
     theta, beta, beta_cov = found.working.theta, found.working.values[:p], found.working.block[:p, :p]
     parts = list(_parts(layout, design, present, theta, beta, beta_cov, _point(layout, theta)))
     values, information, moved = zip(*parts, strict=True)
     return Scores(
-        moments.clusters[present], scale, np.hstack(values), np.concatenate(information, axis=2), sum(moved), beta_cov
+        moments.clusters[present],
+        problem.scale,
+        np.hstack(values),
+        np.concatenate(information, axis=2),
+        sum(moved),
+        beta_cov,
     )
 
 

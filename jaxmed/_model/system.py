@@ -6,11 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations, product
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from jaxmed._model import terms
+from jaxmed._model.data_facts import DataFacts
+from jaxmed._model.estimands import Edge, Estimands
 from jaxmed._model.formulas import common_cluster, parse
 from jaxmed._model.terms import INTERCEPT, check_name, check_terms
 from jaxmed._support.errors import SpecError
@@ -367,6 +369,52 @@ class System:
                 if not (INTERCEPT in equation.predictors and absorbed):
                     allowed.discard(name)
         return frozenset(allowed)
+
+    # What a mediation model has and a system does not, so that nothing else asks which of the two it holds ------------
+
+    has_effects: ClassVar[bool] = False
+    serial: ClassVar[bool] = False
+    center: ClassVar[str | None] = None
+    sources: ClassVar[tuple[str, ...]] = ()
+    mediators: ClassVar[tuple[str, ...]] = ()
+    moderators: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]] = ()
+    edges: ClassVar[tuple[Edge, ...]] = ()
+
+    def system(self, facts: DataFacts | None = None) -> System:
+        """The equations: this system, whatever the data."""
+        return self
+
+    def edges_in(self, facts: DataFacts) -> tuple[Edge, ...]:
+        """No paths."""
+        return ()
+
+    def contrasts(self, facts: DataFacts) -> tuple[str, ...]:
+        """No categories of x."""
+        return ()
+
+    def estimands(self, facts: DataFacts) -> Estimands:
+        """No effects."""
+        return Estimands({}, (), {})
+
+    def free_intercepts(self, facts: DataFacts) -> list[tuple[str, str]]:
+        """No effects that rest on a covariance of random intercepts."""
+        return []
+
+    def resting_on_intercepts(self, facts: DataFacts) -> list[str]:
+        """No effects."""
+        return []
+
+    def is_simple(self, facts: DataFacts) -> bool:
+        """It is not the model of Bauer, Preacher & Gil (2006)."""
+        return False
+
+    def is_split(self, facts: DataFacts) -> bool:
+        """No mediator is split."""
+        return False
+
+    def notes(self, facts: DataFacts) -> tuple[str, ...]:
+        """Data change nothing about it."""
+        return ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, from which :func:`from_dict` makes an equal system."""

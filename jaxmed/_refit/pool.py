@@ -11,14 +11,14 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxmed._data.design import Design, make_design
+from jaxmed._data.design import Design
 from jaxmed._data.moments import Moments
-from jaxmed._data.totals import Totals, add_up
 from jaxmed._inference import covariance as inference
 from jaxmed._inference.effect_tables import Targets
-from jaxmed._inference.estimates import Estimates
+from jaxmed._inference.estimates import Estimates, problem_of
 from jaxmed._likelihood import newton, optimise
-from jaxmed._likelihood.layout import Layout, count_rows, make_layout, make_scale, rows_by_cluster, spread_to_variances
+from jaxmed._likelihood.layout import Layout, rows_by_cluster, spread_to_variances
+from jaxmed._likelihood.problem import Problem
 from jaxmed._refit import sample_moments
 from jaxmed._refit.program import Program, Refit, Setting, refit, refit_alone, seed_key
 from jaxmed._support.arrays import Floats, symmetric
@@ -201,25 +201,20 @@ class Fitted:
     ----------
     found : Estimates
     moments : Moments
-    design : Design
-    layout : Layout
-    totals : Totals
+    problem : Problem
     targets : Targets or None
         Effects to compute, of a mediation model.
     """
 
     found: Estimates
     moments: Moments
-    design: Design
-    layout: Layout
-    totals: Totals
+    problem: Problem
     targets: Targets | None
 
 
 def fitted(found: Estimates, moments: Moments, targets: Targets | None) -> Fitted:
     """Prepare a fit for refits."""
-    design = make_design(found.system, moments)
-    return Fitted(found, moments, design, make_layout(design, found.reml), add_up(design), targets)
+    return Fitted(found, moments, problem_of(found, moments), targets)
 
 
 def make_refitter(
@@ -236,11 +231,10 @@ def make_refitter(
     generate.RowsNeededError
         "drawn": cross-products do not suffice.
     """
-    design, layout = base.design, base.layout
+    design, layout = base.problem.design, base.problem.layout
     if source != "drawn":
         design = design.part(np.flatnonzero(design.sizes > 0)) if source != "given" else design
-    scale = make_scale(design, layout, base.found.intake.used)
-    targets = base.targets
+    scale, targets = base.problem.scale, base.targets
     plan, known, population = None, None, None
     if source == "drawn":
         plan, known = sample_moments.make_plan(design, base.moments)
@@ -264,8 +258,8 @@ def make_refitter(
     return Refitter(
         program,
         Setting(**numbers),
-        optimise.starting_values(layout, design.system, base.totals),
-        inference.mean_squares(design.system, base.totals),
+        optimise.starting_values(layout, design.system, base.problem.totals),
+        inference.mean_squares(design.system, base.problem.totals),
         devices,
         size,
         make,
@@ -280,7 +274,8 @@ def with_size(refitter: Refitter, size: int) -> Refitter:
 
 def _population(base: Fitted) -> sample_moments.Population:
     """The fitted model on the working scale."""
-    layout, n_free = base.layout, len(base.layout.free)
+    layout = base.problem.layout
+    n_free = len(layout.free)
     working = base.found.working
     root = np.zeros((layout.n_random, layout.n_random))
     if n_free:
@@ -300,4 +295,4 @@ def _variances(layout: Layout, spread: Floats) -> Floats:
 
 def given_rows(base: Fitted, design: Design) -> tuple[Floats, Floats]:
     """What a "given" data set is: its table, and the rows of each set of equations."""
-    return design.table, np.array(count_rows(base.layout, design.system, add_up(design)), dtype=float)
+    return design.table, np.array(Problem(design, base.problem.layout).counts, dtype=float)

@@ -9,12 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from jaxmed._model.mediation import Mediation
 from jaxmed._report import figures
 from jaxmed._report.figures import Picture
 from jaxmed._report.html import Html, element, figure, join, table
 from jaxmed._results import tables
-from jaxmed._results.fitting import Fit
+from jaxmed._results.result import Fit
 from jaxmed._results.within_between import Conflation, conflation
 from jaxmed._simulation.replicates import Replicates
 from jaxmed._support.errors import DataError, FitError
@@ -47,7 +46,7 @@ class Content:
     @cached_property
     def conflation(self) -> Conflation | str:
         """Paths within clusters against those between them, or why there is no comparison; empty of a system."""
-        if not isinstance(self.fit.spec, Mediation):
+        if not self.fit.spec.has_effects:
             return ""
         try:
             return conflation(self.fit, level=self.level)

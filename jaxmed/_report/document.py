@@ -12,17 +12,16 @@ import numpy as np
 import pandas as pd
 
 from jaxmed._data.description import describe_moments
-from jaxmed._inference.estimates import TestResult
+from jaxmed._inference.hypothesis_tests import TestResult
 from jaxmed._inference.limits import check_level
-from jaxmed._model.mediation import Mediation
 from jaxmed._report import figures
 from jaxmed._report import text as report_text
 from jaxmed._report.blocks import Content, code, matrix, number_table, paragraph_list, paragraphs, pictures
 from jaxmed._report.diagnostics import diagnostics
 from jaxmed._report.html import Html, element, join, page, table
 from jaxmed._results import tables
-from jaxmed._results.fitting import Fit
 from jaxmed._results.moderation import johnson_neyman, middle, numeric_moderators
+from jaxmed._results.result import Fit
 from jaxmed._results.summary import SE_NOTES, legend
 from jaxmed._simulation.replicates import KINDS, Replicates, check_fit
 from jaxmed._support.atomic_files import check_folder_of, write_atomically
@@ -89,7 +88,7 @@ def report(
     level = check_level(level)
     if replicates is not None:
         check_fit(fit, replicates.origin)
-    effects = fit.effects(level=level, at=at) if isinstance(fit.spec, Mediation) else None
+    effects = fit.effects(level=level, at=at) if fit.spec.has_effects else None
     text = _document(Content(fit, level, at, replicates, kind, effects))
     write_atomically(path, lambda stream: stream.write(text.encode()))
 
@@ -97,7 +96,7 @@ def report(
 def _document(of: Content) -> str:
     found = [(name, title, make(of)) for name, title, make in SECTIONS]
     title = report_text.title(of.fit)
-    kind = "Multilevel mediation" if isinstance(of.fit.spec, Mediation) else "Mixed model"
+    kind = "Multilevel mediation" if of.fit.spec.has_effects else "Mixed model"
     header = join([element("h1", title), element("p", f"{kind}: report of a fit by jaxmed", class_="lead")])
     footer = element("p", f"Made by jaxmed {__version__}. This page holds all it needs; it fetches nothing.")
     return page(f"{title}: {kind.lower()}", header, [section for section in found if section[2]], footer)
@@ -195,12 +194,12 @@ def _effects(of: Content) -> Html:
     if of.effects["se"].eq(0).any():
         note += " What the model fixes has no standard error."
     parts = [number_table("effects", tables.numbers(fit, "effects", level=of.level, at=of.at), note)]
-    if isinstance(fit.spec, Mediation) and fit.spec.contrasts(fit.facts) and not fit.spec.moderators:
+    if fit.spec.contrasts(fit.facts) and not fit.spec.moderators:
         tests = [
             [str(name), f"{row['chi2']:.2f}", f"{row['df']:g}", tables.p_value(row["p"])]
             for name, row in fit.omnibus().iterrows()
         ]
-        title = f"Wald tests of all categories of {fit.spec.x} together"
+        title = f"Wald tests of all categories of {fit.spec.sources[0]} together"
         parts.append(table("omnibus", title, ["effect", "χ²", "df", "p"], tests))
     regions = [
         [effect, name, *_region(row)]

@@ -12,11 +12,10 @@ import pandas as pd
 
 from jaxmed import plots
 from jaxmed._inference.effect_tables import estimands_of
-from jaxmed._model.mediation import Mediation
 from jaxmed._report.html import Html, element, join
 from jaxmed._results.cluster_slopes import Route, cluster_slopes, varying_routes
-from jaxmed._results.fitting import Fit
 from jaxmed._results.moderation import numeric_moderators
+from jaxmed._results.result import Fit
 from jaxmed._simulation.replicates import Replicates
 from jaxmed._support.errors import FitError
 from jaxmed.plots._style import words
@@ -94,7 +93,7 @@ def inline(text: str, name: str, alternative: str) -> Html:
 
 def diagram(fit: Fit, level: float, told: str) -> Iterator[Picture]:
     """The path diagram of a mediation model."""
-    if not isinstance(fit.spec, Mediation):
+    if not fit.spec.has_effects:
         return
     count = len(fit.spec.mediators)
     height = 3.3 if count == 1 else 3.9 if fit.spec.serial else 1.8 + 1.1 * count
@@ -113,7 +112,7 @@ def diagram(fit: Fit, level: float, told: str) -> Iterator[Picture]:
 
 def moderated(fit: Fit, level: float) -> Iterator[Picture]:
     """Indirect and total effects over each moderator that moves them."""
-    if not isinstance(fit.spec, Mediation):
+    if not fit.spec.has_effects:
         return
     estimands = estimands_of(fit)
     rows = [row for row in estimands.rows if row.kind in ("indirect", "total")]
@@ -132,7 +131,7 @@ def moderated(fit: Fit, level: float) -> Iterator[Picture]:
 
 def clusters(fit: Fit, level: float) -> Iterator[Picture]:
     """How effects, slopes and lines vary between clusters."""
-    for k, route in enumerate(varying_routes(fit) if isinstance(fit.spec, Mediation) else []):
+    for k, route in enumerate(varying_routes(fit) if fit.spec.has_effects else []):
         yield from _of_route(fit, route, level, k)
     for e, equation in enumerate(fit.system.equations):
         columns = [name for name in equation.columns if name != equation.outcome]
@@ -148,7 +147,7 @@ def clusters(fit: Fit, level: float) -> Iterator[Picture]:
 
 
 def _sources(fit: Fit, outcome: str) -> list[str]:
-    if isinstance(fit.spec, Mediation):
+    if fit.spec.has_effects:
         return [edge.source for edge in fit.spec.edges_in(fit.facts) if edge.outcome == outcome and not edge.contrast]
     equation = fit.system.equations[fit.system.outcomes.index(outcome)]
     return [name for name in equation.columns if name != outcome]

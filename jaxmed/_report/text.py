@@ -12,7 +12,7 @@ import pandas as pd
 from jaxmed._data.reader import equation_groups
 from jaxmed._inference.effect_tables import estimands_of
 from jaxmed._model.mediation import Mediation
-from jaxmed._results.fitting import Fit
+from jaxmed._results.result import Fit
 from jaxmed._results.tables import decimals, p_value, rounded
 from jaxmed._results.within_between import Conflation
 from jaxmed._simulation.replicates import Replicates
@@ -113,7 +113,7 @@ def answers(fit: Fit, effects: pd.DataFrame, level: float) -> list[str]:
 
 def shares(fit: Fit, level: float) -> list[str]:
     """The share of clusters with a positive indirect effect, of a model without moderators."""
-    if not isinstance(fit.spec, Mediation) or fit.spec.moderators or not fit.system.random_labels:
+    if not fit.spec.has_effects or fit.spec.moderators or not fit.system.random_labels:
         return []
     if not effects_vary(fit):
         return []

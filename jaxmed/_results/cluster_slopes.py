@@ -10,7 +10,7 @@ from scipy.special import ndtr
 
 from jaxmed._inference.effect_tables import estimands_of
 from jaxmed._inference.random_effects import moderator_by_cluster, moderators_of, product_moments
-from jaxmed._results.fitting import Fit
+from jaxmed._results.result import Fit
 from jaxmed._support.arrays import Floats
 from jaxmed._support.errors import FitError, SpecError
 

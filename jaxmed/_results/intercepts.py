@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxmed._data.design import Design
-from jaxmed._data.totals import Totals
 from jaxmed._inference.covariance import Covariances, is_singular, mean_squares
-from jaxmed._likelihood.layout import Layout, count_rows, theta_of
-from jaxmed._likelihood.likelihood import make_data
+from jaxmed._likelihood.layout import Layout, theta_of
 from jaxmed._likelihood.optimise import Solution
-from jaxmed._model.mediation import Facts, Mediation
+from jaxmed._likelihood.problem import Problem
+from jaxmed._model.data_facts import DataFacts
+from jaxmed._model.mediation import Spec
 from jaxmed._results.optimization import SAMPLE, solve_from
 from jaxmed._support.arrays import Floats, symmetric
 from jaxmed._support.errors import Status
@@ -21,11 +20,9 @@ APART = 1e-5  # log likelihood units between two optima at the least
 
 
 def check_intercepts(
-    spec: Mediation,
-    facts: Facts,
-    layout: Layout,
-    design: Design,
-    totals: Totals,
+    spec: Spec,
+    facts: DataFacts,
+    problem: Problem,
     solution: Solution,
     covariances: Covariances,
     max_iter: int,
@@ -39,11 +36,12 @@ def check_intercepts(
     pairs = spec.free_intercepts(facts)
     if not pairs:
         return solution, covariances, ()
-    labels = list(design.system.random_labels)
+    layout = problem.layout
+    labels = list(problem.system.random_labels)
     places = [(labels.index(mediator), labels.index(outcome)) for mediator, outcome in pairs]
     reasons = []
-    if design.n_clusters < 4 * SAMPLE:
-        data = make_data(design.table, count_rows(layout, design.system, totals))
+    if problem.design.n_clusters < 4 * SAMPLE:
+        data = problem.data()
         best, second = (solution, covariances), None
         for at in dict.fromkeys(outcome for _, outcome in places):
             start = theta_of(layout, _turned(layout, np.asarray(best[1].values), at))
@@ -55,7 +53,7 @@ def check_intercepts(
             below = float(second[0].evaluation.value - best[0].evaluation.value)
             reasons.append(f"a second optimum lies {below:.2g} log likelihood units lower")
         solution, covariances = best
-    if is_singular(layout, np.asarray(solution.theta), mean_squares(design.system, totals)):
+    if is_singular(layout, np.asarray(solution.theta), mean_squares(problem.system, problem.totals)):
         reasons.append("their covariance is singular")
     values = np.asarray(covariances.values)[layout.n_fixed :]
     g = symmetric(layout.n_random, layout.free, values[: len(layout.free)])

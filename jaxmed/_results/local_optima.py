@@ -7,14 +7,12 @@ import warnings
 import numpy as np
 import pandas as pd
 
-from jaxmed._data.design import make_design
-from jaxmed._data.totals import add_up
 from jaxmed._inference.covariance import are_singular, mean_squares
-from jaxmed._likelihood.layout import Layout, count_rows, make_layout, make_scale
-from jaxmed._likelihood.likelihood import make_data
+from jaxmed._inference.estimates import problem_of
+from jaxmed._likelihood.layout import Layout
 from jaxmed._likelihood.optimise import WARM_UP
-from jaxmed._results.fitting import Fit
 from jaxmed._results.optimization import solve_from
+from jaxmed._results.result import Fit
 from jaxmed._support.arrays import Floats
 from jaxmed._support.errors import ConvergenceWarning, FitError, SpecError, Status
 from jaxmed._support.validation import check_count
@@ -67,10 +65,8 @@ def optima(found: Fit, starts: int = 50, *, seed: int) -> pd.DataFrame:
     if not found.converged:
         raise FitError(f"this fit ended in no optimum that others could be compared with: {found.message}")
     starts, seed = check_count("starts", starts), check_count("seed", seed, 0)
-    design = make_design(found.system, found.moments)
-    layout, totals = make_layout(design, found.reml), add_up(design)
-    data = make_data(design.table, count_rows(layout, design.system, totals))
-    scale = make_scale(design, layout, found.intake.used)
+    problem = problem_of(found, found.moments)
+    layout, scale, data = problem.layout, problem.scale, problem.data()
     rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
     logliks, thetas, values = [found.loglik], [found.working.theta], [found.values]
     for _ in range(starts):
@@ -86,7 +82,7 @@ def optima(found: Fit, starts: int = 50, *, seed: int) -> pd.DataFrame:
         {
             "loglik": np.array(logliks)[best],
             "starts": np.diff(np.append(first, len(order))),
-            "singular": are_singular(layout, np.array(thetas)[best], mean_squares(design.system, totals)),
+            "singular": are_singular(layout, np.array(thetas)[best], mean_squares(problem.system, problem.totals)),
         }
     ).join(pd.DataFrame(np.array(values)[best], columns=list(found.labels)))
     gain = table["loglik"].iloc[0] - found.loglik

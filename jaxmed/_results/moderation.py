@@ -11,8 +11,7 @@ from scipy.optimize import brentq
 
 from jaxmed._inference.effect_tables import estimands_of
 from jaxmed._inference.limits import check_level
-from jaxmed._model.mediation import Mediation
-from jaxmed._results.fitting import Fit
+from jaxmed._results.result import Fit
 from jaxmed._support.errors import SpecError
 
 GRID = 101
@@ -20,7 +19,7 @@ GRID = 101
 
 def numeric_moderators(fit: Fit) -> list[str]:
     """Moderators of a fit with numbers as values, as against categories."""
-    names = dict(fit.spec.moderators) if isinstance(fit.spec, Mediation) else {}
+    names = dict(fit.spec.moderators)
     return [name for name in names if name not in fit.facts.categories]
 
 

@@ -8,16 +8,15 @@ from typing import Any
 import numpy as np
 from jax import Array
 
-from jaxmed._data.design import Design
-from jaxmed._data.totals import Totals, add_up
 from jaxmed._inference.covariance import Covariances, covariances
-from jaxmed._likelihood import likelihood, optimise
+from jaxmed._likelihood import optimise
 from jaxmed._likelihood.distributed import together
-from jaxmed._likelihood.layout import Layout, count_rows
+from jaxmed._likelihood.layout import Layout
 from jaxmed._likelihood.likelihood import Data
 from jaxmed._likelihood.optimise import Solution
-from jaxmed._likelihood.processes import ALONE, Hosts
-from jaxmed._likelihood.shards import Shards, make_shards
+from jaxmed._likelihood.problem import Problem
+from jaxmed._likelihood.processes import ALONE
+from jaxmed._likelihood.shards import Shards
 from jaxmed._support.arrays import Floats
 from jaxmed._support.errors import Status
 from jaxmed._support.progress import progress
@@ -27,15 +26,15 @@ SAMPLE = 1024  # clusters; a fit to four times as many starts at the optimum of 
 
 
 @float64
-def solve(layout: Layout, design: Design, totals: Totals, max_iter: int, hosts: Hosts) -> tuple[Solution, Covariances]:
+def solve(problem: Problem, max_iter: int) -> tuple[Solution, Covariances]:
     """Optimise and infer. Many clusters start from the optimum of some thousand of them, evenly picked."""
-    n_rows = count_rows(layout, design.system, totals)
-    start: Any = optimise.starting_values(layout, design.system, totals)
-    if design.n_clusters < 4 * SAMPLE and hosts == ALONE:
-        return solve_at_once(layout, design, totals, start, max_iter)
-    shards = together(hosts, lambda: make_shards(design.table, n_rows, hosts))
-    sampled: Any = hosts.first(together(hosts, lambda: _sampled(layout, design, shards, start, max_iter)))
-    with progress(f"fitting {totals.clusters} clusters") as say:
+    layout, hosts = problem.layout, problem.hosts
+    start: Any = optimise.starting_values(layout, problem.system, problem.totals)
+    if problem.design.n_clusters < 4 * SAMPLE and hosts == ALONE:
+        return solve_at_once(problem, start, max_iter)
+    shards = together(hosts, problem.shards)
+    sampled: Any = hosts.first(together(hosts, lambda: _sampled(problem, shards, start, max_iter)))
+    with progress(f"fitting {problem.totals.clusters} clusters") as say:
 
         def report(step: int, left: float) -> None:
             say(f"Newton step {step}, {left:.1e} left to gain")
@@ -46,32 +45,30 @@ def solve(layout: Layout, design: Design, totals: Totals, max_iter: int, hosts: 
     return solution, _covariances(layout, solution.theta, solution.evaluation)
 
 
-def _sampled(layout: Layout, design: Design, shards: Shards, start: Floats, max_iter: int) -> Floats:
+def _sampled(problem: Problem, shards: Shards, start: Floats, max_iter: int) -> Floats:
     """The optimum of some clusters, evenly picked among those with rows; where it is not found, the start itself.
 
     Of several processes the first one's sample counts.
     """
-    present = np.flatnonzero(design.sizes > 0)
-    part = design.part(present[:: max(len(present) // SAMPLE, 1)][:SAMPLE])
+    present = np.flatnonzero(problem.design.sizes > 0)
+    part = problem.part(present[:: max(len(present) // SAMPLE, 1)][:SAMPLE])
     with ThreadPoolExecutor(1) as beside:  # compiling takes seconds, and the two sets of programs as long as each other
-        prepared = beside.submit(optimise.prepare_steps, layout, shards, start)
+        prepared = beside.submit(optimise.prepare_steps, problem.layout, shards, start)
         theta = start
         if shards.hosts.index == 0 and len(present):
-            sample, _ = solve_at_once(layout, part, add_up(part), start, max_iter)
+            sample, _ = solve_at_once(part, start, max_iter)
             theta = np.asarray(sample.theta) if sample.status == Status.CONVERGED else start
         prepared.result()
     return theta
 
 
-def solve_at_once(
-    layout: Layout, design: Design, totals: Totals, start: Floats, max_iter: int
-) -> tuple[Solution, Covariances]:
+def solve_at_once(problem: Problem, start: Floats, max_iter: int) -> tuple[Solution, Covariances]:
     """Optimise and infer in one compiled program; where that leads nowhere, again from least squares by cluster."""
-    data = likelihood.make_data(design.table, count_rows(layout, design.system, totals))
+    layout, data = problem.layout, problem.data()
     found = solve_from(layout, data, start, max_iter, optimise.WARM_UP)
     if found[0].status == Status.CONVERGED:
         return found
-    start = optimise.starting_values_by_cluster(layout, design, totals)
+    start = optimise.starting_values_by_cluster(layout, problem.design, problem.totals)
     other = solve_from(layout, data, start, max_iter, 0)
     better = other[0].status == Status.CONVERGED or not found[0].evaluation.value <= other[0].evaluation.value
     return other if better else found

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from jaxmed._inference.effect_tables import omnibus_table
-from jaxmed._inference.estimates import Estimates, TestResult
+from jaxmed._inference.estimates import Estimates
+from jaxmed._inference.hypothesis_tests import TestResult
 from jaxmed._inference.limits import critical_value, normal_table
 from jaxmed._model.mediation import Mediation
 from jaxmed._results.tables import variance_table
@@ -114,7 +115,7 @@ def _content(
     note = "\n".join(f"LR test vs. {against}: {_test(test)}" for against, test in tests)
     shown.append(Table("Random effects (covariance G) and residuals", _variances(fit, level, se), note))
     notes = [f"Note: {note}." for note in fit.notes]
-    if isinstance(spec, Mediation) and not (fit.flat or fit.cautions) and spec.free_intercepts(fit.facts):
+    if not (fit.flat or fit.cautions) and spec.free_intercepts(fit.facts):
         notes.append(
             "Note: effects of a mediator between clusters and the covariance of the random intercepts explain the same "
             "differences between clusters, and data show them apart only weakly; intercepts='independent' holds that "
@@ -164,12 +165,12 @@ def covariance_words(fit: Estimates) -> str:
 def _omnibus(fit: Estimates, se: str) -> list[Table]:
     """Tests of all categories of x together, of a model without moderators; none where x is numeric."""
     spec = fit.spec
-    if not isinstance(spec, Mediation) or spec.moderators or not spec.contrasts(fit.facts):
+    if spec.moderators or not spec.contrasts(fit.facts):
         return []
     found = omnibus_table(fit, COVARIANCES[se])
     cells = {"chi2": found["chi2"].map(lambda value: fixed(value, 2)), "df": found["df"].map("{:g}".format)}
     cells["P>chi2"] = found["p"].map(lambda p: fixed(p, 4))
-    return [Table(f"Tests of all categories of {spec.x} together", pd.DataFrame(cells, index=found.index))]
+    return [Table(f"Tests of all categories of {spec.sources[0]} together", pd.DataFrame(cells, index=found.index))]
 
 
 def legend(fit: Estimates) -> list[str]:
@@ -198,7 +199,7 @@ def legend(fit: Estimates) -> list[str]:
 def _legend(fit: Estimates) -> str:
     """The same in lines of a terminal."""
     lines = [visible(line) for line in legend(fit)]
-    if isinstance(fit.spec, Mediation) and fit.spec.is_simple(fit.facts):
+    if fit.spec.is_simple(fit.facts):
         return ";\n".join(lines)
     return "\n".join("\n".join(textwrap.wrap(line, 100)) for line in lines)
 

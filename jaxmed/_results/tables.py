@@ -11,7 +11,6 @@ import pandas as pd
 from jaxmed._inference.effect_tables import SE_KINDS, effect_table, heterogeneity_table
 from jaxmed._inference.estimates import Estimates
 from jaxmed._inference.limits import check_level, critical_value, limits_on_scale, normal_table
-from jaxmed._model.mediation import Mediation
 from jaxmed._support.text import visible
 from jaxmed._support.validation import check_choice
 
@@ -126,7 +125,7 @@ def variance_table(fit: Estimates, level: float, se: str = "joint") -> pd.DataFr
         names.append(f"cov(residual {fit.system.outcomes[col]},{fit.system.outcomes[row]})")
         estimate.append(fit.residual_cov.iloc[row, col])
         error.append(residual_se[row, col])
-    if se == "bauer" and isinstance(fit.spec, Mediation) and fit.spec.is_simple(fit.facts):
+    if se == "bauer" and fit.spec.is_simple(fit.facts):
         difference = fit.residual_var.iloc[0] - fit.residual_var.iloc[1]
         at = fit.joint[-2:, -2:]
         names.append("var(fid: sm) = difference")

@@ -10,12 +10,14 @@ import numpy as np
 import pandas as pd
 
 from jaxmed._data.reader import equation_groups
-from jaxmed._inference.estimates import KINDS, TestResult, chi_squared
+from jaxmed._inference.estimates import KINDS
+from jaxmed._inference.hypothesis_tests import TestResult, chi_squared
 from jaxmed._inference.limits import critical_value, normal_table
-from jaxmed._model.mediation import Mediation
+from jaxmed._model.mediation import Spec
 from jaxmed._model.system import Equation, System
 from jaxmed._model.terms import INTERCEPT
-from jaxmed._results.fitting import Fit, fit
+from jaxmed._results.fitting import fit
+from jaxmed._results.result import Fit
 from jaxmed._support.errors import ConvergenceWarning, DesignWarning, FitError, SpecError
 from jaxmed._support.text import visible
 from jaxmed._support.validation import check_choice
@@ -110,7 +112,7 @@ def conflation(
     kind = check_choice("kind", found.chosen_se(kind), KINDS)
     check_choice("intercepts", intercepts, ("apart", "free"))
     critical = critical_value(level)
-    if not isinstance(found.spec, Mediation):
+    if not found.spec.has_effects:
         raise FitError("within and between paths are those of a jaxmed.Mediation; this fit is of a System")
     centred = found.spec.is_split(found.facts)
     pairs = _centred_pairs(found, found.spec) if centred else _contextual_pairs(found, found.spec)
@@ -147,7 +149,7 @@ def conflation(
 Pairs = list[tuple[str, str, str]]  # name of a path, labels of its coefficient and of that between clusters
 
 
-def _centred_pairs(found: Fit, spec: Mediation) -> Pairs:
+def _centred_pairs(found: Fit, spec: Spec) -> Pairs:
     paths = spec.estimands(found.facts).paths
     pairs = []
     for edge in spec.edges_in(found.facts):
@@ -158,7 +160,7 @@ def _centred_pairs(found: Fit, spec: Mediation) -> Pairs:
     return pairs
 
 
-def _contextual_pairs(found: Fit, spec: Mediation) -> Pairs:
+def _contextual_pairs(found: Fit, spec: Spec) -> Pairs:
     paths = spec.estimands(found.facts).paths
     pairs = []
     alike = found.facts.cluster_level | found.facts.equal_means
@@ -199,7 +201,7 @@ def _apart(found: Fit) -> Any:
     Only where they could covary with the intercept of another outcome.
     """
     system, spec = found.system, found.spec
-    if not isinstance(spec, Mediation) or system.covariance in ("diagonal", "block") or not system.random_labels:
+    if system.covariance in ("diagonal", "block") or not system.random_labels:
         return system.covariance
     whole = system.covariance == "unstructured"
     groups = [list(system.random_labels)] if whole else [list(group) for group in system.covariance]

@@ -14,7 +14,7 @@ import pandas as pd
 from jaxmed._refit import sample_rows
 from jaxmed._refit.pool import Fitted, Refitter, fitted, given_rows, make_refitter, with_size
 from jaxmed._refit.sample_moments import RowsNeededError
-from jaxmed._results.fitting import Fit
+from jaxmed._results.result import Fit
 from jaxmed._simulation.replicates import Origin, Replicates, make_origin, make_table, read_replicates
 from jaxmed._support.checkpoints import Ledger, as_folder, claim, interrupted, open_folder
 from jaxmed._support.errors import ConvergenceWarning, DataError, DesignWarning, FitError, SpecError
@@ -202,7 +202,7 @@ def _refitter(fit: Fit, base: Fitted, method: str, seed: int, data: Any) -> Refi
             columns = sample_rows.from_residuals(rows, fit, pool, rng)
         else:
             columns = sample_rows.drawn(rows, fit, rng)
-        return given_rows(base, sample_rows.design_of(rows, columns, cluster, base.design))
+        return given_rows(base, sample_rows.design_of(rows, columns, cluster, base.problem.design))
 
     return replace(make_refitter(base, "given", seed), make=make)
 

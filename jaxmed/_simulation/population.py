@@ -17,7 +17,8 @@ from jaxmed._data.variance_components import two_valued, variance_components
 from jaxmed._inference import effects
 from jaxmed._inference.effect_tables import make_targets
 from jaxmed._inference.estimates import Estimates
-from jaxmed._model.mediation import Facts, Mediation, Spec, check_spec, compiled
+from jaxmed._model.data_facts import DataFacts
+from jaxmed._model.mediation import Mediation, Spec, check_spec, compiled
 from jaxmed._model.system import System
 from jaxmed._model.terms import INTERCEPT, check_terms
 from jaxmed._simulation.cluster_sizes import Size, check_size
@@ -83,7 +84,7 @@ class Population:
     """
 
     spec: Spec
-    facts: Facts
+    facts: DataFacts
     values: Floats
     means: Floats
     between: Floats
@@ -121,7 +122,7 @@ class Population:
             for name, value in given.items()
             if name.startswith("icc_") and is_number(value) and value == 1
         }
-        facts = Facts({}, frozenset(level_2))
+        facts = DataFacts({}, frozenset(level_2))
         system = compiled(spec, facts)
         unknown = sorted(level_2 - set(system.columns))
         if unknown:
@@ -417,7 +418,7 @@ class Population:
             found[f"intercept_{outcome}"] = f"{outcome}~1"
             found[f"intercept_var_{outcome}"] = f"{outcome}~1~~{outcome}~1"
             found[f"residual_var_{outcome}"] = f"{outcome}~~{outcome}"
-        if isinstance(self.spec, Mediation):
+        if self.spec.has_effects:
             paths, rows, _ = self.spec.estimands(self.facts)
             first = {name: path.pieces[0][0] for name, path in paths.items()}
             found |= first | {f"var_{name}": f"{label}~~{label}" for name, label in first.items()}
@@ -525,7 +526,7 @@ class Population:
     def moderator_values(self) -> dict[str, tuple[float | str, ...]]:
         """Values at which effects are shown: mean and mean -+ sd, or the two values of a column that has two."""
         found: dict[str, tuple[float | str, ...]] = {}
-        for name, _ in self.spec.moderators if isinstance(self.spec, Mediation) else ():
+        for name, _ in self.spec.moderators:
             k = self.columns.index(name)
             mean, sd = float(self.means[k]), float(np.sqrt(self.between[k, k] + self.within[k, k]))
             found[name] = self.two_valued[name][:2] if name in self.two_valued else (mean - sd, mean, mean + sd)
@@ -591,12 +592,12 @@ def _labelled(matrix: Floats, labels: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(matrix, index=list(labels), columns=list(labels))
 
 
-def _defaults(spec: Spec, system: System, facts: Facts) -> Floats:
+def _defaults(spec: Spec, system: System, facts: DataFacts) -> Floats:
     """Default values of all parameters, see :class:`Population`."""
     numbers = dict.fromkeys(system.parameter_labels, 0.0)
     kinds: dict[str, str] = {}
-    last = system.outcomes[-1] if isinstance(spec, Mediation) else None
-    if isinstance(spec, Mediation):
+    last = system.outcomes[-1] if spec.has_effects else None
+    if spec.has_effects:
         paths, rows, _ = spec.estimands(facts)
         for edge in spec.edges_in(facts):
             for name, path in paths.items():

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxmed._inference.estimates import plain_data
 from jaxmed._inference.limits import check_level
+from jaxmed._inference.record import plain_data
 from jaxmed._simulation.study import OWN, Analysis, Design, Truth, columns_of, converged, limits_of, named
 from jaxmed._support.arrays import Floats
 from jaxmed._support.checkpoints import all_files, damaged, open_folder, read_table, write_table

@@ -14,9 +14,8 @@ import pandas as pd
 
 from jaxmed._inference import effects
 from jaxmed._inference.effect_tables import Targets, positions, quantities
-from jaxmed._inference.estimates import plain_data
 from jaxmed._inference.limits import bias_corrected, check_level, draws_table, quantile_limits, studentized
-from jaxmed._likelihood.layout import make_scale
+from jaxmed._inference.record import plain_data
 from jaxmed._refit.pool import Refits, fitted, leave_one_out
 from jaxmed._support.arrays import Floats
 from jaxmed._support.checkpoints import all_files, check_equal, damaged, read_table, write_table
@@ -417,7 +416,7 @@ def without_each_cluster(fit: Any, origin: Origin) -> Floats:
             ConvergenceWarning,
             stacklevel=4,
         )
-    values = make_scale(base.design, base.layout, fit.intake.used).carried(values[converged])
+    values = base.problem.scale.carried(values[converged])
     if targets is None:
         return values
     found = effects.combined_at(targets.plan, values, targets.weights, targets.combination)

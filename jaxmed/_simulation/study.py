@@ -16,14 +16,16 @@ import pandas as pd
 
 from jaxmed._inference import effects
 from jaxmed._inference.effect_tables import Quantities, bauer_critical, make_targets, positions, quantities
-from jaxmed._inference.estimates import delta
+from jaxmed._inference.estimability import delta
 from jaxmed._inference.limits import critical_value, quantile_limits
-from jaxmed._likelihood.layout import make_scale, theta_of
-from jaxmed._model.mediation import Facts, Mediation, Spec
+from jaxmed._likelihood.layout import theta_of
+from jaxmed._model.data_facts import DataFacts
+from jaxmed._model.mediation import Spec
 from jaxmed._refit.pool import Fitted, Refits, Refitter, fitted, given_rows, make_refitter, with_size
 from jaxmed._refit.sample_rows import Rows, design_of
-from jaxmed._results.fitting import Fit, fit
+from jaxmed._results.fitting import fit
 from jaxmed._results.interval_tables import draw_all
+from jaxmed._results.result import Fit
 from jaxmed._simulation.bootstrapping import bootstrap
 from jaxmed._simulation.cluster_sizes import Size, size_text
 from jaxmed._simulation.population import Population
@@ -177,7 +179,7 @@ class Study:
         self.design, self.analysis = design, analysis
         population = design.population
         self.model = population.spec if analysis.model is None else analysis.model
-        simple = isinstance(self.model, Mediation) and self.model.is_simple(population.facts)
+        simple = self.model.is_simple(population.facts)
         self._bauer = simple and "block" not in analysis.intervals
         pilot = self._pilot()
         known = quantities(pilot, self._at(pilot))
@@ -206,7 +208,7 @@ class Study:
                     raise SpecError(f"the design ({self.design}) cannot answer the model: {error}") from error
         expected = self.design.population.facts.cluster_level
         seen = found.facts.cluster_level
-        if isinstance(self.model, Mediation) and seen - expected:
+        if self.model.has_effects and seen - expected:
             raise SpecError(
                 f"in the design ({self.design}) {min(seen - expected)!r} does not vary within clusters; use more rows "
                 "per cluster"
@@ -215,16 +217,16 @@ class Study:
 
     def _at(self, pilot: Fit) -> dict[str, Any] | None:
         values = self.design.population.moderator_values
-        of = dict(pilot.spec.moderators) if isinstance(pilot.spec, Mediation) else {}
+        of = dict(pilot.spec.moderators)
         return {name: list(values[name]) for name in of if name in values} or None
 
     def _make(self, base: Fitted, true: Floats) -> Refitter:
         """The program, started from the truth, over data sets padded so that designs share it."""
         refitter = make_refitter(base, "given", self.analysis.seed)
-        layout, design = base.layout, base.design
+        layout, design = base.problem.layout, base.problem.design
         start = base.found.working.theta
         if np.all(np.isfinite(true)):
-            scale = make_scale(design, layout, base.found.intake.used)
+            scale = base.problem.scale
             offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])
             start = theta_of(layout, np.linalg.solve(scale.matrix, true - offset)[layout.n_fixed :])
         clusters = roomy(design.n_clusters)
@@ -243,7 +245,7 @@ class Study:
         def make(number: int) -> tuple[Floats, Floats]:
             seed = self.design.seed_of(self.analysis.seed, number)
             columns, cluster = draw(self.design.population, self.design.clusters, self.design.size, seed)
-            table, counts = given_rows(base, design_of(rows, columns, cluster, base.design))
+            table, counts = given_rows(base, design_of(rows, columns, cluster, base.problem.design))
             return np.pad(table, ((0, 0), (0, clusters - table.shape[1]))), counts
 
         return make
@@ -335,9 +337,9 @@ def columns_of(labels: Iterable[str], intervals: Iterable[str]) -> list[str]:
     return [*OWN, *(f"{label}{end}" for label in labels for end in ends)]
 
 
-def check_intervals(intervals: Any, model: Spec, facts: Facts) -> tuple[str, ...]:
+def check_intervals(intervals: Any, model: Spec, facts: DataFacts) -> tuple[str, ...]:
     """Kinds of intervals, each once; by default delta intervals with both standard errors."""
-    simple = isinstance(model, Mediation) and model.is_simple(facts)
+    simple = model.is_simple(facts)
     if intervals is None:
         return ("delta", "bauer" if simple else "block")
     kinds = tuple(one_or_more(intervals))
@@ -363,7 +365,7 @@ def roomy(clusters: int) -> int:
 def _true_values(population: Population) -> dict[str, float]:
     """Parameters and effects of a population by label."""
     found = dict(zip(population.labels, population.values.tolist(), strict=True))
-    if isinstance(population.spec, Mediation):
+    if population.spec.has_effects:
         targets = make_targets(population)
         values = population.effects().to_numpy()
         found |= dict(zip(targets.labels, values.tolist(), strict=True))

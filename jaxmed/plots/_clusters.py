@@ -9,7 +9,6 @@ import pandas as pd
 from scipy.special import betaincinv, ndtri
 
 from jaxmed._inference.limits import check_level, critical_value
-from jaxmed._model.mediation import Mediation
 from jaxmed._model.system import Equation
 from jaxmed._model.terms import factors
 from jaxmed._results.cluster_slopes import (
@@ -20,7 +19,7 @@ from jaxmed._results.cluster_slopes import (
     product_density,
     varying_routes,
 )
-from jaxmed._results.fitting import Fit
+from jaxmed._results.result import Fit
 from jaxmed._support.arrays import Floats
 from jaxmed._support.errors import FitError, SpecError
 from jaxmed.plots._style import (
@@ -397,12 +396,11 @@ def _predicted(fit: Fit, columns: list[str]) -> Floats:
 
 
 def _routes(fit: Fit) -> list[Route]:
-    return varying_routes(fit) if isinstance(fit.spec, Mediation) else []
+    return varying_routes(fit) if fit.spec.has_effects else []
 
 
 def _slope_words(fit: Fit, path: str) -> str:
-    edges: Any = fit.spec.edges_in(fit.facts)  # type: ignore[union-attr]
-    edge = next(edge for edge in edges if path in (edge.path(), edge.path("_within")))
+    edge = next(edge for edge in fit.spec.edges_in(fit.facts) if path in (edge.path(), edge.path("_within")))
     return f"{path}: {edge.source} → {edge.outcome}"
 
 

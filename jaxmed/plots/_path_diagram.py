@@ -11,8 +11,8 @@ import pandas as pd
 from jaxmed._inference.effect_tables import estimands_of
 from jaxmed._model.estimands import Edge
 from jaxmed._model.mediation import Mediation
-from jaxmed._results.fitting import Fit
 from jaxmed._results.moderation import middle
+from jaxmed._results.result import Fit
 from jaxmed._results.tables import decimals, rounded
 from jaxmed.plots._style import DARK, GREY, LIGHT, check_shown, make_axes, plain
 

@@ -44,7 +44,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import dense
 
 import jaxmed as jm
-from jaxmed._model.mediation import Facts, compiled
+from jaxmed._model.data_facts import DataFacts
+from jaxmed._model.mediation import compiled
 
 OWN = (jm.DesignWarning, jm.ConvergenceWarning)
 LONGEST = 1500
@@ -453,7 +454,7 @@ MODELS = 8
 def clean_system(number, fit, names):
     """The system that was fitted, in the plain names."""
     back = {name: plain for plain, name in names.items()}
-    facts = Facts(
+    facts = DataFacts(
         {back[name]: found for name, found in fit.facts.categories.items()},
         frozenset(back.get(name, name) for name in fit.facts.cluster_level),
     )

@@ -1,4 +1,4 @@
-"""Draw jaxmed/datasets/schools.csv: pupils in schools, from a known population (python tests/reference/make_schools.py)."""
+"""Draw jaxmed/datasets/schools.csv: pupils in schools, from a known population (tests/reference/make_schools.py)."""
 
 from __future__ import annotations
 

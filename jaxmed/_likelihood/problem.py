@@ -1,0 +1,101 @@
+"""A likelihood to be evaluated: a design, its layout of parameters, and what the two determine, made when needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from jax import Array
+from numpy.typing import NDArray
+
+from jaxmed._data.design import Design, make_design
+from jaxmed._data.moments import Moments
+from jaxmed._data.totals import Totals, add_up
+from jaxmed._likelihood.distributed import common_blocks, over_all, together
+from jaxmed._likelihood.layout import Layout, Scale, count_rows, make_layout, make_scale, root_and_precision
+from jaxmed._likelihood.likelihood import Data, make_data
+from jaxmed._likelihood.processes import ALONE, Hosts
+from jaxmed._likelihood.shards import Shards, make_shards
+from jaxmed._model.system import System
+from jaxmed._support.arrays import Floats
+from jaxmed._support.runtime import float64, jit_by_key
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """The likelihood of a system of equations given the moments of data.
+
+    Attributes
+    ----------
+    design : Design
+        Of the clusters of this process.
+    layout : Layout
+    hosts : Hosts
+        The processes whose clusters count.
+    known_rows : tuple of int, optional
+        Rows that count in each equation, of all processes, where a fit has counted them.
+    """
+
+    design: Design
+    layout: Layout
+    hosts: Hosts = ALONE
+    known_rows: tuple[int, ...] | None = None
+
+    @property
+    def system(self) -> System:
+        """The equations."""
+        return self.design.system
+
+    @cached_property
+    def totals(self) -> Totals:
+        """Sums over the clusters of all processes."""
+        return over_all(add_up(self.design), self.hosts)
+
+    @property
+    def used(self) -> tuple[int, ...]:
+        """Rows that count in each equation."""
+        if self.known_rows is not None:
+            return self.known_rows
+        return tuple(sums.rows for sums in self.totals.equations)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Rows of each set of equations that rows are seen in."""
+        return count_rows(self.layout, self.system, self.totals)
+
+    @cached_property
+    def scale(self) -> Scale:
+        """From the working scale to the user's."""
+        return make_scale(self.design, self.layout, self.used)
+
+    def data(self) -> Data:
+        """All clusters in one array; inside :func:`jaxmed._support.runtime.float64`."""
+        return make_data(self.design.table, self.counts)
+
+    def shards(self) -> Shards:
+        """The clusters in parts, on the devices of this process."""
+        return make_shards(self.design.table, self.counts, self.hosts)
+
+    def root_and_precision(self, theta: Floats) -> tuple[Array, Array]:
+        """The root of G and the residual precisions at the optimiser's parameters."""
+        return _root_and_precision(self.layout, theta)
+
+    def part(self, clusters: slice | NDArray[np.int64]) -> Problem:
+        """The problem of some clusters of this process."""
+        return Problem(self.design.part(clusters), self.layout)
+
+
+_root_and_precision = float64(jit_by_key(root_and_precision))
+
+
+def make_problem(
+    system: System,
+    moments: Moments,
+    reml: bool,
+    hosts: Hosts = ALONE,
+    known_rows: tuple[int, ...] | None = None,
+) -> Problem:
+    """The problem of a system and the moments of this process."""
+    design = common_blocks(together(hosts, lambda: make_design(system, moments)), hosts)
+    return Problem(design, make_layout(design, reml), hosts, known_rows)
