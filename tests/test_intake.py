@@ -26,7 +26,7 @@ from jaxmed._data import cluster_ids as ids
 from jaxmed._data import reader as frame
 from jaxmed._data.lazy import Query
 from jaxmed._data.reader import read
-from jaxmed._support.progress import progress
+from jaxmed._support.progress_line import progress
 
 PLAIN = jm.Mediation(x="x", m="m", y="y", cluster="id")
 

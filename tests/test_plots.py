@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 import jaxmed as jm
-from jaxmed._results.cluster_slopes import cluster_slopes, find_route, product_below, varying_routes
+from jaxmed._results.slopes_by_cluster import cluster_slopes, find_route, product_below, varying_routes
 from jaxmed.plots._style import thin
 
 pytest.importorskip("matplotlib")

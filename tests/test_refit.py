@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxmed as jm
-from jaxmed._inference.effect_tables import make_targets
+from jaxmed._inference.targets import make_targets
 from jaxmed._refit import pool
 from jaxmed._support.errors import Status
 

@@ -48,22 +48,26 @@ from jaxmed._cli.options import (
 )
 from jaxmed._cli.report import report
 from jaxmed._cli.schedulers import find_shard
-from jaxmed._data.description import describe as describe_data
-from jaxmed._data.description import stack as stack_data
-from jaxmed._data.moments_file import is_moments, save_moments
-from jaxmed._inference.limits import check_level
-from jaxmed._inference.record import plain_data
-from jaxmed._model.mediation import Spec
-from jaxmed._results.fitting import fit as fit_model
-from jaxmed._results.result import Fit
-from jaxmed._results.saved_fit import load
-from jaxmed._simulation.bootstrapping import bootstrap
-from jaxmed._simulation.replicates import KINDS, Replicates, load_replicates
-from jaxmed._support.atomic_files import write_text
-from jaxmed._support.errors import ConvergenceWarning, DataError, DesignWarning, FitError, JaxmedError, SpecError
+from jaxmed._data import describe as describe_data
+from jaxmed._data import is_moments, save_moments
+from jaxmed._data import stack as stack_data
+from jaxmed._inference import check_level, plain_data
+from jaxmed._model import Spec
+from jaxmed._results import Fit, load
+from jaxmed._results import fit as fit_model
+from jaxmed._simulation import KINDS, Replicates, bootstrap, load_replicates
+from jaxmed._support import (
+    ConvergenceWarning,
+    DataError,
+    DesignWarning,
+    FitError,
+    JaxmedError,
+    SpecError,
+    check_choice,
+    visible,
+    write_text,
+)
 from jaxmed._support.runtime import drop_loader_noise, finish_threads, use_compilation_cache
-from jaxmed._support.text import visible
-from jaxmed._support.validation import check_choice
 
 BAD_INPUT, NO_FIT, INTERRUPTED = 2, 1, 130
 

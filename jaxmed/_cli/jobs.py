@@ -9,10 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxmed._model.mediation import MODEL, Mediation, Spec
-from jaxmed._model.system import System
-from jaxmed._support.errors import SpecError
-from jaxmed._support.text import visible
+from jaxmed._model import MODEL, Mediation, Spec, System
+from jaxmed._support import SpecError, visible
 
 SETTINGS = (*MODEL, "formulas")
 

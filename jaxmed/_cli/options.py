@@ -9,9 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxmed._support.atomic_files import check_folder_of
-from jaxmed._support.text import visible
-from jaxmed._support.validation import check_path
+from jaxmed._support import check_folder_of, check_path, visible
 
 
 class StandardErrors(StrEnum):

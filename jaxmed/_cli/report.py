@@ -9,10 +9,10 @@ import typer
 
 from jaxmed._cli import jobs
 from jaxmed._cli.options import At, Job, KindOption, Level
-from jaxmed._report.document import report as write_report
-from jaxmed._results.saved_fit import load
-from jaxmed._simulation.replicates import load_replicates
-from jaxmed._support.errors import SpecError
+from jaxmed._report import report as write_report
+from jaxmed._results import load
+from jaxmed._simulation import load_replicates
+from jaxmed._support import SpecError
 
 SETTINGS = ("fit", "replicates", "out", "kind", "level", "at")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from jaxmed._support.errors import SpecError
+from jaxmed._support import SpecError
 
 INDICES = ("JOB_COMPLETION_INDEX", "PBS_ARRAY_INDEX", "PBS_ARRAYID", "LSB_JOBINDEX")  # Kubernetes, PBS, Torque, LSF
 

@@ -13,15 +13,10 @@ import typer
 from jaxmed._cli import jobs
 from jaxmed._cli.options import Job, check_outputs, note
 from jaxmed._cli.schedulers import find_shard
-from jaxmed._model.mediation import Spec
-from jaxmed._results.saved_fit import load
-from jaxmed._simulation.cluster_sizes import check_size
-from jaxmed._simulation.population import Population
-from jaxmed._simulation.power_result import Power
-from jaxmed._simulation.power_study import power
-from jaxmed._simulation.simulation import simulate
-from jaxmed._support.atomic_files import write_text
-from jaxmed._support.errors import ConvergenceWarning, SpecError
+from jaxmed._model import Spec
+from jaxmed._results import load
+from jaxmed._simulation import Population, Power, check_size, power, simulate
+from jaxmed._support import ConvergenceWarning, SpecError, write_text
 
 SIMULATE_SETTINGS = ("population", "clusters", "size", "seed", "out", "fit")
 POWER_SETTINGS = (

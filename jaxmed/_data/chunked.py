@@ -18,10 +18,8 @@ from numpy.typing import NDArray
 from jaxmed._data.cluster_ids import Codes, Tables, Total, encode, places, united
 from jaxmed._data.files import RetypedError, numbers_if_they_fit, resolve_names, written_numbers
 from jaxmed._data.source import DISTINCT, Column, Grouped, Plan, own_words, working_columns
-from jaxmed._model.system import System
-from jaxmed._support.arrays import Floats
-from jaxmed._support.errors import DataError
-from jaxmed._support.progress import progress
+from jaxmed._model import System
+from jaxmed._support import DataError, Floats, progress
 
 Result = TypeVar("Result")
 

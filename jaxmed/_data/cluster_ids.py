@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from jaxmed._data.files import numbers_if_they_fit, written_numbers
 from jaxmed._data.source import check_one_kind, cluster_labels, no_ids
-from jaxmed._support.arrays import Floats
+from jaxmed._support import Floats
 
 Codes = NDArray[np.intp]
 Tables = dict[int, list[Floats]]  # pattern -> values by cluster, one array per packed product

@@ -12,11 +12,8 @@ from jaxmed._data.design import term_values
 from jaxmed._data.moments import Intake, Moments
 from jaxmed._data.reader import check_finite, check_some_ids, intake_of, read, summarise, survey
 from jaxmed._data.source import no_ids
-from jaxmed._model.mediation import Spec, compiled
-from jaxmed._model.system import Equation, System
-from jaxmed._model.terms import INTERCEPT
-from jaxmed._support.errors import SpecError
-from jaxmed._support.text import visible
+from jaxmed._model import INTERCEPT, Equation, Spec, System, compiled
+from jaxmed._support import SpecError, visible
 
 
 @dataclass(frozen=True, eq=False)

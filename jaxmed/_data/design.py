@@ -10,11 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxmed._data.moments import Moments, Monomial, Polynomial, multiply, transform
-from jaxmed._model import terms
-from jaxmed._model.system import Equation, System
-from jaxmed._model.terms import INTERCEPT
-from jaxmed._support.arrays import Floats, packed_index
-from jaxmed._support.errors import DataError
+from jaxmed._model import INTERCEPT, Equation, System, terms
+from jaxmed._support import DataError, Floats, packed_index
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import narwhals as nw
 import pandas as pd
 import pyarrow as pa
 
-from jaxmed._support.errors import DataError
+from jaxmed._support import DataError
 
 MISSING_TEXT = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "."]
 BLOCK = 1 << 22  # bytes of a csv file that are read at a time, and over the first of which column types are inferred

@@ -9,10 +9,8 @@ import numpy as np
 from jaxmed._data.design import Design
 from jaxmed._data.moments import CONSTANT
 from jaxmed._data.totals import EquationTotals, Totals, outer_products, symmetric_basis
-from jaxmed._model.system import Equation
-from jaxmed._model.terms import INTERCEPT, varies_within
-from jaxmed._support.arrays import Floats
-from jaxmed._support.errors import DataError
+from jaxmed._model import INTERCEPT, Equation, varies_within
+from jaxmed._support import DataError, Floats
 
 COLLINEAR = 1e-10  # share of a column's sum of squares that the columns before it leave unexplained
 ROUNDING = 1e-14  # share of a column's sum of squares within clusters that rounding can make

@@ -15,8 +15,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from jaxmed._data.source import Column, Grouped, Plan, cluster_labels, own_words, working_columns
-from jaxmed._model.system import System
-from jaxmed._support.arrays import Floats
+from jaxmed._model import System
+from jaxmed._support import Floats
 
 DIGITS = 1e-3  # a standard deviation below so much of the mean is computed again
 SEEN = 1000  # values to look at, where some are enough

@@ -10,10 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxmed._model.terms import INTERCEPT
-from jaxmed._support.arrays import Floats, packed_index, packed_rows
-from jaxmed._support.errors import DataError
-from jaxmed._support.text import visible
+from jaxmed._model import INTERCEPT
+from jaxmed._support import DataError, Floats, packed_index, packed_rows, visible
 
 Monomial: TypeAlias = tuple[str, ...]  # sorted columns of a product; () is the constant 1
 Polynomial: TypeAlias = Mapping[Monomial, "float | Floats"]  # coefficients, possibly one per cluster

@@ -16,11 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxmed._data.moments import INTAKE_FORM, Moments, Pattern, intake_from_dict, later_fields
-from jaxmed._support.arrays import Floats
-from jaxmed._support.atomic_files import write_atomically
-from jaxmed._support.errors import DataError, FitError
-from jaxmed._support.text import check_form, parse
-from jaxmed._support.validation import check_path
+from jaxmed._support import DataError, FitError, Floats, check_form, check_path, parse, write_atomically
 
 MOMENTS = ".moments"  # how the names of files of moments end
 FORMAT = 1  # of moments in a file

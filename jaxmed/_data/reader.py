@@ -19,13 +19,8 @@ from jaxmed._data.moments import ALMOST, LARGEST, Intake, Moments, Pattern
 from jaxmed._data.moments_file import is_moments
 from jaxmed._data.remarks import Ends, filled_in, in_rows, within_clusters
 from jaxmed._data.source import Column, Grouped, Plan, Source, original, own_words
-from jaxmed._model.data_facts import DataFacts
-from jaxmed._model.mediation import Mediation, Spec, check_spec, compiled
-from jaxmed._model.system import System
-from jaxmed._model.terms import category_text
-from jaxmed._support.arrays import Floats
-from jaxmed._support.errors import DataError
-from jaxmed._support.validation import check_choice, check_path
+from jaxmed._model import DataFacts, Mediation, Spec, System, category_text, check_spec, compiled
+from jaxmed._support import DataError, Floats, check_choice, check_path
 
 CATEGORIES = 100  # of one column, at the most
 MISSING = ("available", "listwise", "raise")

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from jaxmed._data.files import indicator
 from jaxmed._data.moments import ALMOST, HARDLY, SAME, Moments, is_few
 from jaxmed._data.source import DISTINCT, Column, Source, original
-from jaxmed._model.system import System
-from jaxmed._support.arrays import Floats
+from jaxmed._model import System
+from jaxmed._support import Floats
 
 Ends: TypeAlias = Mapping[str, tuple[Floats, Floats]]  # column -> smallest and largest value by cluster
 Whole: TypeAlias = tuple[NDArray[np.intp], list[Floats]]  # code of every row's cluster, and the columns

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from jaxmed._data.files import RetypedError, indicator
 from jaxmed._data.moments import Monomial
-from jaxmed._model.system import System
-from jaxmed._support.arrays import Floats, packed_rows
-from jaxmed._support.errors import DataError, JaxmedError
+from jaxmed._model import System
+from jaxmed._support import DataError, Floats, JaxmedError, packed_rows
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from jaxmed._data.design import Design
-from jaxmed._model.terms import INTERCEPT
-from jaxmed._support.arrays import Floats, packed_index, upper
+from jaxmed._model import INTERCEPT
+from jaxmed._support import Floats, packed_index, upper
 
 MOST = 1 << 53  # rows: the least of no clusters
 CHUNK = 1 << 14  # clusters at a time, so that what is in between stays in the processor's cache

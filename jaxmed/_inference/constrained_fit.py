@@ -15,20 +15,21 @@ import numpy as np
 from jax import Array
 
 from jaxmed._inference import effects
-from jaxmed._likelihood.layout import (
+from jaxmed._likelihood import (
     Layout,
     Scale,
+    Shards,
     block_diagonal,
     chain,
     free_entries,
+    full_evaluation,
     lower,
     precisions,
     root_chain,
     spread_to_variances,
     triangular,
 )
-from jaxmed._likelihood.shards import Shards, full_evaluation
-from jaxmed._support.arrays import Floats
+from jaxmed._support import Floats
 from jaxmed._support.runtime import float64, jit_by_key
 
 STEPS = 60  # of a constrained refit

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -10,29 +10,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from numpy.typing import NDArray
 from scipy.linalg import block_diag
 
-from jaxmed._data.totals import Totals
-from jaxmed._likelihood import linalg
-from jaxmed._likelihood.derivatives import Evaluation
-from jaxmed._likelihood.layout import (
+from jaxmed._likelihood import (
+    Evaluation,
     Layout,
     block_diagonal,
     chain,
     free_entries,
+    linalg,
     lower,
     root_chain,
     spread_to_variances,
     triangular,
     variances_to_precisions,
 )
-from jaxmed._model.system import System
-from jaxmed._support.arrays import Floats
+from jaxmed._support import Floats
 from jaxmed._support.runtime import float64, jit_by_key
 
-SINGULAR_EIGENVALUE = 1e-6  # of the correlation matrix of the random effects
-SINGULAR_VARIANCE = 1e-9  # of a random effect's share, relative to the residual variance
 FLAT = 1e-8  # ridge on the Hessian in the root, in natural units: an error of 1e4 of them along a flat direction
 BEYOND = 100.0  # natural units: a standard error of a refit that says nothing
 CURVED = 1e-6  # least curvature in units of :func:`_natural`: a standard error of a thousand of them says nothing
@@ -224,78 +219,3 @@ def _assembled(
     block = jnp.block([[evaluation.beta_cov, zero], [zero.T, inner]])
     values = jnp.concatenate([evaluation.beta, free_entries(layout, root @ root.T), variances])
     return Covariances(values, joint, block)
-
-
-def is_singular(layout: Layout, theta: Floats, mean_square: Floats) -> bool:
-    """Whether G is at the boundary: a variance of zero, or a correlation of one.
-
-    ``mean_square``, shape (q,), is the mean square of each random column, so that a variance is judged by what it
-    contributes to the outcome, next to the residual variance of its equation.
-    """
-    return bool(are_singular(layout, theta[None], mean_square)[0])
-
-
-def are_singular(layout: Layout, theta: Floats, mean_square: Floats) -> NDArray[np.bool_]:
-    """:func:`is_singular` of many fits, ``theta`` of shape (fits, n); a theta that is not finite is none."""
-    if layout.n_random == 0:
-        return np.zeros(len(theta), dtype=bool)
-    found = np.any(shares(layout, theta, mean_square) < SINGULAR_VARIANCE, axis=1)
-    rest = ~found & np.all(np.isfinite(theta), axis=1)
-    matrix = _matrices(layout, theta)
-    unit = 1 / np.sqrt(np.diagonal(matrix[rest], axis1=1, axis2=2))
-    found[rest] = np.linalg.eigvalsh(matrix[rest] * unit[:, :, None] * unit[:, None])[:, 0] < SINGULAR_EIGENVALUE
-    return found
-
-
-def shares(layout: Layout, theta: Floats, mean_square: Floats) -> Floats:
-    """Variance that each random effect adds to its outcome, over the residual variance, shape (fits, q)."""
-    variance = np.diagonal(_matrices(layout, theta), axis1=1, axis2=2)
-    residual = np.exp(2 * theta[:, len(layout.free) : len(layout.free) + layout.n_equations])
-    return np.asarray(variance * mean_square / residual[:, list(layout.owners)])
-
-
-def _matrices(layout: Layout, theta: Floats) -> Floats:
-    """G of many fits, shape (fits, q, q)."""
-    row, col = np.array(layout.free, dtype=int).reshape(-1, 2).T
-    root = np.zeros((len(theta), layout.n_random, layout.n_random))
-    root[:, row, col] = theta[:, : len(layout.free)]
-    return root @ root.swapaxes(1, 2)
-
-
-def mean_squares(system: System, totals: Totals) -> Floats:
-    """Mean square of each random column, shape (q,), on the working scale."""
-    return np.array(
-        [
-            sums.among((name,))[0, 0] / sums.rows
-            for equation, sums in zip(system.equations, totals.equations, strict=True)
-            for name in equation.random
-        ]
-    )
-
-
-def null_models(
-    system: System, scale: Mapping[str, float], totals: Totals, reml: bool
-) -> tuple[tuple[float, int], tuple[float, int]]:
-    """(log likelihood, number of residual variances) of the system without random effects.
-
-    First with one residual variance per outcome, then with one for all outcomes together: the "linear regression" that
-    a stacked model is tested against in Stata. Closed form, ordinary least squares from the summed cross-products.
-    Residuals are independent in both.
-    """
-    rss, rows, fixed, logdet = [], [], [], []
-    for equation, sums in zip(system.equations, totals.equations, strict=True):
-        total = sums.among((*equation.predictors, equation.outcome))
-        x_x, x_y = total[:-1, :-1], total[:-1, -1]
-        rss.append((total[-1, -1] - x_y @ np.linalg.solve(x_x, x_y)) * scale[equation.outcome] ** 2)
-        rows.append(sums.rows)
-        fixed.append(len(equation.predictors))
-        units = sum(np.log(scale.get(name, 1.0)) for name in equation.predictors)
-        logdet.append(np.linalg.slogdet(x_x)[1] + 2 * units)
-
-    def loglik(rss: float, rows: int, fixed: int, logdet: float) -> float:
-        degrees = rows - fixed if reml else rows
-        return float(-(degrees * (np.log(2 * np.pi * rss / degrees) + 1) + (logdet if reml else 0.0)) / 2)
-
-    each = sum(loglik(*one) for one in zip(rss, rows, fixed, logdet, strict=True))
-    pooled = loglik(sum(rss), sum(rows), sum(fixed), sum(logdet))
-    return (each, len(rss)), (pooled, 1)

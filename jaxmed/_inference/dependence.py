@@ -6,12 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jaxmed._data.design import Design
-from jaxmed._data.totals import packed_products
-from jaxmed._likelihood.layout import Layout
-from jaxmed._model import terms
-from jaxmed._model.terms import INTERCEPT
-from jaxmed._support.arrays import Floats, lower_root, packed_index, symmetric
+from jaxmed._data import Design, packed_products
+from jaxmed._likelihood import Layout
+from jaxmed._model import INTERCEPT, terms
+from jaxmed._support import Floats, lower_root, packed_index, symmetric
 
 NEGATIVE = -0.1  # intraclass correlation: standard errors are 5% too small there, sqrt(1.1)
 UNLIKELY = -1.96  # z of the score of a variance: one-sided 2.5%

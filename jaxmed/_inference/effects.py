@@ -20,8 +20,8 @@ from jax import Array
 from jax.scipy.special import ndtr
 
 from jaxmed._inference.estimability import delta
-from jaxmed._model.estimands import Estimands, Row
-from jaxmed._support.arrays import Floats
+from jaxmed._model import Estimands, Row
+from jaxmed._support import Floats
 from jaxmed._support.runtime import float64, jit_by_key
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxmed._support.arrays import Floats, root
+from jaxmed._support import Floats, root
 
 MOVED = 1e-6  # of its standard error: less than this a flat direction does not move a parameter or an effect
 CHANGED = 1e-4  # of its variance: less than this the error of a sum does not change along a flat direction

@@ -9,19 +9,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxmed._data.moments import Intake, Moments
+from jaxmed._data import Intake, Moments
 from jaxmed._inference.estimability import Estimable, Working, delta
 from jaxmed._inference.hypothesis_tests import TestResult, chi_squared
+from jaxmed._inference.messages import is_across, negative_icc_notes, parameter_in_words
 from jaxmed._inference.record import FORMAT, arrays_to_dict, frame_to_dict, plain_data
-from jaxmed._likelihood.problem import Problem, make_problem
-from jaxmed._model.data_facts import DataFacts
-from jaxmed._model.mediation import Spec, compiled
-from jaxmed._model.system import System
-from jaxmed._model.terms import INTERCEPT
-from jaxmed._support.arrays import Floats, root, symmetric
-from jaxmed._support.errors import FitError, SpecError, Status
-from jaxmed._support.text import visible
-from jaxmed._support.validation import check_choice, check_flag, one_or_more
+from jaxmed._likelihood import Problem, make_problem
+from jaxmed._model import INTERCEPT, DataFacts, Spec, System, compiled
+from jaxmed._support import (
+    FitError,
+    Floats,
+    SpecError,
+    Status,
+    check_choice,
+    check_flag,
+    one_or_more,
+    root,
+    symmetric,
+    visible,
+)
 
 NAMED = 8  # parameters in a message; ``Estimates.unknown`` has all
 IMPRECISE = 1e7  # standard errors are right to 1e-6 at 1e6, and wrong in the second digit at 1e8
@@ -131,19 +137,7 @@ class Estimates:
     def notes(self) -> tuple[str, ...]:
         """What the data changed about the model, and what looks odd in the data or in the model on them."""
         changed = self.spec.notes(self.facts)
-        kinds = (
-            "those of effects are cluster-robust by default (se='joint' gives the others; profile and Satterthwaite "
-            "stay joint)"
-        )
-        negative = [
-            f"centring {outcome!r} by cluster left its rows an intraclass correlation of about {value:.2f}, for which "
-            f"joint standard errors are too small; {kinds}"
-            if outcome in self.facts.equal_means
-            else f"rows of one cluster are less alike in {outcome!r} than rows of different clusters: its residuals "
-            f"have an intraclass correlation of about {value:.2f}, which no random intercept can show, so joint "
-            f"standard errors are wrong; {kinds}"
-            for outcome, value in self.negative_icc.items()
-        ]
+        negative = negative_icc_notes(self.negative_icc, self.facts)
         return tuple(dict.fromkeys((*changed, *self.intake.remarks, *self.remarks, *negative)))
 
     @property
@@ -408,7 +402,7 @@ class Estimates:
     @property
     def unknown(self) -> list[str]:
         """Parameters without a joint standard error, as tables name them; see :attr:`flat`."""
-        return list(map(_in_words, self._untold))
+        return list(map(parameter_in_words, self._untold))
 
     @property
     def _untold(self) -> list[str]:
@@ -438,7 +432,7 @@ class Estimates:
                 f"; flat: these data cannot tell {', '.join(some)} apart: other values of them, or of variances that "
                 f"their errors rest on, fit as well, so they have no joint standard errors; {fewer}"
             )
-            across = [tuple(label.split("~~")) for label in self._untold if _across(label)]
+            across = [tuple(label.split("~~")) for label in self._untold if is_across(label)]
             if self.spec.free_intercepts(self.facts):
                 text += ", or fit with intercepts='independent'"
             elif across:
@@ -603,15 +597,3 @@ class Estimates:
             "rows": asdict(self.intake),
         }
         return {key: plain_data(value) for key, value in plain.items()}
-
-
-def _in_words(label: str) -> str:
-    """A parameter as tables name it: ``"m~1~~y~1"`` is ``"cov(m~1,y~1)"``."""
-    one, pair, other = label.partition("~~")
-    return label if not pair else f"var({one})" if one == other else f"cov({one},{other})"
-
-
-def _across(label: str) -> bool:
-    """Whether a parameter is the covariance of random effects of different outcomes."""
-    one, pair, other = label.partition("~~")
-    return bool(pair) and "~" in one and one.partition("~")[0] != other.partition("~")[0]

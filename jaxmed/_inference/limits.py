@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import betainc, ndtr, ndtri
 
-from jaxmed._support.arrays import Floats
-from jaxmed._support.errors import SpecError
+from jaxmed._support import Floats, SpecError
 
 
 def check_level(level: float) -> float:

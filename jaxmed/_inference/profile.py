@@ -27,17 +27,13 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr
 
-from jaxmed._data.moments import LARGEST, Moments
+from jaxmed._data import LARGEST, Moments
 from jaxmed._inference.constrained_fit import Point, Profiled, Solved, effect_derivatives, look, moved, solve
-from jaxmed._inference.effect_tables import Quantities, quantities
 from jaxmed._inference.estimates import Estimates, problem_of
 from jaxmed._inference.limits import critical_value
-from jaxmed._likelihood.layout import Layout
-from jaxmed._likelihood.shards import full_evaluation
-from jaxmed._support.arrays import Floats
-from jaxmed._support.errors import ConvergenceWarning, FitError, SpecError
-from jaxmed._support.progress import progress
-from jaxmed._support.validation import check_list, is_number
+from jaxmed._inference.targets import Quantities, quantities
+from jaxmed._likelihood import Layout, full_evaluation
+from jaxmed._support import ConvergenceWarning, FitError, Floats, SpecError, check_list, is_number, progress
 
 REFITS = 40  # of a limit
 APPROACHES = 12  # of a value that a refit does not reach at once

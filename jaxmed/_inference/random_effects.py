@@ -12,19 +12,13 @@ import pandas as pd
 from jax import Array, lax
 from numpy.typing import NDArray
 
-from jaxmed._data.design import Design
-from jaxmed._data.moments import Moments
+from jaxmed._data import Design, Moments
 from jaxmed._inference.effects import expected_product, product_covariance
 from jaxmed._inference.estimability import Working
 from jaxmed._inference.estimates import Estimates, problem_of
-from jaxmed._likelihood import likelihood, linalg
-from jaxmed._likelihood.layout import Layout, root_and_precision
-from jaxmed._likelihood.likelihood import Data
-from jaxmed._likelihood.problem import Problem
-from jaxmed._likelihood.shards import SHARD
-from jaxmed._model.estimands import Estimands
-from jaxmed._support.arrays import Floats
-from jaxmed._support.errors import FitError
+from jaxmed._likelihood import SHARD, Data, Layout, Problem, likelihood, linalg, root_and_precision
+from jaxmed._model import Estimands
+from jaxmed._support import FitError, Floats
 from jaxmed._support.runtime import float64, jit_by_key
 
 

@@ -8,12 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxmed._data.moments import INTAKE_FORM, intake_from_dict, later_fields
+from jaxmed._data import INTAKE_FORM, intake_from_dict, later_fields
 from jaxmed._inference.estimability import Estimable, Working
-from jaxmed._model.data_facts import DataFacts
-from jaxmed._model.mediation import from_dict
-from jaxmed._support.arrays import Floats
-from jaxmed._support.text import check_form
+from jaxmed._model import DataFacts, from_dict
+from jaxmed._support import Floats, check_form
 
 FORMAT = 3
 FORM = {  # of what is read back; NaN is None

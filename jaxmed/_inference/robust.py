@@ -6,8 +6,7 @@ import numpy as np
 
 from jaxmed._inference.estimates import Estimates
 from jaxmed._inference.scores import Scores
-from jaxmed._support.arrays import Floats
-from jaxmed._support.validation import check_choice
+from jaxmed._support import Floats, check_choice
 
 CORRECTIONS = ("CR0", "CR1")
 

@@ -18,25 +18,15 @@ import pandas as pd
 from jax import Array, lax
 from scipy.special import stdtr, stdtrit
 
-from jaxmed._data.moments import Moments
+from jaxmed._data import Moments
 from jaxmed._inference import effects
 from jaxmed._inference.covariance import covariances
-from jaxmed._inference.effect_tables import Quantities, Targets, quantities
 from jaxmed._inference.estimates import Estimates, problem_of
 from jaxmed._inference.limits import check_level, normal_table
-from jaxmed._likelihood.derivatives import evaluate
-from jaxmed._likelihood.layout import (
-    Layout,
-    free_entries,
-    lower,
-    root_and_precision,
-    spread_to_variances,
-)
-from jaxmed._likelihood.likelihood import Data
-from jaxmed._support.arrays import Floats
-from jaxmed._support.errors import FitError
+from jaxmed._inference.targets import Quantities, Targets, quantities
+from jaxmed._likelihood import Data, Layout, evaluate, free_entries, lower, root_and_precision, spread_to_variances
+from jaxmed._support import FitError, Floats, check_choice
 from jaxmed._support.runtime import float64, jit_by_key
-from jaxmed._support.validation import check_choice
 
 KINDS = ("joint", "block")
 

@@ -11,24 +11,27 @@ import numpy as np
 from jax import Array, lax
 from numpy.typing import NDArray
 
-from jaxmed._data.design import Design
-from jaxmed._data.moments import Moments
+from jaxmed._data import Design, Moments
 from jaxmed._inference.estimates import Estimates, problem_of
-from jaxmed._likelihood import linalg
-from jaxmed._likelihood.derivatives import placed
-from jaxmed._likelihood.layout import (
+from jaxmed._likelihood import (
+    SHARD,
+    Data,
     Layout,
     Scale,
+    eliminate,
+    embed,
+    linalg,
     log_precision,
+    make_data,
+    place,
+    placed,
     root_and_precision,
     rows_by_cluster,
     spread_to_variances,
     variances_to_precisions,
+    weighted_sum,
 )
-from jaxmed._likelihood.likelihood import Data, eliminate, embed, make_data, place, weighted_sum
-from jaxmed._likelihood.shards import SHARD
-from jaxmed._support.arrays import Floats
-from jaxmed._support.errors import FitError
+from jaxmed._support import FitError, Floats
 from jaxmed._support.runtime import float64, jit_by_key
 
 

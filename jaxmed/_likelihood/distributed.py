@@ -11,11 +11,9 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from jaxmed._data.design import Design
-from jaxmed._data.moments import Intake, Moments, intake_from_dict
-from jaxmed._data.totals import Totals, totals_from_dict
+from jaxmed._data import Design, Intake, Moments, Totals, intake_from_dict, totals_from_dict
 from jaxmed._likelihood.processes import Hosts
-from jaxmed._support.errors import DataError
+from jaxmed._support import DataError
 
 Result = TypeVar("Result")
 

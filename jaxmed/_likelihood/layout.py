@@ -11,12 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxmed._data.design import Design
-from jaxmed._data.totals import Totals
+from jaxmed._data import Design, Totals
 from jaxmed._likelihood import linalg
-from jaxmed._model.system import System
-from jaxmed._model.terms import INTERCEPT
-from jaxmed._support.arrays import Floats, lower_root, symmetric
+from jaxmed._model import INTERCEPT, System
+from jaxmed._support import Floats, lower_root, symmetric
 
 Nested = tuple[tuple[tuple[int, ...], ...], ...]
 

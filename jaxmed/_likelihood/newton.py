@@ -16,7 +16,7 @@ from jaxmed._likelihood import derivatives, linalg
 from jaxmed._likelihood.derivatives import Evaluation
 from jaxmed._likelihood.layout import Layout, lower, precisions, root_chain, triangular
 from jaxmed._likelihood.likelihood import Data
-from jaxmed._support.errors import Status
+from jaxmed._support import Status
 
 CERTIFICATE = 1e-10  # Newton decrement that counts as converged
 TARGET = 1e-18  # Newton decrement at which iteration stops: nothing is left to gain

@@ -11,8 +11,7 @@ import numpy as np
 import optax
 from jax import Array, lax
 
-from jaxmed._data.design import Design
-from jaxmed._data.totals import Totals, packed_products
+from jaxmed._data import Design, Totals, packed_products
 from jaxmed._likelihood import derivatives, likelihood, newton
 from jaxmed._likelihood.derivatives import Evaluation
 from jaxmed._likelihood.layout import (
@@ -26,10 +25,8 @@ from jaxmed._likelihood.layout import (
 )
 from jaxmed._likelihood.likelihood import Data
 from jaxmed._likelihood.shards import Shards, evaluate_shards
-from jaxmed._model.system import System
-from jaxmed._model.terms import INTERCEPT
-from jaxmed._support.arrays import Floats, packed_index
-from jaxmed._support.errors import Status
+from jaxmed._model import INTERCEPT, System
+from jaxmed._support import Floats, Status, packed_index
 from jaxmed._support.runtime import float64, jit_by_key
 
 WARM_UP = 30  # L-BFGS iterations at the most

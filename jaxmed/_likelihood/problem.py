@@ -9,16 +9,14 @@ import numpy as np
 from jax import Array
 from numpy.typing import NDArray
 
-from jaxmed._data.design import Design, make_design
-from jaxmed._data.moments import Moments
-from jaxmed._data.totals import Totals, add_up
+from jaxmed._data import Design, Moments, Totals, add_up, make_design
 from jaxmed._likelihood.distributed import common_blocks, over_all, together
 from jaxmed._likelihood.layout import Layout, Scale, count_rows, make_layout, make_scale, root_and_precision
 from jaxmed._likelihood.likelihood import Data, make_data
 from jaxmed._likelihood.processes import ALONE, Hosts
 from jaxmed._likelihood.shards import Shards, make_shards
-from jaxmed._model.system import System
-from jaxmed._support.arrays import Floats
+from jaxmed._model import System
+from jaxmed._support import Floats
 from jaxmed._support.runtime import float64, jit_by_key
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
-from jaxmed._support.errors import FitError
+from jaxmed._support import FitError
 from jaxmed._support.runtime import float64
 
 Tree = TypeVar("Tree")

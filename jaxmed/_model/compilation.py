@@ -13,7 +13,7 @@ from jaxmed._model.mediation_options import (
 )
 from jaxmed._model.system import Equation, System
 from jaxmed._model.terms import INTERCEPT, columns, factors, find_category, varies_within
-from jaxmed._support.errors import DataError, SpecError
+from jaxmed._support import DataError, SpecError
 
 Listed = tuple[tuple[str, ...], ...]
 

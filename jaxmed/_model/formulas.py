@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from jaxmed._model.terms import INTERCEPT, PARTS, check_name
-from jaxmed._support.errors import SpecError
+from jaxmed._support import SpecError
 
 
 def parse(formula: str) -> tuple[str, list[str], list[str], str | None]:

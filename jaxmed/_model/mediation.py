@@ -18,8 +18,7 @@ from jaxmed._model.mediation_options import (
 )
 from jaxmed._model.system import Equation, System, check_covariance, check_zero, plain_covariance
 from jaxmed._model.terms import INTERCEPT, columns, varies_within
-from jaxmed._support.errors import SpecError
-from jaxmed._support.validation import check_choice, check_flag
+from jaxmed._support import SpecError, check_choice, check_flag
 
 Groups = Mapping[str, Iterable[str]]
 

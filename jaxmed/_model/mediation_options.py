@@ -6,8 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from jaxmed._model.terms import INTERCEPT, Factor, canonical, category_text, check_name, check_terms, columns, factors
-from jaxmed._support.errors import SpecError
-from jaxmed._support.validation import one_or_more
+from jaxmed._support import SpecError, one_or_more
 
 Pairs: TypeAlias = tuple[tuple[str, tuple[str, ...]], ...]
 

@@ -15,8 +15,7 @@ from jaxmed._model.data_facts import DataFacts
 from jaxmed._model.estimands import Edge, Estimands
 from jaxmed._model.formulas import common_cluster, parse
 from jaxmed._model.terms import INTERCEPT, check_name, check_terms
-from jaxmed._support.errors import SpecError
-from jaxmed._support.validation import check_choice, check_list, one_or_more
+from jaxmed._support import SpecError, check_choice, check_list, one_or_more
 
 COVARIANCES = ("unstructured", "diagonal", "block")
 

@@ -8,8 +8,7 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-from jaxmed._support.errors import SpecError
-from jaxmed._support.validation import check_list
+from jaxmed._support import SpecError, check_list
 
 INTERCEPT = "1"
 PARTS = ("within", "between")

@@ -11,19 +11,12 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxmed._data.design import Design
-from jaxmed._data.moments import Moments
-from jaxmed._inference import covariance as inference
-from jaxmed._inference.effect_tables import Targets
-from jaxmed._inference.estimates import Estimates, problem_of
-from jaxmed._likelihood import newton, optimise
-from jaxmed._likelihood.layout import Layout, rows_by_cluster, spread_to_variances
-from jaxmed._likelihood.problem import Problem
+from jaxmed._data import Design, Moments
+from jaxmed._inference import Estimates, Targets, are_singular, mean_squares, problem_of
+from jaxmed._likelihood import Layout, Problem, newton, optimise, rows_by_cluster, spread_to_variances
 from jaxmed._refit import sample_moments
 from jaxmed._refit.program import Program, Refit, Setting, refit, refit_alone, seed_key
-from jaxmed._support.arrays import Floats, symmetric
-from jaxmed._support.errors import Status
-from jaxmed._support.progress import counted
+from jaxmed._support import Floats, Status, counted, symmetric
 from jaxmed._support.runtime import float64, n_workers, pool
 
 MOST = 256  # data sets of a batch
@@ -140,7 +133,7 @@ class Refitter:
             alone = self._alone(setting, every[given[at]])
             for kept, new in zip(found, alone, strict=True):
                 kept[at] = new
-        singular = inference.are_singular(self.program.layout, found.theta, self.mean_square)
+        singular = are_singular(self.program.layout, found.theta, self.mean_square)
         return Refits(
             np.array(numbers, dtype=np.int64),
             found.values,
@@ -259,7 +252,7 @@ def make_refitter(
         program,
         Setting(**numbers),
         optimise.starting_values(layout, design.system, base.problem.totals),
-        inference.mean_squares(design.system, base.problem.totals),
+        mean_squares(design.system, base.problem.totals),
         devices,
         size,
         make,

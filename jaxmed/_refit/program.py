@@ -13,14 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from jaxmed._inference import covariance, effects
-from jaxmed._likelihood import derivatives, newton, optimise
-from jaxmed._likelihood.layout import Layout, block_diagonal, precisions
-from jaxmed._likelihood.likelihood import BLOCK, Data
-from jaxmed._likelihood.shards import GPU_BLOCK
+from jaxmed._inference import covariance, covariances, effects
+from jaxmed._likelihood import BLOCK, GPU_BLOCK, Data, Layout, block_diagonal, derivatives, newton, optimise, precisions
 from jaxmed._refit import sample_moments
 from jaxmed._refit.sample_moments import Known, Population
-from jaxmed._support.arrays import Floats
+from jaxmed._support import Floats
 from jaxmed._support.runtime import float64, jit_by_key
 
 TARGET = 1e-12  # Newton decrement at which a refit stops: estimates are within 1.5e-6 standard errors of the optimum
@@ -208,7 +205,7 @@ def _data(program: Program, setting: Setting, number: Array) -> Data:
 def _described(program: Program, setting: Setting, solution: optimise.Solution) -> Refit:
     """Parameters and effects with their standard errors, on the user's scale."""
     layout, matrix = program.layout, setting.matrix
-    regular = covariance.covariances(layout, solution.theta, solution.evaluation)
+    regular = covariances(layout, solution.theta, solution.evaluation)
     singular = covariance.rank_constrained(layout, solution.theta, solution.evaluation)
     definite = jnp.all(jnp.isfinite(regular.joint))
     joint = jnp.where(definite, regular.joint, singular.joint)

@@ -17,11 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxmed._data.design import Block, Design
-from jaxmed._data.moments import Moments
-from jaxmed._likelihood.layout import Layout
+from jaxmed._data import Block, Design, Moments
+from jaxmed._likelihood import Layout
 from jaxmed._model import terms
-from jaxmed._support.arrays import Floats, packed_index, upper
+from jaxmed._support import Floats, packed_index, upper
 
 FEW = 16  # degrees of freedom up to which a chi-squared number is made of uniform ones
 DEPENDENT = 1e-10  # share of a column's sum of squares in a cluster that counts as none

@@ -12,15 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxmed._data.design import Design, make_design, outcome_values
-from jaxmed._data.moments import Moments, Pattern
-from jaxmed._data.reader import survey
-from jaxmed._data.source import no_ids
-from jaxmed._inference.estimates import Estimates
-from jaxmed._model.mediation import compiled
-from jaxmed._model.system import System
-from jaxmed._support.arrays import Floats, upper
-from jaxmed._support.errors import DataError
+from jaxmed._data import Design, Moments, Pattern, make_design, no_ids, outcome_values, survey
+from jaxmed._inference import Estimates
+from jaxmed._model import System, compiled
+from jaxmed._support import DataError, Floats, upper
 
 Ints = NDArray[np.int64]
 

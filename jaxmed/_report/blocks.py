@@ -12,11 +12,9 @@ import pandas as pd
 from jaxmed._report import figures
 from jaxmed._report.figures import Picture
 from jaxmed._report.html import Html, element, figure, join, table
-from jaxmed._results import tables
-from jaxmed._results.result import Fit
-from jaxmed._results.within_between import Conflation, conflation
-from jaxmed._simulation.replicates import Replicates
-from jaxmed._support.errors import DataError, FitError
+from jaxmed._results import Conflation, Fit, conflation, tables
+from jaxmed._simulation import Replicates
+from jaxmed._support import DataError, FitError
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from jaxmed._report import figures, text
 from jaxmed._report.blocks import Content, number_table, paragraphs, pictures
 from jaxmed._report.html import Html, element, join, table
 from jaxmed._results import tables
-from jaxmed._support.errors import FitError
+from jaxmed._support import FitError
 
 SHOWN = 5  # clusters
 FEW = 8  # rows of a table by kind of standard error

@@ -11,22 +11,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxmed._data.description import describe_moments
-from jaxmed._inference.hypothesis_tests import TestResult
-from jaxmed._inference.limits import check_level
+from jaxmed._data import describe_moments
+from jaxmed._inference import TestResult, check_level
 from jaxmed._report import figures
 from jaxmed._report import text as report_text
 from jaxmed._report.blocks import Content, code, matrix, number_table, paragraph_list, paragraphs, pictures
 from jaxmed._report.diagnostics import diagnostics
 from jaxmed._report.html import Html, element, join, page, table
-from jaxmed._results import tables
-from jaxmed._results.moderation import johnson_neyman, middle, numeric_moderators
-from jaxmed._results.result import Fit
-from jaxmed._results.summary import SE_NOTES, legend
-from jaxmed._simulation.replicates import KINDS, Replicates, check_fit
-from jaxmed._support.atomic_files import check_folder_of, write_atomically
-from jaxmed._support.errors import ConvergenceWarning, FitError, SpecError
-from jaxmed._support.validation import check_choice, check_path
+from jaxmed._results import SE_NOTES, Fit, johnson_neyman, legend, middle, numeric_moderators, tables
+from jaxmed._simulation import KINDS, Replicates, check_fit
+from jaxmed._support import (
+    ConvergenceWarning,
+    FitError,
+    SpecError,
+    check_choice,
+    check_folder_of,
+    check_path,
+    write_atomically,
+)
 from jaxmed._version import __version__
 
 MOST = 4  # pictures of replicates

@@ -11,13 +11,11 @@ import numpy as np
 import pandas as pd
 
 from jaxmed import plots
-from jaxmed._inference.effect_tables import estimands_of
+from jaxmed._inference import estimands_of
 from jaxmed._report.html import Html, element, join
-from jaxmed._results.cluster_slopes import Route, cluster_slopes, varying_routes
-from jaxmed._results.moderation import numeric_moderators
-from jaxmed._results.result import Fit
-from jaxmed._simulation.replicates import Replicates
-from jaxmed._support.errors import FitError
+from jaxmed._results import Fit, Route, cluster_slopes, numeric_moderators, varying_routes
+from jaxmed._simulation import Replicates
+from jaxmed._support import FitError
 from jaxmed.plots._style import words
 
 SIZE = (4.8, 3.6)  # inches; small, so that letters stay legible on a phone

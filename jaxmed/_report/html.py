@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-from jaxmed._support.text import visible
+from jaxmed._support import visible
 
 VOID = ("meta", "br", "hr")
 

@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxmed._data.reader import equation_groups
-from jaxmed._inference.effect_tables import estimands_of
-from jaxmed._model.mediation import Mediation
-from jaxmed._results.result import Fit
-from jaxmed._results.tables import decimals, p_value, rounded
-from jaxmed._results.within_between import Conflation
-from jaxmed._simulation.replicates import Replicates
+from jaxmed._data import equation_groups
+from jaxmed._inference import estimands_of
+from jaxmed._model import Mediation
+from jaxmed._results import Conflation, Fit, decimals, p_value, rounded
+from jaxmed._simulation import Replicates
 from jaxmed._version import __version__
 from jaxmed.plots._style import words
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import chdtrc
 
-from jaxmed._inference.hypothesis_tests import TestResult
+from jaxmed._inference import TestResult
 from jaxmed._results.result import Fit
-from jaxmed._support.errors import FitError
+from jaxmed._support import FitError
 
 SAME = 1e-6  # log likelihood units by which rounding may put the smaller model above the larger
 

@@ -9,15 +9,20 @@ from typing import Any
 
 import pandas as pd
 
-from jaxmed._data.moments import Moments
-from jaxmed._inference import profile, robust
-from jaxmed._inference.effect_tables import effect_table, heterogeneity_table, omnibus_table
-from jaxmed._inference.estimates import Estimates
-from jaxmed._inference.satterthwaite import satterthwaite_table
-from jaxmed._inference.scores import Scores, cluster_scores
+from jaxmed._data import Moments
+from jaxmed._inference import (
+    Estimates,
+    Scores,
+    cluster_scores,
+    effect_table,
+    heterogeneity_table,
+    omnibus_table,
+    profile,
+    robust,
+    satterthwaite_table,
+)
 from jaxmed._results.interval_tables import interval_table
-from jaxmed._support.arrays import Floats
-from jaxmed._support.validation import check_choice
+from jaxmed._support import Floats, check_choice
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -13,34 +13,48 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxmed._data import moments_file
-from jaxmed._data.identification import check_identified
-from jaxmed._data.moments import Intake, Moments
-from jaxmed._data.reader import check_complete, equation_groups, read_moments
-from jaxmed._inference import covariance as inference
-from jaxmed._inference.dependence import barely_informed, negative_dependence, notes_on
-from jaxmed._inference.estimability import Estimable, Working
-from jaxmed._inference.random_effects import moderators_of
-from jaxmed._likelihood.distributed import agree, together
-from jaxmed._likelihood.layout import theta_of
-from jaxmed._likelihood.optimise import Solution
-from jaxmed._likelihood.problem import Problem, make_problem
-from jaxmed._likelihood.processes import ALONE, Hosts, all_hosts
-from jaxmed._likelihood.shards import Shards, profile_shards
-from jaxmed._model.data_facts import DataFacts
-from jaxmed._model.mediation import MODEL, Mediation, Spec, check_spec, compiled
+from jaxmed._data import Intake, Moments, check_complete, check_identified, equation_groups, moments_file, read_moments
+from jaxmed._inference import (
+    Covariances,
+    Estimable,
+    Working,
+    barely_informed,
+    is_singular,
+    mean_squares,
+    moderators_of,
+    negative_dependence,
+    notes_on,
+    null_models,
+    shares,
+    without_inverse,
+)
+from jaxmed._likelihood import (
+    ALONE,
+    Hosts,
+    Problem,
+    Shards,
+    Solution,
+    agree,
+    all_hosts,
+    make_problem,
+    profile_shards,
+    theta_of,
+    together,
+)
+from jaxmed._model import MODEL, DataFacts, Mediation, Spec, check_spec, compiled
 from jaxmed._results.intercepts import check_intercepts
 from jaxmed._results.optimization import solve
 from jaxmed._results.result import Fit
-from jaxmed._support.arrays import Floats
-from jaxmed._support.errors import (
+from jaxmed._support import (
     ConvergenceWarning,
     DataError,
     DesignWarning,
+    Floats,
     SpecError,
     Status,
+    check_count,
+    check_flag,
 )
-from jaxmed._support.validation import check_count, check_flag
 
 OPTIONS = tuple(name for name in MODEL if name not in ("x", "m", "y", "cluster"))
 OWN = ("reml", "missing", "max_iter", "distributed")
@@ -197,18 +211,18 @@ def _assemble(
     intake: Intake,
     moderator_values: dict[str, tuple[float | str, ...]],
     solution: Solution,
-    found: inference.Covariances,
+    found: Covariances,
     cautions: tuple[str, ...],
 ) -> Fit:
     """Estimates on the user's scale, with everything a reader asks of them."""
     layout, design, totals, scale = problem.layout, problem.design, problem.totals, problem.scale
     theta = np.asarray(solution.theta)
-    mean_square = inference.mean_squares(design.system, totals)
-    singular = inference.is_singular(layout, theta, mean_square)
+    mean_square = mean_squares(design.system, totals)
+    singular = is_singular(layout, theta, mean_square)
     known, p = bool(np.all(np.isfinite(found.joint))), layout.n_fixed
     flat, changes = np.zeros((len(found.values), 0)), np.zeros((0, p, p))
     if not known:
-        found, flat, changes = inference.without_inverse(
+        found, flat, changes = without_inverse(
             layout, theta, solution.evaluation, found, singular, partial(_beta_cov_at, problem, problem.shards())
         )
     offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])
@@ -217,7 +231,7 @@ def _assemble(
     moved = estimable.moves(np.eye(len(joint)), joint)
     if moved.any():
         joint, block = _without(joint, moved), _without(block, moved & (np.arange(len(moved)) >= p))
-    null, null_pooled = inference.null_models(design.system, design.scale, totals, layout.reml)
+    null, null_pooled = null_models(design.system, design.scale, totals, layout.reml)
     made = int(np.sum(np.isfinite(solution.trace[:, 1])))
     alone = problem.hosts == ALONE and solution.status == Status.CONVERGED
     beta_cov = np.asarray(solution.evaluation.beta_cov)
@@ -247,7 +261,7 @@ def _assemble(
         decrement=float(solution.decrement),
         singular=singular,
         reduced_rank=singular and not known,
-        largest_share=float(inference.shares(layout, theta[None], mean_square).max(initial=0.0)),
+        largest_share=float(shares(layout, theta[None], mean_square).max(initial=0.0)),
         trace=tuple((int(stage), float(f), float(left)) for stage, f, left in solution.trace[:made]),
         moments=moments,
     )

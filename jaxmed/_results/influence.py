@@ -9,15 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxmed._data.moments import Moments
-from jaxmed._inference import effects
-from jaxmed._inference.effect_tables import quantities
-from jaxmed._inference.estimates import Estimates
-from jaxmed._inference.scores import Scores
-from jaxmed._refit.pool import fitted, leave_one_out
-from jaxmed._support.arrays import Floats
-from jaxmed._support.errors import ConvergenceWarning
-from jaxmed._support.validation import check_flag
+from jaxmed._data import Moments
+from jaxmed._inference import Estimates, Scores, effects, quantities
+from jaxmed._refit import fitted, leave_one_out
+from jaxmed._support import ConvergenceWarning, Floats, check_flag
 
 LEAST = 1e-10  # of |I - C X_j'V_j^-1X_j|: below it the other clusters do not identify the fixed effects
 

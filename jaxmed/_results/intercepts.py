@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxmed._inference.covariance import Covariances, is_singular, mean_squares
-from jaxmed._likelihood.layout import Layout, theta_of
-from jaxmed._likelihood.optimise import Solution
-from jaxmed._likelihood.problem import Problem
-from jaxmed._model.data_facts import DataFacts
-from jaxmed._model.mediation import Spec
+from jaxmed._inference import Covariances, is_singular, mean_squares
+from jaxmed._likelihood import Layout, Problem, Solution, theta_of
+from jaxmed._model import DataFacts, Spec
 from jaxmed._results.optimization import SAMPLE, solve_from
-from jaxmed._support.arrays import Floats, symmetric
-from jaxmed._support.errors import Status
+from jaxmed._support import Floats, Status, symmetric
 
 STRONG = 0.95  # correlation of random intercepts
 NEAR = 2.0  # log likelihood units between two optima that both deserve attention

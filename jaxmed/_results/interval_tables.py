@@ -8,14 +8,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxmed._data.moments import Moments
-from jaxmed._inference import effects, profile
-from jaxmed._inference.effect_tables import Quantities, effect_table, quantities
-from jaxmed._inference.estimates import Estimates
-from jaxmed._inference.limits import check_level, critical_value, draws_table, normal_table, quantile_limits
-from jaxmed._support.arrays import Floats, lower_root
-from jaxmed._support.errors import FitError, SpecError
-from jaxmed._support.validation import check_choice, check_count
+from jaxmed._data import Moments
+from jaxmed._inference import (
+    Estimates,
+    Quantities,
+    check_level,
+    critical_value,
+    draws_table,
+    effect_table,
+    effects,
+    normal_table,
+    profile,
+    quantile_limits,
+    quantities,
+)
+from jaxmed._support import FitError, Floats, SpecError, check_choice, check_count, lower_root
 
 KINDS = {
     "delta": ("joint", "block", "robust", "bauer"),

@@ -7,15 +7,11 @@ import warnings
 import numpy as np
 import pandas as pd
 
-from jaxmed._inference.covariance import are_singular, mean_squares
-from jaxmed._inference.estimates import problem_of
-from jaxmed._likelihood.layout import Layout
-from jaxmed._likelihood.optimise import WARM_UP
+from jaxmed._inference import are_singular, mean_squares, problem_of
+from jaxmed._likelihood import WARM_UP, Layout
 from jaxmed._results.optimization import solve_from
 from jaxmed._results.result import Fit
-from jaxmed._support.arrays import Floats
-from jaxmed._support.errors import ConvergenceWarning, FitError, SpecError, Status
-from jaxmed._support.validation import check_count
+from jaxmed._support import ConvergenceWarning, FitError, Floats, SpecError, Status, check_count
 
 APART = 1e-5  # log likelihood units between two optima at the least
 

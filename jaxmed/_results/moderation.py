@@ -9,10 +9,9 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import brentq
 
-from jaxmed._inference.effect_tables import estimands_of
-from jaxmed._inference.limits import check_level
+from jaxmed._inference import check_level, estimands_of
 from jaxmed._results.result import Fit
-from jaxmed._support.errors import SpecError
+from jaxmed._support import SpecError
 
 GRID = 101
 

@@ -8,18 +8,9 @@ from typing import Any
 import numpy as np
 from jax import Array
 
-from jaxmed._inference.covariance import Covariances, covariances
-from jaxmed._likelihood import optimise
-from jaxmed._likelihood.distributed import together
-from jaxmed._likelihood.layout import Layout
-from jaxmed._likelihood.likelihood import Data
-from jaxmed._likelihood.optimise import Solution
-from jaxmed._likelihood.problem import Problem
-from jaxmed._likelihood.processes import ALONE
-from jaxmed._likelihood.shards import Shards
-from jaxmed._support.arrays import Floats
-from jaxmed._support.errors import Status
-from jaxmed._support.progress import progress
+from jaxmed._inference import Covariances, covariances
+from jaxmed._likelihood import ALONE, Data, Layout, Problem, Shards, Solution, optimise, together
+from jaxmed._support import Floats, Status, progress
 from jaxmed._support.runtime import float64, jit_by_key
 
 SAMPLE = 1024  # clusters; a fit to four times as many starts at the optimum of so many

@@ -9,13 +9,10 @@ import pandas as pd
 from scipy.special import chdtrc, ndtri
 from scipy.stats import rankdata
 
-from jaxmed._data.design import outcome_values
-from jaxmed._data.moments import Moments
-from jaxmed._inference.estimates import Estimates
-from jaxmed._inference.random_effects import predict_working
-from jaxmed._refit.sample_rows import read_rows
-from jaxmed._support.arrays import Floats, symmetric
-from jaxmed._support.errors import FitError
+from jaxmed._data import Moments, outcome_values
+from jaxmed._inference import Estimates, predict_working
+from jaxmed._refit import read_rows
+from jaxmed._support import FitError, Floats, symmetric
 
 RANK = 1e-8  # of the largest eigenvalue: below it predictions of a cluster do not vary
 

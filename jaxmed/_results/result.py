@@ -11,17 +11,13 @@ from typing import Any
 import pandas as pd
 
 from jaxmed._data import moments_file
-from jaxmed._inference import robust
-from jaxmed._inference.limits import check_level
-from jaxmed._inference.random_effects import predict_clusters
-from jaxmed._inference.record import plain_data
+from jaxmed._inference import check_level, plain_data, predict_clusters, robust
 from jaxmed._results import summary
 from jaxmed._results.fit_effects import FitEffects
 from jaxmed._results.influence import influence_table
 from jaxmed._results.residuals import cluster_residual_table, residual_table
 from jaxmed._results.tables import export, numbers
-from jaxmed._support.text import visible
-from jaxmed._support.validation import check_count, check_flag
+from jaxmed._support import check_count, check_flag, visible
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -7,19 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from jaxmed._data import moments_file
-from jaxmed._inference.estimates import problem_of
-from jaxmed._inference.record import fields_from_dict
-from jaxmed._likelihood.shards import value_shards
+from jaxmed._inference import fields_from_dict, problem_of
+from jaxmed._likelihood import value_shards
 from jaxmed._results.result import Fit
-from jaxmed._support.arrays import Floats
-from jaxmed._support.errors import (
-    DataError,
-    FitError,
-    JaxmedError,
-    Status,
-)
+from jaxmed._support import DataError, FitError, Floats, JaxmedError, Status, check_flag
 from jaxmed._support.runtime import float64
-from jaxmed._support.validation import check_flag
 
 
 def load(path: str | Path, verify: bool = False) -> Fit:

@@ -9,14 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxmed._inference.effect_tables import omnibus_table
-from jaxmed._inference.estimates import Estimates
-from jaxmed._inference.hypothesis_tests import TestResult
-from jaxmed._inference.limits import critical_value, normal_table
-from jaxmed._model.mediation import Mediation
+from jaxmed._inference import Estimates, TestResult, critical_value, normal_table, omnibus_table
+from jaxmed._model import Mediation
 from jaxmed._results.tables import variance_table
-from jaxmed._support.text import visible
-from jaxmed._support.validation import check_choice
+from jaxmed._support import check_choice, visible
 
 SE_NOTES = {
     "joint": "Standard errors: joint (fixed effects, covariances and residual variances estimated together).",

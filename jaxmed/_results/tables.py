@@ -8,11 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxmed._inference.effect_tables import SE_KINDS, effect_table, heterogeneity_table
-from jaxmed._inference.estimates import Estimates
-from jaxmed._inference.limits import check_level, critical_value, limits_on_scale, normal_table
-from jaxmed._support.text import visible
-from jaxmed._support.validation import check_choice
+from jaxmed._inference import (
+    SE_KINDS,
+    Estimates,
+    check_level,
+    critical_value,
+    effect_table,
+    heterogeneity_table,
+    limits_on_scale,
+    normal_table,
+)
+from jaxmed._support import check_choice, visible
 
 TABLES = ("effects", "coefficients", "variances", "heterogeneity")
 HEADS = {"estimate": "Estimate", "se": "SE", "z": "z", "p": "p"}

@@ -9,18 +9,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxmed._data.reader import equation_groups
-from jaxmed._inference.estimates import KINDS
-from jaxmed._inference.hypothesis_tests import TestResult, chi_squared
-from jaxmed._inference.limits import critical_value, normal_table
-from jaxmed._model.mediation import Spec
-from jaxmed._model.system import Equation, System
-from jaxmed._model.terms import INTERCEPT
+from jaxmed._data import equation_groups
+from jaxmed._inference import KINDS, TestResult, chi_squared, critical_value, normal_table
+from jaxmed._model import INTERCEPT, Equation, Spec, System
 from jaxmed._results.fitting import fit
 from jaxmed._results.result import Fit
-from jaxmed._support.errors import ConvergenceWarning, DesignWarning, FitError, SpecError
-from jaxmed._support.text import visible
-from jaxmed._support.validation import check_choice
+from jaxmed._support import ConvergenceWarning, DesignWarning, FitError, SpecError, check_choice, visible
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,15 +11,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxmed._refit import sample_rows
-from jaxmed._refit.pool import Fitted, Refitter, fitted, given_rows, make_refitter, with_size
-from jaxmed._refit.sample_moments import RowsNeededError
-from jaxmed._results.result import Fit
+from jaxmed._refit import Fitted, Refitter, RowsNeededError, fitted, given_rows, make_refitter, sample_rows, with_size
+from jaxmed._results import Fit
 from jaxmed._simulation.replicates import Origin, Replicates, make_origin, make_table, read_replicates
-from jaxmed._support.checkpoints import Ledger, as_folder, claim, interrupted, open_folder
-from jaxmed._support.errors import ConvergenceWarning, DataError, DesignWarning, FitError, SpecError
-from jaxmed._support.progress import counted
-from jaxmed._support.validation import check_choice, check_count, check_shard
+from jaxmed._support import (
+    ConvergenceWarning,
+    DataError,
+    DesignWarning,
+    FitError,
+    Ledger,
+    SpecError,
+    as_folder,
+    check_choice,
+    check_count,
+    check_shard,
+    claim,
+    counted,
+    interrupted,
+    open_folder,
+)
 
 METHODS = ("parametric", "cluster", "residual", "two_stage")
 MOST = 10_000_000  # replicates

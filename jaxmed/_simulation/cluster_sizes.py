@@ -8,8 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betainc, pdtr
 
-from jaxmed._support.arrays import Floats
-from jaxmed._support.errors import SpecError
+from jaxmed._support import Floats, SpecError
 
 Size: TypeAlias = int | list[int] | dict[str, Any]
 LARGEST = 10_000_000

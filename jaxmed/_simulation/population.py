@@ -12,25 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxmed._data.moments import Moments
-from jaxmed._data.variance_components import two_valued, variance_components
-from jaxmed._inference import effects
-from jaxmed._inference.effect_tables import make_targets
-from jaxmed._inference.estimates import Estimates
-from jaxmed._model.data_facts import DataFacts
-from jaxmed._model.mediation import Mediation, Spec, check_spec, compiled
-from jaxmed._model.system import System
-from jaxmed._model.terms import INTERCEPT, check_terms
+from jaxmed._data import Moments, two_valued, variance_components
+from jaxmed._inference import Estimates, effects, make_targets
+from jaxmed._model import INTERCEPT, DataFacts, Mediation, Spec, System, check_spec, check_terms, compiled
 from jaxmed._simulation.cluster_sizes import Size, check_size
-from jaxmed._support.arrays import Floats, symmetric
-from jaxmed._support.errors import SpecError
-from jaxmed._support.text import visible
-from jaxmed._support.validation import check_choice, check_count, is_number
+from jaxmed._simulation.default_values import default_values
+from jaxmed._support import Floats, SpecError, check_choice, check_count, is_number, symmetric, visible
 
 SHAPES = ("normal", "skewed", "heavy_tailed")
-PATHS = {"a": 0.6, "b": 0.6, "c_prime": 0.2, "d": 0.3}
-SLOPE_VARIANCES = {"a": 0.16, "b": 0.16, "c_prime": 0.04, "d": 0.16}
-COVARIANCE_AB = 0.113
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -132,7 +121,7 @@ class Population:
         self._put(
             spec=spec,
             facts=facts,
-            values=_defaults(spec, system, facts),
+            values=default_values(spec, system, facts),
             means=np.zeros(len(columns)),
             between=np.diag(1 + on),
             within=np.diag(1 - on),
@@ -590,32 +579,3 @@ def _exogenous(system: System) -> tuple[str, ...]:
 
 def _labelled(matrix: Floats, labels: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(matrix, index=list(labels), columns=list(labels))
-
-
-def _defaults(spec: Spec, system: System, facts: DataFacts) -> Floats:
-    """Default values of all parameters, see :class:`Population`."""
-    numbers = dict.fromkeys(system.parameter_labels, 0.0)
-    kinds: dict[str, str] = {}
-    last = system.outcomes[-1] if spec.has_effects else None
-    if spec.has_effects:
-        paths, rows, _ = spec.estimands(facts)
-        for edge in spec.edges_in(facts):
-            for name, path in paths.items():
-                if name in map(edge.path, ("", "_within", "_between")):
-                    kinds[path.pieces[0][0]] = edge.kind
-        for row in rows:
-            if row.kind == "covariance" and row.name.startswith("cov_ab"):
-                one, other = (paths[path].pieces[0][0] for path in row.terms[0][1])
-                for label in (f"{one}~~{other}", f"{other}~~{one}"):
-                    if label in numbers:
-                        numbers[label] = COVARIANCE_AB
-    numbers |= {label: PATHS[kind] for label, kind in kinds.items()}
-    for label in system.random_labels:
-        outcome, _, term = label.partition("~")
-        intercept = 0.6 if last is not None and outcome != last else 0.4
-        numbers[f"{label}~~{label}"] = (
-            intercept if term == INTERCEPT else SLOPE_VARIANCES.get(kinds.get(label, ""), 0.16)
-        )
-    for outcome in system.outcomes:
-        numbers[f"{outcome}~~{outcome}"] = 0.65 if last is not None and outcome != last else 0.45
-    return np.array(list(numbers.values()))

@@ -12,14 +12,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxmed._inference.limits import check_level
-from jaxmed._inference.record import plain_data
+from jaxmed._inference import check_level, plain_data
 from jaxmed._simulation.study import OWN, Analysis, Design, Truth, columns_of, converged, limits_of, named
-from jaxmed._support.arrays import Floats
-from jaxmed._support.checkpoints import all_files, damaged, open_folder, read_table, write_table
-from jaxmed._support.errors import DataError, SpecError
-from jaxmed._support.text import check_form, shown, visible
-from jaxmed._support.validation import check_path
+from jaxmed._support import (
+    DataError,
+    Floats,
+    SpecError,
+    all_files,
+    check_form,
+    check_path,
+    damaged,
+    open_folder,
+    read_table,
+    shown,
+    visible,
+    write_table,
+)
 
 FORMAT = 1
 WHAT = "a power study"

@@ -13,18 +13,31 @@ import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri
 
-from jaxmed._inference.limits import check_level
-from jaxmed._model.mediation import Spec, check_spec
-from jaxmed._refit.pool import batch_size
+from jaxmed._inference import check_level
+from jaxmed._model import Spec, check_spec
+from jaxmed._refit import batch_size
 from jaxmed._simulation.bootstrapping import check_method
 from jaxmed._simulation.cluster_sizes import check_size
 from jaxmed._simulation.population import SHAPES, Population, as_population
 from jaxmed._simulation.power_result import Cell, Power, about, difference, make_power, no_cell, read_cell
 from jaxmed._simulation.study import FEW, Analysis, Design, Study, check_intervals, digest
-from jaxmed._support.checkpoints import Ledger, as_folder, claim, interrupted, open_folder
-from jaxmed._support.errors import ConvergenceWarning, DataError, FitError, SpecError
-from jaxmed._support.progress import counted
-from jaxmed._support.validation import check_choice, check_count, check_flag, check_shard, one_or_more
+from jaxmed._support import (
+    ConvergenceWarning,
+    DataError,
+    FitError,
+    Ledger,
+    SpecError,
+    as_folder,
+    check_choice,
+    check_count,
+    check_flag,
+    check_shard,
+    claim,
+    counted,
+    interrupted,
+    one_or_more,
+    open_folder,
+)
 
 MOST = 10_000_000  # data sets of a design
 LARGEST = 100_000  # clusters, to which a search goes

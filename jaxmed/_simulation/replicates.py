@@ -12,16 +12,34 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxmed._inference import effects
-from jaxmed._inference.effect_tables import Targets, positions, quantities
-from jaxmed._inference.limits import bias_corrected, check_level, draws_table, quantile_limits, studentized
-from jaxmed._inference.record import plain_data
-from jaxmed._refit.pool import Refits, fitted, leave_one_out
-from jaxmed._support.arrays import Floats
-from jaxmed._support.checkpoints import all_files, check_equal, damaged, read_table, write_table
-from jaxmed._support.errors import ConvergenceWarning, DataError, FitError, Status
-from jaxmed._support.text import check_form
-from jaxmed._support.validation import check_choice, check_path
+from jaxmed._inference import (
+    Targets,
+    bias_corrected,
+    check_level,
+    draws_table,
+    effects,
+    plain_data,
+    positions,
+    quantile_limits,
+    quantities,
+    studentized,
+)
+from jaxmed._refit import Refits, fitted, leave_one_out
+from jaxmed._support import (
+    ConvergenceWarning,
+    DataError,
+    FitError,
+    Floats,
+    Status,
+    all_files,
+    check_choice,
+    check_equal,
+    check_form,
+    check_path,
+    damaged,
+    read_table,
+    write_table,
+)
 
 FORMAT = 1
 KINDS = ("percentile", "basic", "bc", "bca", "studentized")

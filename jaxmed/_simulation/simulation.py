@@ -13,15 +13,12 @@ from jax import Array
 from numpy.typing import NDArray
 from scipy.special import log_ndtr, ndtr, stdtrit
 
-from jaxmed._data.design import outcome_values
-from jaxmed._data.moments import Moments
-from jaxmed._data.reader import read_moments
-from jaxmed._model.system import System
+from jaxmed._data import Moments, outcome_values, read_moments
+from jaxmed._model import System
 from jaxmed._simulation.cluster_sizes import Size, check_size, draw_sizes
 from jaxmed._simulation.population import Population, as_population
-from jaxmed._support.arrays import Floats, lower_root
+from jaxmed._support import Floats, check_count, check_flag, lower_root
 from jaxmed._support.runtime import float64, jit_by_key
-from jaxmed._support.validation import check_count, check_flag
 
 # Streams of random numbers: random effects are 0, residuals of equation e are 1 + e.
 SIZES, COLUMNS = 1000, 1001

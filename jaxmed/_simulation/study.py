@@ -14,26 +14,37 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxmed._inference import effects
-from jaxmed._inference.effect_tables import Quantities, bauer_critical, make_targets, positions, quantities
-from jaxmed._inference.estimability import delta
-from jaxmed._inference.limits import critical_value, quantile_limits
-from jaxmed._likelihood.layout import theta_of
-from jaxmed._model.data_facts import DataFacts
-from jaxmed._model.mediation import Spec
-from jaxmed._refit.pool import Fitted, Refits, Refitter, fitted, given_rows, make_refitter, with_size
-from jaxmed._refit.sample_rows import Rows, design_of
-from jaxmed._results.fitting import fit
-from jaxmed._results.interval_tables import draw_all
-from jaxmed._results.result import Fit
+from jaxmed._inference import (
+    Quantities,
+    bauer_critical,
+    critical_value,
+    delta,
+    effects,
+    make_targets,
+    positions,
+    quantile_limits,
+    quantities,
+)
+from jaxmed._likelihood import theta_of
+from jaxmed._model import DataFacts, Spec
+from jaxmed._refit import Fitted, Refits, Refitter, Rows, design_of, fitted, given_rows, make_refitter, with_size
+from jaxmed._results import Fit, draw_all, fit
 from jaxmed._simulation.bootstrapping import bootstrap
 from jaxmed._simulation.cluster_sizes import Size, size_text
 from jaxmed._simulation.population import Population
 from jaxmed._simulation.replicates import KINDS
 from jaxmed._simulation.simulation import draw
-from jaxmed._support.arrays import Floats, root
-from jaxmed._support.errors import ConvergenceWarning, DataError, DesignWarning, FitError, SpecError, Status
-from jaxmed._support.validation import one_or_more
+from jaxmed._support import (
+    ConvergenceWarning,
+    DataError,
+    DesignWarning,
+    FitError,
+    Floats,
+    SpecError,
+    Status,
+    one_or_more,
+    root,
+)
 
 WALD = ("delta", "bauer", "block")
 INTERVALS = (*WALD, "monte_carlo", "robust", "profile", *KINDS)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import platformdirs
 
-from jaxmed._support.errors import DataError
+from jaxmed._support import DataError
 
 BPG2006_URL = "https://stats.idre.ucla.edu/stat/data/ml_sim.dta"
 _BPG2006 = {  # mean and sd as the worked example prints them, to its digits

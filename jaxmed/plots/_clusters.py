@@ -8,20 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy.special import betaincinv, ndtri
 
-from jaxmed._inference.limits import check_level, critical_value
-from jaxmed._model.system import Equation
-from jaxmed._model.terms import factors
-from jaxmed._results.cluster_slopes import (
-    Route,
-    average_product,
-    cluster_slopes,
-    find_route,
-    product_density,
-    varying_routes,
-)
-from jaxmed._results.result import Fit
-from jaxmed._support.arrays import Floats
-from jaxmed._support.errors import FitError, SpecError
+from jaxmed._inference import check_level, critical_value
+from jaxmed._model import Equation, factors
+from jaxmed._results import Fit, Route, average_product, cluster_slopes, find_route, product_density, varying_routes
+from jaxmed._support import FitError, Floats, SpecError
 from jaxmed.plots._style import (
     ACCENT,
     DARK,

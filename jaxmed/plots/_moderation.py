@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmed._inference.random_effects import moderator_by_cluster
-from jaxmed._results.moderation import conditional_effects, johnson_neyman
-from jaxmed._results.result import Fit
+from jaxmed._inference import moderator_by_cluster
+from jaxmed._results import Fit, conditional_effects, johnson_neyman
 from jaxmed.plots._style import ACCENT, DARK, GREY, LIGHT, MIDDLE, headroom, legend, make_axes, plain, thin, words
 
 if TYPE_CHECKING:

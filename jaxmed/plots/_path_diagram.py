@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from jaxmed._inference.effect_tables import estimands_of
-from jaxmed._model.estimands import Edge
-from jaxmed._model.mediation import Mediation
-from jaxmed._results.moderation import middle
-from jaxmed._results.result import Fit
-from jaxmed._results.tables import decimals, rounded
+from jaxmed._inference import estimands_of
+from jaxmed._model import Edge, Mediation
+from jaxmed._results import Fit, decimals, middle, rounded
 from jaxmed.plots._style import DARK, GREY, LIGHT, check_shown, make_axes, plain
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from jaxmed._results.cluster_slopes import density
-from jaxmed._simulation.replicates import Replicates
-from jaxmed._support.errors import ConvergenceWarning, SpecError, Status
+from jaxmed._results import density
+from jaxmed._simulation import Replicates
+from jaxmed._support import ConvergenceWarning, SpecError, Status
 from jaxmed.plots._style import ACCENT, DARK, GREY, LIGHT, bins, check_shown, legend, main_effect, make_axes, plain
 
 if TYPE_CHECKING:

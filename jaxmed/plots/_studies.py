@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from jaxmed._simulation.power_result import Power
-from jaxmed._support.errors import SpecError
+from jaxmed._simulation import Power
+from jaxmed._support import SpecError
 from jaxmed.plots._style import GREY, MARKERS, SEVERAL, check_shown, legend, main_effect, make_axes
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmed._support.arrays import Floats
-from jaxmed._support.errors import FitError, SpecError
+from jaxmed._support import FitError, Floats, SpecError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

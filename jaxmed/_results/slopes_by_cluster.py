@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from scipy.special import ndtr
 
-from jaxmed._inference.effect_tables import estimands_of
-from jaxmed._inference.random_effects import moderator_by_cluster, moderators_of, product_moments
+from jaxmed._inference import estimands_of, moderator_by_cluster, moderators_of, product_moments
 from jaxmed._results.result import Fit
-from jaxmed._support.arrays import Floats
-from jaxmed._support.errors import FitError, SpecError
+from jaxmed._support import FitError, Floats, SpecError
 
 if TYPE_CHECKING:
     pass

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxmed._data.moments import Moments
-from jaxmed._support.arrays import Floats
+from jaxmed._support import Floats
 
 
 def variance_components(moments: Moments, columns: Sequence[str]) -> tuple[Floats, Floats, Floats]:
