@@ -25,6 +25,7 @@ from jaxmed._refit.pool import Refitter, _population, fitted, given_rows
 from jaxmed._refit.program import seed_key
 from jaxmed._results.optimization import solve_from
 from jaxmed._simulation.replicates import make_origin, read_replicates, without_each_cluster
+from jaxmed._support import stream
 from jaxmed._support.checkpoints import read_table, write_table
 
 module = importlib.import_module("jaxmed._support.checkpoints")
@@ -429,7 +430,7 @@ def test_two_stage_replicates(fit, data):
 
 def test_two_stages_draw_clusters_and_rows_within_them(fit, data):
     rows = sample_rows.read_rows(data, fit, fit.moments)
-    columns, cluster = sample_rows.two_stage(rows, sample_rows.generator(1, 0))
+    columns, cluster = sample_rows.two_stage(rows, stream(1, 0))
     sizes = np.bincount(rows.cluster)
     seen = set()
     for k in np.unique(cluster):
@@ -483,7 +484,7 @@ def test_seed_is_required(fit):
 
 
 def test_what_is_no_fit(fit, data):
-    with pytest.raises(jm.SpecError, match=r"needs a Fit first, as jaxmed\.fit returns it; got DataFrame"):
+    with pytest.raises(jm.SpecError, match=r"needs a Fit, as jaxmed\.fit returns it; got DataFrame"):
         jm.bootstrap(data, 10, seed=1)
     with pytest.raises(jm.FitError, match=r"no starting point for a bootstrap: not converged: the iteration limit"):
         jm.bootstrap(replace(fit, status=1), 10, seed=1)

@@ -98,7 +98,6 @@ def unconverged(data: pd.DataFrame) -> jm.Fit:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (lambda data: 3, "compare needs two fits; got int"),
         (unconverged, "one of the fits did not converge"),
         (
             lambda data: jm.fit(data, system(["1"]), reml=False),
@@ -111,11 +110,11 @@ def unconverged(data: pd.DataFrame) -> jm.Fit:
         (lambda data: jm.fit(data.assign(y=1.3 * data["y"]), system(["1"])), "the fits are of different data: 'y' has"),
         (
             lambda data: jm.fit(data, jm.System([jm.Equation("y", ["1", "m"], ["1"])], "id")),
-            "the fits are not nested: only the smaller one has 'y~m'",
+            "restricted likelihoods of models with different fixed effects do not compare, nor do their aic and bic",
         ),
         (
             lambda data: jm.fit(data, jm.System([jm.Equation("y", ["1"], ["1"])], "id")),
-            "restricted likelihoods of models with different fixed effects do not compare; fit both with reml=False",
+            "restricted likelihoods of models with different fixed effects do not compare, nor do",
         ),
     ],
 )
@@ -134,3 +133,13 @@ def test_a_variance_is_not_its_fixed_effect(data):
     other = jm.System([jm.Equation("m", ["1"], ["1"]), jm.Equation("y", ["1", "m", "x"], ["1", "m"])], "id", "block")
     with pytest.raises(jm.FitError, match="the fits are not nested"):
         jm.compare(jm.fit(data, large, reml=False), jm.fit(data, other, reml=False))
+
+
+def test_models_that_are_not_nested():
+    """By maximum likelihood their aic and bic compare, by restricted likelihood nothing does."""
+    data = jm.datasets.load_example()
+    one, other = (
+        jm.fit(data, jm.System([jm.Equation("y", ["1", name], ["1"])], "id"), reml=False) for name in ("x", "m")
+    )
+    with pytest.raises(jm.FitError, match=r"not nested: .* compare their aic or bic instead"):
+        jm.compare(one, other)

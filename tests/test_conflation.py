@@ -138,7 +138,7 @@ def test_a_warning_of_the_model_with_cluster_means_names_it():
 
 
 def test_errors(found):
-    with pytest.raises(jm.SpecError, match="conflation needs a Fit first"):
+    with pytest.raises(jm.SpecError, match="conflation needs a Fit"):
         jm.conflation(3)
     with pytest.raises(jm.SpecError, match=r"kind='bauer' is not known; choose one of \['joint', 'block', 'robust'\]"):
         jm.conflation(found.fit, kind="bauer")

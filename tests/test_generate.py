@@ -24,6 +24,7 @@ from jaxmed._refit import sample_moments, sample_rows
 from jaxmed._refit.pool import Fitted, _population, _variances, fitted, given_rows, make_refitter
 from jaxmed._refit.program import seed_key
 from jaxmed._simulation.replicates import make_origin, make_table
+from jaxmed._support import stream
 from jaxmed._support.arrays import packed_index
 
 SIZES = (1, 1, 2, 2, 3, 3, 8, 8)  # of every second kind of cluster x is constant
@@ -189,7 +190,7 @@ def moment_draws(base: Fitted, count: int) -> np.ndarray:
 
 def row_draws(base: Fitted, rows: sample_rows.Rows, count: int) -> np.ndarray:
     """Tables of data drawn row by row, shape (count, rows, J)."""
-    drawn = (sample_rows.drawn(rows, base.found, sample_rows.generator(8, k)) for k in range(count))
+    drawn = (sample_rows.drawn(rows, base.found, stream(8, k)) for k in range(count))
     return np.stack(
         [sample_rows.design_of(rows, columns, rows.cluster, base.problem.design).table for columns in drawn]
     )
@@ -300,7 +301,7 @@ def test_refits_of_moment_draws_and_row_draws(name):
     """
     n = 20_000
     base, rows = population(name, 30)
-    data = pd.DataFrame(sample_rows.drawn(rows, base.found, sample_rows.generator(3, 1))).assign(id=rows.cluster)
+    data = pd.DataFrame(sample_rows.drawn(rows, base.found, stream(3, 1))).assign(id=rows.cluster)
     fit = jm.fit(data, MODELS[name])
     assert not fit.singular
     drawn = jm.bootstrap(fit, n, seed=21)
@@ -309,7 +310,7 @@ def test_refits_of_moment_draws_and_row_draws(name):
     start = fitted(fit, fit.moments, targets)
 
     def make(number: int):
-        columns = sample_rows.drawn(rows, fit, sample_rows.generator(22, number))
+        columns = sample_rows.drawn(rows, fit, stream(22, number))
         return given_rows(start, sample_rows.design_of(rows, columns, rows.cluster, start.problem.design))
 
     refitter = replace(make_refitter(start, "given", 22), make=make)

@@ -57,7 +57,7 @@ def test_counts_are_checked(unbalanced):
 
 
 def test_what_has_no_optimum_is_refused(unbalanced):
-    with pytest.raises(jm.SpecError, match="optima looks for those of a fit"):
+    with pytest.raises(jm.SpecError, match="optima needs a Fit"):
         jm.optima("fit", seed=1)
     with pytest.raises(jm.FitError, match="ended in no optimum that others could be compared with"):
         jm.optima(replace(jm.fit(unbalanced, MODEL), status=1), seed=1)

@@ -351,3 +351,25 @@ def test_draws_do_not_depend_on_the_linear_algebra_library(monkeypatch):
     monkeypatch.setattr(np.linalg, "svd", unused)
     monkeypatch.setattr(np.linalg, "cholesky", unused)
     jm.simulate(clusters=3, size=2, seed=1)
+
+
+@pytest.mark.parametrize("shape", ["skewed", "heavy_tailed"])
+def test_serial_effects_of_populations_that_are_not_normal(shape):
+    """E[a_j d_j b_j] against the mean over 4 million drawn clusters, within four of its Monte Carlo errors.
+
+    With slope covariances of .08: .260 of skewed slopes, where normal ones have .228.
+    """
+    model = jm.Mediation("x", ["m1", "m2"], "y", "id", serial=True)
+    slopes = ["m1~x", "m2~m1", "y~m2"]
+    covariances = {f"{one}~~{other}": 0.08 for k, one in enumerate(slopes) for other in slopes[k + 1 :]}
+    population = jm.Population(model, random_effects=shape).replace(covariances)
+    rng = np.random.default_rng(1)
+    labels = list(population.random_cov.index)
+    size = (len(labels), 4_000_000)
+    numbers = rng.exponential(size=size) - 1 if shape == "skewed" else rng.standard_t(5, size) / np.sqrt(5 / 3)
+    drawn = np.linalg.cholesky(population.random_cov.to_numpy()) @ numbers
+    product = np.prod([population.fixed[label] + drawn[labels.index(label)] for label in slopes], axis=0)
+    found = population.effects()
+    assert abs(found["indirect_m1_m2"] - product.mean()) < 4 * product.std() / 2000
+    assert found["indirect_m1_m2"] == pytest.approx(0.26 if shape == "skewed" else 0.228, abs=5e-4)
+    assert found["indirect"] == pytest.approx(found[["indirect_m1", "indirect_m2", "indirect_m1_m2"]].sum(), rel=1e-12)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import warnings
 from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -242,6 +243,24 @@ def test_conditional_effects(moderated, pages):
     assert region == ["indirect", "climate", "positive", f"{limits['lower']:.3g}", f"{limits['upper']:.3g}"]
 
 
+def test_regions_are_of_effects_that_a_moderator_moves(tmp_path):
+    """Two moderators, of the paths to one mediator each: neither moves the indirect effect through the other one."""
+    roles = {"x": "support", "m": ["motivation", "effort"], "y": "achievement", "cluster": "school"}
+    moderators = {"climate": ["a_motivation"], "age": ["a_effort"]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", jm.DesignWarning)
+        fit = jm.fit(jm.datasets.load_schools(), jm.Mediation(**roles, random="none", moderators=moderators))
+    jm.report(fit, tmp_path / "r.html")
+    rows = Page((tmp_path / "r.html").read_text(encoding="utf-8")).tables["regions"][1:]
+    found = {(row[0], row[1]) for row in rows}
+    assert {effect for effect, moderator in found if moderator == "climate"} == {
+        "indirect_motivation",
+        "indirect",
+        "total",
+    }
+    assert not {effect for effect, moderator in found if moderator == "age"} & {"indirect_motivation"}
+
+
 def test_variances(fit, pages):
     plain, rows = fit.to_dict(), pages["plain"].rows("variances")
     g, labels = plain["random_cov"]["values"], plain["random_cov"]["labels"]
@@ -362,7 +381,7 @@ def test_refusals(fit, moderated, replicates, tmp_path):
         jm.report(moderated, tmp_path / "r.html", replicates)
     with pytest.raises(jm.SpecError, match="kind='bcb' is not known"):
         jm.report(fit, tmp_path / "r.html", kind="bcb")
-    with pytest.raises(jm.SpecError, match="report needs a fit; got str"):
+    with pytest.raises(jm.SpecError, match=r"report needs a Fit, as .* returns it; got str"):
         jm.report("fit", tmp_path / "r.html")
     with pytest.raises(jm.FitError, match="could not be written"):
         jm.report(fit, tmp_path / "no folder" / "r.html")

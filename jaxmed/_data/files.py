@@ -14,7 +14,7 @@ import narwhals as nw
 import pandas as pd
 import pyarrow as pa
 
-from jaxmed._support import DataError
+from jaxmed._support import DataError, is_own
 
 MISSING_TEXT = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "."]
 BLOCK = 1 << 22  # bytes of a csv file that are read at a time, and over the first of which column types are inferred
@@ -67,6 +67,8 @@ def _file_words(path: Path) -> Iterator[None]:
             f"{str(path)!r} is damaged, or larger than the memory ({error}); parquet and csv are read part by part"
         ) from error
     except Exception as error:
+        if is_own(error):
+            raise
         raise DataError(f"{str(path)!r} cannot be read as {path.suffix} ({type(error).__name__}): {error}") from error
 
 

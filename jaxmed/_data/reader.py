@@ -20,7 +20,7 @@ from jaxmed._data.moments_file import is_moments
 from jaxmed._data.remarks import Ends, filled_in, in_rows, within_clusters
 from jaxmed._data.source import Column, Grouped, Plan, Source, original, own_words
 from jaxmed._model import DataFacts, Mediation, Spec, System, category_text, check_spec, compiled
-from jaxmed._support import DataError, Floats, check_choice, check_path
+from jaxmed._support import DataError, DataTypeError, Floats, check_choice, check_path
 
 CATEGORIES = 100  # of one column, at the most
 MISSING = ("available", "listwise", "raise")
@@ -141,7 +141,7 @@ def open_data(data: Any, columns: Sequence[str]) -> Source:
     try:
         frame = nw.from_native(native)
     except TypeError as error:
-        raise DataError(
+        raise DataTypeError(
             f"data of type {type(data).__name__} cannot be read; pass a pandas, polars, pyarrow, DuckDB or PySpark "
             "frame, or a path to a .csv, .parquet, .dta or .feather file"
         ) from error

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from jaxmed._data.files import RetypedError, indicator
 from jaxmed._data.moments import Monomial
 from jaxmed._model import System
-from jaxmed._support import DataError, Floats, JaxmedError, packed_rows
+from jaxmed._support import DataError, Floats, JaxmedError, is_own, packed_rows
 
 
 @dataclass(frozen=True)
@@ -192,6 +192,8 @@ def own_words() -> Iterator[None]:
     except (JaxmedError, MemoryError, RetypedError):
         raise
     except Exception as error:
+        if is_own(error):
+            raise
         raise DataError(f"the data could not be read by its own library ({type(error).__name__}): {error}") from error
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from jaxmed._inference import effects
 from jaxmed._inference.estimates import Estimates
-from jaxmed._model import DataFacts, Estimands, Row, Spec, find_category
+from jaxmed._model import DataFacts, Estimands, Spec, find_category
 from jaxmed._support import FitError, Floats, SpecError, check_flag, is_number, one_or_more, root
 
 Value = float | str
@@ -298,7 +298,7 @@ def _indices(found: Model, estimands: Estimands, points: list[Point]) -> tuple[_
             continue
         others = list(dict.fromkeys(tuple((k, v) for k, v in point.items() if k != name) for point in points))
         for k, row in enumerate(estimands.rows):
-            if row.kind != "indirect" or _degree(estimands, row, name) != 1:
+            if row.kind != "indirect" or estimands.degree(row, name) != 1:
                 continue
             label = f"index_{name}{row.name.removeprefix('indirect')}"
             for other in others:
@@ -307,13 +307,3 @@ def _indices(found: Model, estimands: Estimands, points: list[Point]) -> tuple[_
                 combinations.append(Combination(label, at, ((1.0, len(every), k), (-1.0, len(every) + 1, k))))
                 every += ends
     return _Indices(combinations, len(every) - len(points)), every
-
-
-def _degree(estimands: Estimands, row: Row, moderator: str) -> int:
-    """The highest power of a moderator in an effect."""
-    columns = set(estimands.moderators[moderator])
-
-    def moved(path: str) -> bool:
-        return any(columns & set(by) for _, by in estimands.paths[path].pieces)
-
-    return max(sum(moved(path) for path in route) for _, route in row.terms)

@@ -54,6 +54,15 @@ class Estimands(NamedTuple):
     rows: tuple[Row, ...]
     moderators: dict[str, tuple[str, ...]]
 
+    def degree(self, row: Row, moderator: str) -> int:
+        """The highest power of a moderator in an effect; 0 where the effect does not depend on it."""
+        columns = set(self.moderators[moderator])
+
+        def moved(path: str) -> bool:
+            return any(columns & set(by) for _, by in self.paths[path].pieces)
+
+        return max(sum(moved(path) for path in route) for _, route in row.terms)
+
 
 class Edge(NamedTuple):
     """A path of the model from ``source`` to ``outcome``.

@@ -18,7 +18,7 @@ from jaxmed._model.mediation_options import (
 )
 from jaxmed._model.system import Equation, System, check_covariance, check_zero, plain_covariance
 from jaxmed._model.terms import INTERCEPT, columns, varies_within
-from jaxmed._support import SpecError, check_choice, check_flag
+from jaxmed._support import ArgumentTypeError, SpecError, check_choice, check_flag
 
 Groups = Mapping[str, Iterable[str]]
 
@@ -270,7 +270,7 @@ Spec = System | Mediation
 def check_spec(spec: Any) -> None:
     """Refuse anything that is no specification."""
     if not isinstance(spec, (System, Mediation)):
-        raise SpecError(f"the model must be a jaxmed.Mediation or jaxmed.System; got {type(spec).__name__}")
+        raise ArgumentTypeError(f"the model must be a jaxmed.Mediation or jaxmed.System; got {type(spec).__name__}")
 
 
 def compiled(spec: Spec, facts: DataFacts) -> System:

@@ -8,7 +8,7 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-from jaxmed._support import SpecError, check_list
+from jaxmed._support import ArgumentTypeError, SpecError, check_list
 
 INTERCEPT = "1"
 PARTS = ("within", "between")
@@ -121,7 +121,7 @@ def _number(text: str) -> float | None:
 def check_name(value: Any, what: str) -> str:
     """A column name is text that is not empty and no pattern of a data frame library."""
     if not isinstance(value, str) or not value:
-        raise SpecError(
+        raise (SpecError if isinstance(value, str) else ArgumentTypeError)(
             f"{what} must be a column name (text); got {value!r} of type {type(value).__name__}. "
             "If the columns of your frame have other names, rename them first: data.columns = data.columns.astype(str)"
         )

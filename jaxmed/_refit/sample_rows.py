@@ -137,11 +137,6 @@ def design_of(rows: Rows, columns: Mapping[str, Floats], cluster: Ints, like: De
     )
 
 
-def generator(seed: int, number: int) -> np.random.Generator:
-    """The random numbers of a replicate."""
-    return np.random.Generator(np.random.Philox(key=[seed, number]))
-
-
 def generated(
     rows: Rows, params: Mapping[str, float], effects: Mapping[str, Floats], errors: Floats
 ) -> dict[str, Floats]:

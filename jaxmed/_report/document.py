@@ -18,12 +18,11 @@ from jaxmed._report import text as report_text
 from jaxmed._report.blocks import Content, code, matrix, number_table, paragraph_list, paragraphs, pictures
 from jaxmed._report.diagnostics import diagnostics
 from jaxmed._report.html import Html, element, join, page, table
-from jaxmed._results import SE_NOTES, Fit, johnson_neyman, legend, middle, numeric_moderators, tables
+from jaxmed._results import SE_NOTES, Fit, check_is_fit, johnson_neyman, legend, middle, numeric_moderators, tables
 from jaxmed._simulation import KINDS, Replicates, check_fit
 from jaxmed._support import (
     ConvergenceWarning,
     FitError,
-    SpecError,
     check_choice,
     check_folder_of,
     check_path,
@@ -80,8 +79,7 @@ def report(
     ...     path.read_text(encoding="utf-8").splitlines()[0]
     '<!DOCTYPE html>'
     """
-    if not isinstance(fit, Fit):
-        raise SpecError(f"report needs a fit; got {type(fit).__name__}")
+    check_is_fit(fit, "report")
     check_choice("kind", kind, KINDS)
     if np.all(np.isnan(np.diag(fit.joint))):
         raise FitError(f"this fit has no joint standard errors to report ({fit.message})")
@@ -223,11 +221,10 @@ def _effects(of: Content) -> Html:
 
 
 def _conditional(fit: Fit, moderator: str) -> list[str]:
-    return [
-        name
-        for name in dict.fromkeys(fit.effects().index.get_level_values(0))
-        if name.startswith(("indirect", "total")) and " - " not in name and moderator
-    ]
+    """Indirect and total effects that depend on a moderator."""
+    estimands = fit.spec.estimands(fit.facts)
+    rows = [row for row in estimands.rows if row.kind in ("indirect", "total")]
+    return [row.name for row in rows if estimands.degree(row, moderator)]
 
 
 def _region(row: pd.Series) -> list[str]:

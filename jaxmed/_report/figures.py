@@ -116,8 +116,7 @@ def moderated(fit: Fit, level: float) -> Iterator[Picture]:
     rows = [row for row in estimands.rows if row.kind in ("indirect", "total")]
     for k, name in enumerate(numeric_moderators(fit)):
         for row in rows:
-            along = {path for _, way in row.terms for path in way}
-            if any(name in by for path in along for _, by in estimands.paths[path].pieces):
+            if estimands.degree(row, name):
                 yield Picture(
                     f"conditional-{k}-{rows.index(row)}",
                     lambda ax, name=name, row=row: plots.conditional(fit, name, row.name, level, ax=ax),
@@ -129,6 +128,8 @@ def moderated(fit: Fit, level: float) -> Iterator[Picture]:
 
 def clusters(fit: Fit, level: float) -> Iterator[Picture]:
     """How effects, slopes and lines vary between clusters."""
+    if not fit.system.random_labels:
+        return
     for k, route in enumerate(varying_routes(fit) if fit.spec.has_effects else []):
         yield from _of_route(fit, route, level, k)
     for e, equation in enumerate(fit.system.equations):

@@ -7,7 +7,7 @@ from jaxmed._results.fitting import fit
 from jaxmed._results.interval_tables import draw_all
 from jaxmed._results.local_optima import optima
 from jaxmed._results.moderation import conditional_effects, johnson_neyman, middle, numeric_moderators
-from jaxmed._results.result import Fit
+from jaxmed._results.result import Fit, check_is_fit
 from jaxmed._results.saved_fit import load
 from jaxmed._results.slopes_by_cluster import (
     Route,
@@ -28,6 +28,7 @@ __all__ = [
     "Fit",
     "Route",
     "average_product",
+    "check_is_fit",
     "cluster_slopes",
     "compare",
     "conditional_effects",

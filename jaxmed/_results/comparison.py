@@ -6,7 +6,7 @@ import numpy as np
 from scipy.special import chdtrc
 
 from jaxmed._inference import TestResult
-from jaxmed._results.result import Fit
+from jaxmed._results.result import Fit, check_is_fit
 from jaxmed._support import FitError
 
 SAME = 1e-6  # log likelihood units by which rounding may put the smaller model above the larger
@@ -44,8 +44,7 @@ def compare(fit0: Fit, fit1: Fit) -> TestResult:
     5
     """
     for found in (fit0, fit1):
-        if not isinstance(found, Fit):
-            raise FitError(f"compare needs two fits; got {type(found).__name__}")
+        check_is_fit(found, "compare")
         if not found.converged:
             raise FitError(f"one of the fits did not converge, so its likelihood is not a maximum: {found.message}")
     small, large = sorted((fit0, fit1), key=lambda found: found.n_params)
@@ -53,15 +52,16 @@ def compare(fit0: Fit, fit1: Fit) -> TestResult:
     parameters = [{_key(label) for label in found.labels} for found in (small, large)]
     fixed = [set(found.system.labels) for found in (small, large)]
     random = [set(found.system.random_labels) for found in (small, large)]
+    if small.reml and fixed[0] != fixed[1]:
+        raise FitError(
+            "restricted likelihoods of models with different fixed effects do not compare, nor do their aic and bic; "
+            "fit both with reml=False"
+        )
     only = parameters[0] - parameters[1]
     if only:
         raise FitError(
             f"the fits are not nested: only the smaller one has {'~~'.join(min(only))!r}; compare "
             "their aic or bic instead"
-        )
-    if small.reml and fixed[0] != fixed[1]:
-        raise FitError(
-            "restricted likelihoods of models with different fixed effects do not compare; fit both with reml=False"
         )
     added = random[1] - random[0]
     df = large.n_params - small.n_params

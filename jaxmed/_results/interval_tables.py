@@ -22,7 +22,7 @@ from jaxmed._inference import (
     quantile_limits,
     quantities,
 )
-from jaxmed._support import FitError, Floats, SpecError, check_choice, check_count, lower_root
+from jaxmed._support import MONTE_CARLO, FitError, Floats, SpecError, check_choice, check_count, lower_root, stream
 
 KINDS = {
     "delta": ("joint", "block", "robust", "bauer"),
@@ -109,8 +109,7 @@ def normal_draws(values: Floats, covariance: Floats, seed: int, draws: int) -> F
     """Parameters from N(values, covariance), shape (draws, parameters); the covariance may be singular."""
     unit = np.sqrt(np.maximum(np.diag(covariance), np.finfo(float).tiny))
     root = unit[:, None] * lower_root(covariance / unit / unit[:, None])
-    # A counter-based generator by its key, so that other draws of the same seed are not these.
-    normals = np.random.Generator(np.random.Philox(key=[seed, 2**63])).standard_normal((draws, len(unit)))
+    normals = stream(seed, MONTE_CARLO).standard_normal((draws, len(unit)))
     return values + normals @ root.T
 
 

@@ -10,8 +10,8 @@ import pandas as pd
 from jaxmed._inference import are_singular, mean_squares, problem_of
 from jaxmed._likelihood import WARM_UP, Layout
 from jaxmed._results.optimization import solve_from
-from jaxmed._results.result import Fit
-from jaxmed._support import ConvergenceWarning, FitError, Floats, SpecError, Status, check_count
+from jaxmed._results.result import Fit, check_is_fit
+from jaxmed._support import STARTS, ConvergenceWarning, FitError, Floats, Status, check_count, stream
 
 APART = 1e-5  # log likelihood units between two optima at the least
 
@@ -56,14 +56,13 @@ def optima(found: Fit, starts: int = 50, *, seed: int) -> pd.DataFrame:
     >>> jm.optima(fit, 10, seed=1)["starts"].tolist()
     [11]
     """
-    if not isinstance(found, Fit):
-        raise SpecError(f"optima looks for those of a fit of jaxmed.fit; got {type(found).__name__}")
+    check_is_fit(found, "optima")
     if not found.converged:
         raise FitError(f"this fit ended in no optimum that others could be compared with: {found.message}")
     starts, seed = check_count("starts", starts), check_count("seed", seed, 0)
     problem = problem_of(found, found.moments)
     layout, scale, data = problem.layout, problem.scale, problem.data()
-    rng = np.random.Generator(np.random.Philox(key=[seed, 0]))
+    rng = stream(seed, STARTS)
     logliks, thetas, values = [found.loglik], [found.working.theta], [found.values]
     for _ in range(starts):
         solution, estimates = solve_from(layout, data, random_start(layout, rng), 100, WARM_UP)

@@ -7,10 +7,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
 
 from jaxmed._inference import check_level, estimands_of
-from jaxmed._results.result import Fit
+from jaxmed._results.result import Fit, check_is_fit
 from jaxmed._support import SpecError
 
 GRID = 101
@@ -65,8 +64,7 @@ def conditional_effects(
     SpecError
         No such moderator or effect.
     """
-    if not isinstance(fit, Fit):
-        raise SpecError(f"johnson_neyman needs a fit; got {fit!r} of type {type(fit).__name__}")
+    check_is_fit(fit, "johnson_neyman")
     names = numeric_moderators(fit)
     if not isinstance(moderator, str) or moderator not in names:
         raise SpecError(f"moderator={moderator!r}: the moderators of this fit that are numbers are {names}")
@@ -120,6 +118,8 @@ def johnson_neyman(
     >>> jm.johnson_neyman(fit, "climate").round(2).values.tolist()
     [[-1.83, 2.85, 1.0]]
     """
+    from scipy.optimize import brentq  # half a second, for this alone
+
     check_level(level)
 
     def margin(table: pd.DataFrame) -> Any:

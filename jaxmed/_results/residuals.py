@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy.special import chdtrc, ndtri
-from scipy.stats import rankdata
 
 from jaxmed._data import Moments, outcome_values
 from jaxmed._inference import Estimates, predict_working
@@ -51,7 +50,7 @@ def normal_quantiles(values: Floats) -> Floats:
     found = np.full(len(values), np.nan)
     known = ~np.isnan(values)
     n = np.count_nonzero(known)
-    found[known] = ndtri((rankdata(values[known]) - 0.375) / (n + 0.25))
+    found[known] = ndtri((pd.Series(values[known]).rank().to_numpy() - 0.375) / (n + 0.25))
     return found
 
 

@@ -17,7 +17,7 @@ from jaxmed._results.fit_effects import FitEffects
 from jaxmed._results.influence import influence_table
 from jaxmed._results.residuals import cluster_residual_table, residual_table
 from jaxmed._results.tables import export, numbers
-from jaxmed._support import check_count, check_flag, visible
+from jaxmed._support import ArgumentTypeError, check_count, check_flag, visible
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -433,6 +433,18 @@ class Fit(FitEffects):
         True
         """
         moments_file.write(path, self.to_dict(), self.moments)
+
+
+def check_is_fit(value: Any, function: str) -> None:
+    """Refuse what is no fit.
+
+    Raises
+    ------
+    ArgumentTypeError
+        A :class:`SpecError` and a ``TypeError``.
+    """
+    if not isinstance(value, Fit):
+        raise ArgumentTypeError(f"{function} needs a Fit, as jaxmed.fit returns it; got {type(value).__name__}")
 
 
 def _rows(table: pd.DataFrame) -> Any:

@@ -13,8 +13,8 @@ from jaxmed._data import equation_groups
 from jaxmed._inference import KINDS, TestResult, chi_squared, critical_value, normal_table
 from jaxmed._model import INTERCEPT, Equation, Spec, System
 from jaxmed._results.fitting import fit
-from jaxmed._results.result import Fit
-from jaxmed._support import ConvergenceWarning, DesignWarning, FitError, SpecError, check_choice, visible
+from jaxmed._results.result import Fit, check_is_fit
+from jaxmed._support import ConvergenceWarning, DesignWarning, FitError, check_choice, visible
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +101,7 @@ def conflation(
     >>> bool(found.test.p > 0.05)
     True
     """
-    if not isinstance(found, Fit):
-        raise SpecError(f"conflation needs a Fit first, as jaxmed.fit returns it; got {type(found).__name__}")
+    check_is_fit(found, "conflation")
     kind = check_choice("kind", found.chosen_se(kind), KINDS)
     check_choice("intercepts", intercepts, ("apart", "free"))
     critical = critical_value(level)

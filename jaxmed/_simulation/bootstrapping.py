@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from jaxmed._refit import Fitted, Refitter, RowsNeededError, fitted, given_rows, make_refitter, sample_rows, with_size
-from jaxmed._results import Fit
+from jaxmed._results import Fit, check_is_fit
 from jaxmed._simulation.replicates import Origin, Replicates, make_origin, make_table, read_replicates
 from jaxmed._support import (
     ConvergenceWarning,
@@ -20,7 +20,6 @@ from jaxmed._support import (
     DesignWarning,
     FitError,
     Ledger,
-    SpecError,
     as_folder,
     check_choice,
     check_count,
@@ -29,6 +28,7 @@ from jaxmed._support import (
     counted,
     interrupted,
     open_folder,
+    stream,
 )
 
 METHODS = ("parametric", "cluster", "residual", "two_stage")
@@ -118,8 +118,7 @@ def bootstrap(
     """
     n, seed = check_count("n", n, 1, MOST), check_count("seed", seed, 0)
     part, parts = check_shard(shard)
-    if not isinstance(fit, Fit):
-        raise SpecError(f"bootstrap needs a Fit first, as jaxmed.fit returns it; got {type(fit).__name__}")
+    check_is_fit(fit, "bootstrap")
     check_method(method)
     if not fit.converged:
         raise FitError(f"this fit is no starting point for a bootstrap: {fit.message}")
@@ -205,7 +204,7 @@ def _refitter(fit: Fit, base: Fitted, method: str, seed: int, data: Any) -> Refi
     pool = sample_rows.reflated(rows, fit, _predicted(fit)) if method == "residual" else None
 
     def make(number: int) -> tuple[Any, Any]:
-        rng, cluster = sample_rows.generator(seed, number), rows.cluster
+        rng, cluster = stream(seed, number), rows.cluster
         if method == "two_stage":
             columns, cluster = sample_rows.two_stage(rows, rng)
         elif pool is not None:

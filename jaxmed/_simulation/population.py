@@ -17,7 +17,17 @@ from jaxmed._inference import Estimates, effects, make_targets
 from jaxmed._model import INTERCEPT, DataFacts, Mediation, Spec, System, check_spec, check_terms, compiled
 from jaxmed._simulation.cluster_sizes import Size, check_size
 from jaxmed._simulation.default_values import default_values
-from jaxmed._support import Floats, SpecError, check_choice, check_count, is_number, symmetric, visible
+from jaxmed._simulation.shaped_effects import higher_terms
+from jaxmed._support import (
+    ArgumentTypeError,
+    Floats,
+    SpecError,
+    check_choice,
+    check_count,
+    is_number,
+    symmetric,
+    visible,
+)
 
 SHAPES = ("normal", "skewed", "heavy_tailed")
 
@@ -42,8 +52,10 @@ class Population:
     cluster_level : list of str
         Columns that do not vary within clusters, mediators too (2-2-1 designs).
     random_effects, residuals : {"normal", "skewed", "heavy_tailed"}
-        Distributions: exponential (skewness 2, excess kurtosis 6) or t with 5 degrees of freedom (excess kurtosis 6),
-        scaled to the same covariances. E[a_j b_j] = ab + cov(a_j, b_j) whatever the distribution.
+        Distributions of the independent numbers that random effects and residuals are sums of (the lower root of
+        their covariance times these): normal, exponential (skewness 2, excess kurtosis 6) or t with 5 degrees of
+        freedom (excess kurtosis 6), all with mean 0 and variance 1. Effects of two slopes, E(a_j b_j) = a b +
+        cov(a_j, b_j), are the same whatever the distribution; those of longer routes are not.
     clusters, size
         What :func:`jaxmed.simulate` draws unless told otherwise.
 
@@ -170,7 +182,9 @@ class Population:
         {'a': 0.652, 'b': 0.613, 'c_prime': 0.24, 'cov_ab': 0.158, 'indirect': 0.557, 'total': 0.797}
         """
         if not hasattr(fit, "moments"):
-            raise SpecError(f"Population.from_fit needs a fit, as jaxmed.fit returns it; got {fit!r}")
+            raise ArgumentTypeError(
+                f"Population.from_fit needs a Fit, as jaxmed.fit returns it; got {type(fit).__name__}"
+            )
         if fit.spec.categorical:
             raise SpecError(
                 f"the fit has a categorical column, {fit.spec.categorical[0]!r}; a population needs columns of "
@@ -509,6 +523,8 @@ class Population:
         """
         targets = make_targets(self, at)
         found = effects.combined_at(targets.plan, self.values[None], targets.weights, targets.combination)[0]
+        if self.random_effects != "normal":
+            found = found + higher_terms(targets, self.values, self.system, self.random_matrix, self.random_effects)
         return pd.Series(found, index=targets.rows, name="value")
 
     @property

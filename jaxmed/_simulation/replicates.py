@@ -290,6 +290,14 @@ class Replicates:
         elif kind == "studentized":
             errors = used[[f"{label}_se" for label in labels]].to_numpy()
             limits = [studentized(draws[:, k], errors[:, k], level, estimate[k], error[k]) for k in range(len(at))]
+            without = {label: n for label, n in zip(labels, (~(errors > 0)).sum(axis=0).tolist(), strict=True) if n}
+            if without and max(without.values()) < len(used):
+                warnings.warn(
+                    f"{max(without.values())} of {len(used)} replicates have no standard error of "
+                    f"{max(without, key=lambda label: without[label])} and do not count in its studentized limits",
+                    ConvergenceWarning,
+                    stacklevel=2,
+                )
         else:
             acceleration = self._accelerations(fit)[at] if kind == "bca" else np.zeros(len(at))
             limits = [bias_corrected(draws[:, k], level, estimate[k], acceleration[k]) for k in range(len(at))]

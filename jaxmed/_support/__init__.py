@@ -17,15 +17,20 @@ from jaxmed._support.checkpoints import (
     write_table,
 )
 from jaxmed._support.errors import (
+    ArgumentTypeError,
     ConvergenceWarning,
     DataError,
+    DataTypeError,
     DesignWarning,
     FitError,
     JaxmedError,
     SpecError,
     Status,
+    WriteError,
+    is_own,
 )
 from jaxmed._support.progress_line import counted, progress
+from jaxmed._support.random_streams import MONTE_CARLO, STARTS, stream
 from jaxmed._support.text import check_form, parse, shown, visible
 from jaxmed._support.validation import (
     check_choice,
@@ -39,8 +44,12 @@ from jaxmed._support.validation import (
 )
 
 __all__ = [
+    "MONTE_CARLO",
+    "STARTS",
+    "ArgumentTypeError",
     "ConvergenceWarning",
     "DataError",
+    "DataTypeError",
     "DesignWarning",
     "FitError",
     "Floats",
@@ -48,6 +57,7 @@ __all__ = [
     "Ledger",
     "SpecError",
     "Status",
+    "WriteError",
     "all_files",
     "as_folder",
     "check_choice",
@@ -64,6 +74,7 @@ __all__ = [
     "damaged",
     "interrupted",
     "is_number",
+    "is_own",
     "lower_root",
     "one_or_more",
     "open_folder",
@@ -74,6 +85,7 @@ __all__ = [
     "read_table",
     "root",
     "shown",
+    "stream",
     "symmetric",
     "upper",
     "visible",

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from jaxmed._support.errors import FitError
+from jaxmed._support.errors import WriteError
 
 
 def check_folder_of(path: Path) -> None:
@@ -77,11 +77,11 @@ def write_once(target: Path, fill: Callable[[BinaryIO], object]) -> None:
 @contextmanager
 def _words_of_writing(target: Path) -> Iterator[None]:
     if not target.name:
-        raise FitError(f"{str(target)!r} is no file name; give one to write to")
+        raise WriteError(f"{str(target)!r} is no file name; give one to write to")
     try:
         yield
     except OSError as error:
-        raise FitError(f"{str(target)!r} could not be written: {error.strerror or error}") from error
+        raise WriteError(f"{str(target)!r} could not be written: {error.strerror or error}") from error
 
 
 @contextmanager

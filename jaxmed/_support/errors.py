@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from pathlib import Path
 
 LONGEST = 1400  # characters of a message
+PACKAGE = Path(__file__).parents[1]
 
 
 class JaxmedError(Exception):
@@ -26,12 +28,36 @@ class FitError(JaxmedError, RuntimeError):
     """The computation asked for is not available from this fit."""
 
 
+class ArgumentTypeError(SpecError, TypeError):
+    """An argument has a type that it cannot have."""
+
+
+class DataTypeError(DataError, TypeError):
+    """Data are of a type that cannot be read."""
+
+
+class WriteError(FitError, OSError):
+    """A file cannot be written."""
+
+
 class DesignWarning(UserWarning):
     """The data cannot show all that the model has: some coefficients were fixed, and the fit went on."""
 
 
 class ConvergenceWarning(UserWarning):
     """The optimiser has no certificate, or what it found has few correct digits, no standard errors or few clusters."""
+
+
+def is_own(error: BaseException) -> bool:
+    """Whether an error of no kind of jaxmed's was raised by a line of jaxmed: a mistake in it, not in what it reads.
+
+    Errors of other packages' own kinds are theirs, whatever line calls them, as are those of the operating system.
+    """
+    theirs = not type(error).__module__.startswith(("builtins", "jaxmed")) or isinstance(error, (OSError, UnicodeError))
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return not theirs and last is not None and Path(last.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)
 
 
 def _cut(message: str) -> str:

@@ -8,9 +8,10 @@ import os
 import platform
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -23,7 +24,8 @@ from jaxmed._support.errors import FitError
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
 
-PROGRAMS = 12  # kept per function
+PROGRAMS = 12  # kept per function, those that were used last
+ON_DISK = 1 << 30  # bytes of compiled programs that are kept between processes
 
 
 class _Process:
@@ -83,22 +85,34 @@ def jit_by_key(function: Callable[..., Result], *, static: int = 1) -> Callable[
     A compiled program takes a thousand memory maps or more, and a process may have 65,530 (Linux's default): without a
     limit a study over some fifty models, or patterns of missing values, would abort.
     """
-    compiled: Any = jax.jit(function, static_argnums=tuple(range(static)))
-    known: set[Any] = set()
+    programs: OrderedDict[Any, Any] = OrderedDict()  # those used last at the end
     lock = threading.Lock()
+
+    def compile_with(key: Any) -> Any:
+        @functools.wraps(function)
+        def with_key(*args: Any) -> Result:
+            return function(*key, *args)
+
+        return jax.jit(with_key)
 
     @functools.wraps(function)
     def call(*args: Any) -> Result:
-        key = args[:static]
-        if key in known:
-            return compiled(*args)
+        key, others = args[:static], args[static:]
+        program = programs.get(key)
+        if program is not None:
+            with suppress(KeyError):  # another thread may have dropped it
+                programs.move_to_end(key)
+            return program(*others)
         with lock:  # threads that come with a new key wait for the first one to compile
-            if key not in known and len(known) >= PROGRAMS:
-                compiled.clear_cache()
-                known.clear()
-            result = compiled(*args)
-            known.add(key)
-        return result
+            program = programs.get(key)
+            if program is None:
+                program = compile_with(key)
+                result = program(*others)
+                programs[key] = program
+                while len(programs) > PROGRAMS:
+                    programs.popitem(last=False)[1].clear_cache()
+                return result
+        return program(*others)
 
     return call
 
@@ -154,10 +168,30 @@ def use_compilation_cache(folder: Path | None = None) -> Path | None:
         return None
     if not os.access(chosen, os.W_OK):
         return None
+    _drop_oldest(chosen)
     jax.config.update("jax_compilation_cache_dir", str(chosen))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return chosen
+
+
+def _drop_oldest(folder: Path) -> None:
+    """Keep a folder of compiled programs below :data:`ON_DISK`: those that were used longest ago go.
+
+    JAX has a limit of its own, which needs a further package and takes a lock for every program.
+    """
+    files = []
+    for path in folder.iterdir():
+        with suppress(OSError):  # another process may drop it at the same time
+            found = path.stat()
+            files.append((max(found.st_atime, found.st_mtime), found.st_size, path))
+    size = sum(one for _, one, _ in files)
+    for _, one, path in sorted(files):
+        if size <= ON_DISK:
+            return
+        with suppress(OSError):
+            path.unlink()
+            size -= one
 
 
 def drop_loader_noise() -> None:

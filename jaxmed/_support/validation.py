@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxmed._support.errors import SpecError
+from jaxmed._support.errors import ArgumentTypeError, SpecError
 
 LARGEST = 2**63 - 1
 
@@ -27,7 +27,8 @@ def check_count(name: str, value: Any, least: int = 1, most: int = LARGEST) -> i
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
         bounds = f"of at least {least} (and below 2**63)" if most == LARGEST else f"from {least} to {most}"
-        raise SpecError(f"{name}={value!r} must be a whole number {bounds}")
+        kind = SpecError if isinstance(value, (int, np.integer)) and not isinstance(value, bool) else ArgumentTypeError
+        raise kind(f"{name}={value!r} must be a whole number {bounds}")
     return int(value)
 
 
@@ -42,7 +43,8 @@ def check_choice(name: str, value: Any, choices: Iterable[str], also: str = "") 
     if not isinstance(value, str) or value not in choices:
         known = list(choices)
         words = " or ".join(map(repr, known)) if len(known) <= 2 else f"one of {known}"
-        raise SpecError(f"{name}={value!r} is not known; choose {words}{also}")
+        kind = SpecError if isinstance(value, str) else ArgumentTypeError
+        raise kind(f"{name}={value!r} is not known; choose {words}{also}")
     return str(value)
 
 
@@ -63,7 +65,7 @@ def check_flag(name: str, value: Any) -> bool:
         It is something else, whose truth may be a matter of taste.
     """
     if not isinstance(value, (bool, np.bool_)):
-        raise SpecError(f"{name}={value!r} must be True or False")
+        raise ArgumentTypeError(f"{name}={value!r} must be True or False")
     return bool(value)
 
 
@@ -80,7 +82,7 @@ def check_list(name: str, value: Any, example: str) -> list[Any]:
             return list(value)
     except TypeError:
         pass
-    raise SpecError(f"{name} must be a list {example}; got {value!r}")
+    raise ArgumentTypeError(f"{name} must be a list {example}; got {value!r}")
 
 
 def one_or_more(value: Any) -> list[Any]:
@@ -112,7 +114,8 @@ def check_path(name: str, value: Any) -> Path:
             return path
         why = f" ({error.strerror})"
     value = str(value) if isinstance(value, Path) else value
-    raise SpecError(f"{name}={value!r} must be a path: text that can name a file, or a pathlib.Path{why}")
+    kind = SpecError if isinstance(value, (str, Path)) else ArgumentTypeError
+    raise kind(f"{name}={value!r} must be a path: text that can name a file, or a pathlib.Path{why}")
 
 
 def check_shard(shard: Any) -> tuple[int, int]:
@@ -128,4 +131,5 @@ def check_shard(shard: Any) -> tuple[int, int]:
         part, parts = map(int, shard)
         if 0 <= part < parts:
             return part, parts
-    raise SpecError(f"shard={shard!r} must be (i, k): part i of k parts, i from 0 to k - 1")
+    kind = SpecError if ok else ArgumentTypeError
+    raise kind(f"shard={shard!r} must be (i, k): part i of k parts, i from 0 to k - 1")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxmed._support import FitError, Floats, SpecError
+from jaxmed._support import ArgumentTypeError, FitError, Floats
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +33,7 @@ def make_axes(ax: Axes | None, size: tuple[float, float] | None = None) -> Axes:
 def check_shown(name: str, value: Any, kind: type, where: str) -> None:
     """Refuse to draw something else (:class:`jaxmed.SpecError`)."""
     if not isinstance(value, kind):
-        raise SpecError(f"{name} must be {where}; got {type(value).__name__}")
+        raise ArgumentTypeError(f"{name} must be {where}; got {type(value).__name__}")
 
 
 def main_effect(names: Iterable[Any]) -> str:
