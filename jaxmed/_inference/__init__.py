@@ -31,6 +31,7 @@ from jaxmed._inference.satterthwaite import satterthwaite_table
 from jaxmed._inference.scores import Scores, cluster_scores
 from jaxmed._inference.singularity import are_singular, is_singular, mean_squares, shares
 from jaxmed._inference.targets import Quantities, Targets, estimands_of, make_targets, positions, quantities
+from jaxmed._inference.views import Optimizer, Sample
 
 __all__ = [
     "KINDS",
@@ -38,7 +39,9 @@ __all__ = [
     "Covariances",
     "Estimable",
     "Estimates",
+    "Optimizer",
     "Quantities",
+    "Sample",
     "Scores",
     "Targets",
     "TestResult",

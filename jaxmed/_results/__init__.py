@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from jaxmed._results.comparison import compare
+from jaxmed._results.fit_effects import check_is_fit
 from jaxmed._results.fitting import fit
 from jaxmed._results.interval_tables import draw_all
 from jaxmed._results.local_optima import optima
 from jaxmed._results.moderation import conditional_effects, johnson_neyman, middle, numeric_moderators
-from jaxmed._results.result import Fit, check_is_fit
+from jaxmed._results.result import Fit
 from jaxmed._results.saved_fit import load
 from jaxmed._results.slopes_by_cluster import (
     Route,

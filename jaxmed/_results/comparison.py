@@ -6,7 +6,8 @@ import numpy as np
 from scipy.special import chdtrc
 
 from jaxmed._inference import TestResult
-from jaxmed._results.result import Fit, check_is_fit
+from jaxmed._results.fit_effects import check_is_fit
+from jaxmed._results.result import Fit
 from jaxmed._support import FitError
 
 SAME = 1e-6  # log likelihood units by which rounding may put the smaller model above the larger

@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from jaxmed._data import Moments
 from jaxmed._inference import (
     Estimates,
+    Optimizer,
+    Sample,
     Scores,
     cluster_scores,
     effect_table,
@@ -22,7 +25,7 @@ from jaxmed._inference import (
     satterthwaite_table,
 )
 from jaxmed._results.interval_tables import interval_table
-from jaxmed._support import Floats, check_choice
+from jaxmed._support import ArgumentTypeError, Floats, check_choice
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,6 +33,41 @@ class FitEffects(Estimates):
     """Estimates with the moments of the data: effects, their intervals and how they vary between clusters."""
 
     moments: Moments = field(repr=False)
+
+    @property
+    def optimizer(self) -> Optimizer:
+        """How the optimiser ended: status, message, n_iter, grad_norm, decrement, trace."""
+        return Optimizer(self.status, self.message, self.n_iter, self.grad_norm, self.decrement, self.trace)
+
+    @property
+    def sample(self) -> Sample:
+        """Which data were used: rows, used, dropped, clusters, cluster_sizes, missing, filled, patterns."""
+        intake = self.intake
+        used = dict(zip(self.system.outcomes, intake.used, strict=True))
+        return Sample(
+            intake.rows,
+            used,
+            intake.dropped,
+            self.n_clusters,
+            self.cluster_sizes,
+            dict(intake.missing),
+            dict(intake.filled),
+            dict(intake.patterns),
+        )
+
+    @property
+    def identified(self) -> pd.Series:
+        """Whether each parameter is identified, by label: others have no standard error.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> bool(fit.identified.all())
+        True
+        """
+        known = np.isfinite(np.diag(self.joint))
+        return pd.Series(known, index=list(self.labels), name="identified")
 
     def effects(
         self,
@@ -305,3 +343,15 @@ class FitEffects(Estimates):
         {'m~x': 95.1, 'y~m': 112.9, 'indirect': 30.8, 'total': 43.4}
         """
         return satterthwaite_table(self, self.moments, kind, level, terms, at)
+
+
+def check_is_fit(value: Any, function: str) -> None:
+    """Refuse what is no fit.
+
+    Raises
+    ------
+    ArgumentTypeError
+        A :class:`SpecError` and a ``TypeError``.
+    """
+    if not isinstance(value, FitEffects):
+        raise ArgumentTypeError(f"{function} needs a Fit, as jaxmed.fit returns it; got {type(value).__name__}")

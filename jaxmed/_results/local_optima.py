@@ -9,14 +9,14 @@ import pandas as pd
 
 from jaxmed._inference import are_singular, mean_squares, problem_of
 from jaxmed._likelihood import WARM_UP, Layout
+from jaxmed._results.fit_effects import FitEffects, check_is_fit
 from jaxmed._results.optimization import solve_from
-from jaxmed._results.result import Fit, check_is_fit
 from jaxmed._support import STARTS, ConvergenceWarning, FitError, Floats, Status, check_count, stream
 
 APART = 1e-5  # log likelihood units between two optima at the least
 
 
-def optima(found: Fit, starts: int = 50, *, seed: int) -> pd.DataFrame:
+def optima(found: FitEffects, starts: int = 50, *, seed: int) -> pd.DataFrame:
     """Fit again from random starts and list the optima that they end in.
 
     Starts have standard deviations of random effects and residuals between 1/20 and 20 of the columns', and any

@@ -9,31 +9,31 @@ import numpy as np
 import pandas as pd
 
 from jaxmed._inference import check_level, estimands_of
-from jaxmed._results.result import Fit, check_is_fit
+from jaxmed._results.fit_effects import FitEffects, check_is_fit
 from jaxmed._support import SpecError
 
 GRID = 101
 
 
-def numeric_moderators(fit: Fit) -> list[str]:
+def numeric_moderators(fit: FitEffects) -> list[str]:
     """Moderators of a fit with numbers as values, as against categories."""
     names = dict(fit.spec.moderators)
     return [name for name in names if name not in fit.facts.categories]
 
 
-def middle(fit: Fit) -> dict[str, float | str]:
+def middle(fit: FitEffects) -> dict[str, float | str]:
     """One value of every moderator to show a path at: the mean, or the first of two values or of the categories."""
     return {name: values[1] if len(values) == 3 else values[0] for name, values in _numbers_first(fit).items()}
 
 
-def _numbers_first(fit: Fit) -> dict[str, tuple[float | str, ...]]:
+def _numbers_first(fit: FitEffects) -> dict[str, tuple[float | str, ...]]:
     return {
         name: values[:1] if name in fit.facts.categories else values for name, values in fit.moderator_values.items()
     }
 
 
 def conditional_effects(
-    fit: Fit,
+    fit: FitEffects,
     moderator: str,
     effect: str = "indirect",
     level: float = 0.95,
@@ -82,7 +82,7 @@ def conditional_effects(
 
 
 def johnson_neyman(
-    fit: Fit, moderator: str, effect: str = "indirect", level: float = 0.95, at: Mapping[str, Any] | None = None
+    fit: FitEffects, moderator: str, effect: str = "indirect", level: float = 0.95, at: Mapping[str, Any] | None = None
 ) -> pd.DataFrame:
     """Regions of a moderator in which the interval of a conditional effect excludes zero.
 

@@ -15,9 +15,12 @@ from jaxmed._inference import check_level, plain_data, predict_clusters, robust
 from jaxmed._results import summary
 from jaxmed._results.fit_effects import FitEffects
 from jaxmed._results.influence import influence_table
+from jaxmed._results.local_optima import optima
+from jaxmed._results.moderation import johnson_neyman
 from jaxmed._results.residuals import cluster_residual_table, residual_table
 from jaxmed._results.tables import export, numbers
-from jaxmed._support import ArgumentTypeError, check_count, check_flag, visible
+from jaxmed._results.within_between import Conflation, conflation
+from jaxmed._support import check_count, check_flag, visible
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -135,6 +138,47 @@ class Fit(FitEffects):
         {71: 0.04, 65: 0.04, 46: 0.03}
         """
         return influence_table(self, self.moments, self._scores, exact, standardized, at)
+
+    def conflation(
+        self, data: Any = None, kind: str | None = None, level: float = 0.95, intercepts: str = "apart"
+    ) -> Conflation:
+        """Test whether the paths are the same within and between clusters; as :func:`jaxmed.conflation`.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> fit.conflation().test.df
+        3
+        """
+        return conflation(self, data, kind, level, intercepts)
+
+    def optima(self, starts: int = 50, *, seed: int) -> pd.DataFrame:
+        """Fit again from random starts and list the optima they end in; as :func:`jaxmed.optima`.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> len(fit.optima(5, seed=1))
+        1
+        """
+        return optima(self, starts, seed=seed)
+
+    def johnson_neyman(
+        self, moderator: str, effect: str = "indirect", level: float = 0.95, at: Mapping[str, Any] | None = None
+    ) -> pd.DataFrame:
+        """Regions of a moderator in which an effect differs from zero; as :func:`jaxmed.johnson_neyman`.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> roles = {"x": "support", "m": "motivation", "y": "achievement", "cluster": "school"}
+        >>> fit = jm.fit(jm.datasets.load_schools(), **roles, moderators={"climate": ["a"]})
+        >>> fit.johnson_neyman("climate").equals(jm.johnson_neyman(fit, "climate"))
+        True
+        """
+        return johnson_neyman(self, moderator, effect, level, at)
 
     def ranef(self) -> pd.DataFrame:
         """Predictions for every cluster (empirical Bayes), on the user's scale.
@@ -433,18 +477,6 @@ class Fit(FitEffects):
         True
         """
         moments_file.write(path, self.to_dict(), self.moments)
-
-
-def check_is_fit(value: Any, function: str) -> None:
-    """Refuse what is no fit.
-
-    Raises
-    ------
-    ArgumentTypeError
-        A :class:`SpecError` and a ``TypeError``.
-    """
-    if not isinstance(value, Fit):
-        raise ArgumentTypeError(f"{function} needs a Fit, as jaxmed.fit returns it; got {type(value).__name__}")
 
 
 def _rows(table: pd.DataFrame) -> Any:

@@ -12,8 +12,8 @@ import pandas as pd
 from jaxmed._data import equation_groups
 from jaxmed._inference import KINDS, TestResult, chi_squared, critical_value, normal_table
 from jaxmed._model import INTERCEPT, Equation, Spec, System
-from jaxmed._results.fitting import fit
-from jaxmed._results.result import Fit, check_is_fit
+from jaxmed._results.estimation import estimate
+from jaxmed._results.fit_effects import FitEffects, check_is_fit
 from jaxmed._support import ConvergenceWarning, DesignWarning, FitError, check_choice, visible
 
 
@@ -34,7 +34,7 @@ class Conflation:
 
     table: pd.DataFrame
     test: TestResult
-    fit: Fit
+    fit: FitEffects
 
     def __str__(self) -> str:
         test = f"{self.test.hypothesis}: chi2({self.test.df}) = {self.test.statistic:.2f}, p = {self.test.p:.4f}"
@@ -44,7 +44,7 @@ class Conflation:
 
 
 def conflation(
-    found: Fit, data: Any = None, kind: str | None = None, level: float = 0.95, intercepts: str = "apart"
+    found: FitEffects, data: Any = None, kind: str | None = None, level: float = 0.95, intercepts: str = "apart"
 ) -> Conflation:
     """Test whether the paths of a mediation model are the same within and between clusters.
 
@@ -142,7 +142,7 @@ def conflation(
 Pairs = list[tuple[str, str, str]]  # name of a path, labels of its coefficient and of that between clusters
 
 
-def _centred_pairs(found: Fit, spec: Spec) -> Pairs:
+def _centred_pairs(found: FitEffects, spec: Spec) -> Pairs:
     paths = spec.estimands(found.facts).paths
     pairs = []
     for edge in spec.edges_in(found.facts):
@@ -153,7 +153,7 @@ def _centred_pairs(found: Fit, spec: Spec) -> Pairs:
     return pairs
 
 
-def _contextual_pairs(found: Fit, spec: Spec) -> Pairs:
+def _contextual_pairs(found: FitEffects, spec: Spec) -> Pairs:
     paths = spec.estimands(found.facts).paths
     pairs = []
     alike = found.facts.cluster_level | found.facts.equal_means
@@ -165,7 +165,7 @@ def _contextual_pairs(found: Fit, spec: Spec) -> Pairs:
     return pairs
 
 
-def _with_means(found: Fit, pairs: Pairs, data: Any, intercepts: str) -> Fit:
+def _with_means(found: FitEffects, pairs: Pairs, data: Any, intercepts: str) -> FitEffects:
     """The same model with cluster means, as a system."""
     system = found.system
     equations = []
@@ -179,7 +179,9 @@ def _with_means(found: Fit, pairs: Pairs, data: Any, intercepts: str) -> Fit:
     missing = "listwise" if listwise and any(found.intake.missing.values()) else "available"
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        with_means = fit(found.moments if data is None else data, whole, reml=found.reml, missing=missing)
+        with_means = estimate(
+            type(found), found.moments if data is None else data, whole, reml=found.reml, missing=missing
+        )
     same = found.too_few_clusters and with_means.converged and not with_means.flat  # as is said of that fit
     for warning in said:
         if issubclass(warning.category, DesignWarning) or (same and issubclass(warning.category, ConvergenceWarning)):
@@ -188,7 +190,7 @@ def _with_means(found: Fit, pairs: Pairs, data: Any, intercepts: str) -> Fit:
     return with_means
 
 
-def _apart(found: Fit) -> Any:
+def _apart(found: FitEffects) -> Any:
     """The covariance of the random effects with the intercepts of outcomes that mediators move in groups of their own.
 
     Only where they could covary with the intercept of another outcome.
