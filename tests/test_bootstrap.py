@@ -111,7 +111,7 @@ def test_a_parametric_replicate_is_the_optimum_of_its_table(fit, whole):
     """The table as it is drawn outside the program, solved as a fit is: L-BFGS from a rough start, then Newton."""
     _, targets = make_origin(fit, "parametric", 3, 96, None)
     base = fitted(fit, fit.moments, targets)
-    plan, known = sample_moments.make_plan(base.problem.design, fit.moments)
+    plan, known = sample_moments.make_draw_plan(base.problem.design, fit.moments)
     scale = base.problem.scale
     people = _population(base)
     counts = np.asarray(base.problem.counts)

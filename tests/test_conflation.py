@@ -120,7 +120,7 @@ def test_missing_values_and_moderators():
 
 def test_too_few_clusters_are_said_of_the_fit_alone():
     """The model with cluster means has as few: a second warning named a line of jaxmed's own."""
-    with pytest.warns(jm.ConvergenceWarning, match="5 clusters cannot show how 5 random effects"):
+    with pytest.warns(jm.ConvergenceWarning, match="5 clusters do not identify the covariance of 5 random effects"):
         fit = jm.fit(jm.simulate(clusters=5, size=30, seed=1), x="x", m="m", y="y", cluster="id")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -180,7 +180,7 @@ def _spread(layout, variances):
 
 def moment_draws(base: Fitted, count: int) -> np.ndarray:
     """Tables drawn as cross-products, shape (count, rows, J)."""
-    plan, known = sample_moments.make_plan(base.problem.design, base.moments)
+    plan, known = sample_moments.make_draw_plan(base.problem.design, base.moments)
     people = _population(base)
     with jax.enable_x64(True):
         draw = jax.jit(sample_moments.draw, static_argnums=(0, 1))
@@ -234,7 +234,7 @@ def test_a_draw_is_a_table_of_cross_products(name):
     1e-9 of the trace for eigenvalues that are zero.
     """
     base, _ = population(name, 2)
-    plan, _ = sample_moments.make_plan(base.problem.design, base.moments)
+    plan, _ = sample_moments.make_draw_plan(base.problem.design, base.moments)
     table = moment_draws(base, 1)[0]
     first = 0
     for block, own in zip(base.problem.design.blocks, plan.blocks, strict=True):
@@ -263,7 +263,7 @@ def test_a_row_level_product_with_the_mediator_needs_rows():
     )
     fit = jm.fit(data, spec)
     with pytest.raises(sample_moments.RowsNeededError, match=r"'m:v'"):
-        sample_moments.make_plan(make_design(fit.system, fit.moments), fit.moments)
+        sample_moments.make_draw_plan(make_design(fit.system, fit.moments), fit.moments)
     with pytest.raises(jm.FitError, match=r"because of the term 'm:v'; pass the data too: .*data=data"):
         jm.bootstrap(fit, 8, seed=1)
     found = jm.bootstrap(fit, 200, seed=1, data=data)

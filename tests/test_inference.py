@@ -291,7 +291,7 @@ def test_bauer_by_hand(reml):
 def test_effects_without_a_covariance_of_slopes(se):
     """A fixed slope, or covariance="diagonal": cov_ab is zero and known, and only a and b make the indirect effect."""
     estimands = FULL.estimands(DataFacts())
-    plan = effects.make_plan(estimands, ["m~1", "m~x", "y~1", "y~m", "y~x", "m~~m"], estimands.rows)
+    plan = effects.make_index(estimands, ["m~1", "m~x", "y~1", "y~m", "y~x", "m~~m"], estimands.rows)
     values = np.array([9.0, 0.5, 9.0, -2.0, 0.7, 9.0])
     root = np.random.default_rng(3).normal(size=(6, 6))
     v = root @ root.T / 50
@@ -493,7 +493,7 @@ def test_a_flat_maximum_is_said_and_leaves_block_errors():
     x = ids * 1.0
     m = x + rng.normal(size=(2, 40)).sum(axis=0)
     data = pd.DataFrame({"id": ids, "x": x, "m": m, "y": m + rng.normal(size=40)})
-    with pytest.warns(jm.ConvergenceWarning, match="flat: these data cannot tell"):
+    with pytest.warns(jm.ConvergenceWarning, match="not identified: the likelihood is flat in"):
         fit = jm.fit(data, jm.Mediation("x", "m", "y", "id", center="none"))
     assert fit.converged
     assert fit.flat
@@ -542,13 +542,13 @@ def test_clusters_too_few_for_the_random_effects_are_counted(clusters, few):
     assert [str(one.message) for one in said] == ([fit.message] if few else [])
     assert fit.too_few_clusters == few
     assert fit.singular == few
-    assert (f"{clusters} clusters cannot show how 5 random effects covary" in fit.message) == few
+    assert (f"{clusters} clusters do not identify the covariance of 5 random effects" in fit.message) == few
     assert len(fit.message) < 1000
     apart = jm.fit(data, jm.Mediation("x", "m", "y", "id", covariance="diagonal"))
-    assert "cannot show" not in apart.message
+    assert "do not identify" not in apart.message
     block = jm.fit(data, jm.Mediation("x", "m", "y", "id", covariance="block"))
     assert block.too_few_clusters == (clusters == 2)  # y's three covary
-    assert ("2 clusters cannot show how 3 random effects covary" in block.message) == (clusters == 2)
+    assert ("2 clusters do not identify the covariance of 3 random effects" in block.message) == (clusters == 2)
 
 
 def balanced(seed: int) -> tuple[pd.DataFrame, jm.Mediation]:
@@ -579,7 +579,7 @@ def test_a_flat_direction_takes_the_errors_of_what_it_moves_and_no_others(seed):
     unknown = [label for label, variance in zip(fit.labels, np.diag(fit.joint), strict=True) if np.isnan(variance)]
     assert {"y~between(m)", "m~1~~y~1"} <= set(unknown)
     assert len(fit.unknown) == len(unknown)
-    assert f"flat: these data cannot tell {', '.join(fit.unknown)} apart" in fit.message
+    assert f"not identified: the likelihood is flat in {', '.join(fit.unknown)}, or" in fit.message
     assert "or fit with intercepts='independent'" in fit.message
     assert {"y~between(m)", "cov(m~1,y~1)", "var(y~1)"} <= set(fit.unknown)
     known = ["a_within", "b_within", "indirect_within", "total_within", "a_between", "total_between"]

@@ -633,7 +633,7 @@ def variances(case: Case) -> np.ndarray:
 
 
 def spread(case: Case) -> np.ndarray:
-    """Inverse of ``spread_to_variances``: log sds, and the rows of the root of the correlations up to their length."""
+    """Inverse of ``log_sds_to_variances``: log sds, and the rows of the root of the correlations up to their length."""
     sd = np.sqrt(np.diag(case.sigma))
     root = np.linalg.cholesky(case.sigma / np.outer(sd, sd))
     return np.array([*np.log(sd), *(root[e, f] / root[e, e] for e, f in case.layout.pairs)])
@@ -651,7 +651,7 @@ def test_residual_coordinates_cover_the_covariances(correlated):
     layout = correlated.layout
     rng = np.random.default_rng(2)
     points = np.stack([spread(correlated), *(size * rng.normal(size=layout.n_residual) for size in (0.1, 1.0, 10.0))])
-    first, *others = run(jax.vmap(partial(params.spread_to_variances, layout)), points)
+    first, *others = run(jax.vmap(partial(params.log_sds_to_variances, layout)), points)
     assert_close(first, variances(correlated), 1e-14)
     for entries in others:
         matrix = dense.symmetric(entries, entries_of(layout), layout.n_equations)
@@ -670,11 +670,11 @@ def test_precisions_invert_the_covariances_of_what_a_row_has(correlated):
     assert run(partial(params.log_precision, layout), tau, n_rows) == pytest.approx(expected, rel=1e-13)
 
 
-@pytest.mark.parametrize("name", ["spread_to_variances", "variances_to_precisions"])
+@pytest.mark.parametrize("name", ["log_sds_to_variances", "variances_to_precisions"])
 def test_derivatives_of_residual_coordinates(correlated, name):
     """Against central differences of the map and of its Jacobian."""
     mapped = partial(getattr(params, name), correlated.layout)
-    at = spread(correlated) if name == "spread_to_variances" else variances(correlated)
+    at = spread(correlated) if name == "log_sds_to_variances" else variances(correlated)
     weight = np.random.default_rng(6).normal(size=len(run(mapped, at)))
     jacobian, bend = run(partial(params.chain, mapped), at, weight)
     assert_close(jacobian, differences(mapped, at), 1e-8)

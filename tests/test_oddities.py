@@ -711,8 +711,8 @@ def test_outcomes_with_two_values(route, tmp_path):
     m, y = remarks(ROUTES[route](rows, tmp_path))
     assert y == (
         "'y' has two values (0 and 1): effects on it are differences of the probability of 1, and its residual "
-        "variance depends on its mean, which joint standard errors do not know; look at fit.effects(se='robust'), and "
-        "at predictions outside 0 to 1"
+        "variance depends on its mean, which joint standard errors do not take into account; look at "
+        "fit.effects(se='robust'), and at predictions outside 0 to 1"
     )
     assert m.startswith("'m' has two values (1 and 3): effects on it are 2 times differences of the probability of 3")
 

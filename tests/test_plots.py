@@ -365,7 +365,7 @@ def test_names_with_dollars_are_no_formulas(axes):
 @pytest.fixture(scope="module")
 def flat():
     """Balanced data with cluster means: the data do not tell some parameters apart."""
-    with pytest.warns(jm.ConvergenceWarning, match="flat: these data cannot tell"):
+    with pytest.warns(jm.ConvergenceWarning, match="not identified: the likelihood is flat in"):
         return jm.fit(
             jm.datasets.load_example(), jm.Mediation("x", "m", "y", "id", center="cluster", intercepts="correlated")
         )
@@ -380,7 +380,7 @@ def test_a_flat_fit_shows_what_it_knows(flat, tmp_path):
     assert changes.drop(columns=unknown).notna().all().all()
     jm.report(flat, tmp_path / "flat.html")
     page = (tmp_path / "flat.html").read_text(encoding="utf-8")
-    assert page.count("these data cannot tell") == 2  # at the top too
+    assert page.count("the likelihood is flat in") == 2  # at the top too
     assert "There is no test of all: some of them are not identified." in page
     assert "not available, because the fit is flat" in page
     assert re.search(r"The average indirect effect \(between\) is [0-9.]+, without a standard error: these data", page)
@@ -401,7 +401,7 @@ def test_a_flat_fit_shows_what_it_knows(flat, tmp_path):
             assert table.loc[error.index[error > 0], ["ci_lower", "ci_upper"]].notna().all(axis=None)
         with pytest.raises(jm.JaxmedError):
             jm.plots.replicates(replicates, "nothing")
-    assert "no test, since the data do not tell some of these" in str(jm.conflation(flat))
+    assert "no test, since some of these are not identified" in str(jm.conflation(flat))
     with pytest.raises(jm.FitError, match="no degrees of freedom of its standard errors"):
         flat.satterthwaite()
     assert "Hessian positive definite" not in flat.message

@@ -147,7 +147,7 @@ def test_a_sample_that_leads_astray_is_left(monkeypatch):
     data = example()
     expected = jm.fit(data, SMALL)
     monkeypatch.setattr(fitting, "SAMPLE", 64)
-    monkeypatch.setattr(fitting, "_sampled", lambda layout, *_: np.full(layout.n_theta, np.nan))
+    monkeypatch.setattr(fitting, "_sampled", lambda problem, *_: np.full(problem.layout.n_theta, np.nan))
     assert_same_fit(jm.fit(data, SMALL), expected)
 
 
@@ -241,7 +241,7 @@ def made(*args, **kwargs):
     found = make(*args, **kwargs)
     parts.extend(found.parts)
     return found
-importlib.import_module("jaxmed._results.optimization").make_shards = made
+importlib.import_module("jaxmed._likelihood.problem").make_shards = made
 show(jm.fit(example(), SMALL))
 used = {device for part in parts for device in part.table.devices()}
 assert len(parts) == 3 and len(used) == 3, used

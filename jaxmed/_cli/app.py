@@ -64,7 +64,7 @@ from jaxmed._support import (
     JaxmedError,
     SpecError,
     check_choice,
-    visible,
+    escape_control,
     write_text,
 )
 from jaxmed._support.runtime import drop_loader_noise, finish_threads, use_compilation_cache
@@ -411,7 +411,7 @@ def _show(found: Replicates, kind: str, level: float, fitted: Fit | None, json: 
         typer.echo(
             f"{len(found)} replicates, {found.method} bootstrap, seed {found.seed}: {kind} intervals, level {level:g}\n"
         )
-        typer.echo(visible(table.to_string(float_format=lambda value: f"{value:.4f}"), "\n"))
+        typer.echo(escape_control(table.to_string(float_format=lambda value: f"{value:.4f}"), "\n"))
     if json is not None:
         rows = plain_data(
             table.reset_index(names=table.index.names if table.index.nlevels > 1 else "effect").to_dict("records")
@@ -559,7 +559,7 @@ def _run() -> None:
 
 
 def _say(message: str) -> None:
-    print(f"jaxmed: error: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
+    print(f"jaxmed: error: {escape_control(' '.join(message.split()))}", file=sys.stderr, flush=True)
 
 
 def _stop(message: str, code: int) -> None:

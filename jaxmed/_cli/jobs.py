@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxmed._model import MODEL, Mediation, Spec, System
-from jaxmed._support import SpecError, visible
+from jaxmed._support import SpecError, escape_control
 
 SETTINGS = (*MODEL, "formulas")
 
@@ -141,7 +141,7 @@ def split_names(text: str) -> list[str]:
 
 def to_json(plain: Mapping[str, Any]) -> str:
     """JSON text; numbers keep all their digits."""
-    return visible(json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False), "\n")
+    return escape_control(json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False), "\n")
 
 
 def parse_values(options: Iterable[str] | None) -> dict[str, list[float | str]] | None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from jaxmed._support import check_folder_of, check_path, visible
+from jaxmed._support import check_folder_of, check_path, escape_control
 
 
 class StandardErrors(StrEnum):
@@ -176,4 +176,4 @@ def check_outputs(settings: Mapping[str, Any], *names: str) -> None:
 
 def note(text: str) -> None:
     """Say something beside the results, in a line of stderr."""
-    typer.echo(f"jaxmed: note: {visible(text)}", err=True)
+    typer.echo(f"jaxmed: note: {escape_control(text)}", err=True)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from jaxmed._data.cluster_ids import Codes, Tables, Total, encode, places, united
 from jaxmed._data.files import RetypedError, numbers_if_they_fit, resolve_names, written_numbers
-from jaxmed._data.source import DISTINCT, Column, Grouped, Plan, own_words, working_columns
+from jaxmed._data.source import DISTINCT, Column, Grouped, ReadPlan, own_words, working_columns
 from jaxmed._model import System
 from jaxmed._support import DataError, Floats, progress
 
@@ -205,7 +205,7 @@ class Chunks:
         self._seen[system] = columns, rows, no_cluster
         return self._seen[system]
 
-    def grouped(self, plan: Plan) -> Grouped:
+    def grouped(self, plan: ReadPlan) -> Grouped:
         """Sums of products by cluster and pattern."""
 
         def action() -> Total:
@@ -227,7 +227,7 @@ class Chunks:
         return Grouped(labels[used], {pattern: (slice(None), rows(table)) for pattern, table in tables.items()})
 
     def extremes(
-        self, plan: Plan, names: Sequence[str]
+        self, plan: ReadPlan, names: Sequence[str]
     ) -> tuple[NDArray[np.generic], dict[str, tuple[Floats, Floats]]]:
         """Smallest and largest value of columns by cluster, over the rows that count."""
         at = plan.positions(names)
@@ -422,12 +422,12 @@ class _Chunk:
             found.append(absent)
         return found
 
-    def _complete(self, plan: Plan) -> list[NDArray[np.bool_]]:
+    def _complete(self, plan: ReadPlan) -> list[NDArray[np.bool_]]:
         """Whether a row has all columns of each group."""
         present = [~np.isnan(values) for values in self.values]
         return [reduce(and_, (present[k] for k in plan.positions(group))) for group in plan.bits]
 
-    def products(self, plan: Plan) -> Tables:
+    def products(self, plan: ReadPlan) -> Tables:
         """Sums of products by the clusters of this chunk."""
         codes, ids = self._coded
         if not plan.missing:
@@ -442,7 +442,7 @@ class _Chunk:
                 found[bits] = _sums(plan, bits, codes[rows], [values[rows] for values in self.values], len(ids))
         return found
 
-    def lowest(self, plan: Plan, columns: Sequence[int]) -> list[Floats]:
+    def lowest(self, plan: ReadPlan, columns: Sequence[int]) -> list[Floats]:
         """Smallest value and smallest negative value of columns, by the clusters of this chunk."""
         codes, ids = self._coded
         counts = (codes >= 0) & reduce(or_, self._complete(plan))
@@ -473,7 +473,7 @@ def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _sums(plan: Plan, pattern: int, codes: Codes, values: list[Floats], n_clusters: int) -> list[Floats]:
+def _sums(plan: ReadPlan, pattern: int, codes: Codes, values: list[Floats], n_clusters: int) -> list[Floats]:
     """Packed products by cluster, of rows of one pattern.
 
     Runs of rows of one cluster are summed first, some rows at a time: ``bincount`` is slow where it adds to the same

@@ -13,7 +13,7 @@ from jaxmed._data.moments import Intake, Moments
 from jaxmed._data.reader import check_finite, check_some_ids, intake_of, read, summarise, survey
 from jaxmed._data.source import no_ids
 from jaxmed._model import INTERCEPT, Equation, Spec, System, compiled
-from jaxmed._support import SpecError, visible
+from jaxmed._support import SpecError, escape_control
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,16 +54,16 @@ class Description:
             f"{int(sizes['n_clusters'])} clusters; rows per cluster: min {sizes['min']:g}, mean {sizes['mean']:.2f}, "
             f"median {sizes['median']:g}, max {sizes['max']:g}",
             "",
-            self.variables.rename(visible).to_string(float_format=lambda value: f"{value:.6g}"),
+            self.variables.rename(escape_control).to_string(float_format=lambda value: f"{value:.6g}"),
             "",
             "Correlations",
-            self.correlations.rename(index=visible, columns=visible).to_string(
+            self.correlations.rename(index=escape_control, columns=escape_control).to_string(
                 float_format=lambda value: f"{value:.4f}"
             ),
         ]
         if self.notes:
             lines += ["", "Notes", *(f"- {note}" for note in self.notes)]
-        return visible("\n".join(lines), "\n")
+        return escape_control("\n".join(lines), "\n")
 
 
 def describe(data: Any, spec: Spec) -> Description:

@@ -87,7 +87,7 @@ def _check_collinear(
             )
         raise DataError(
             f"column {names[k]!r} is collinear with {others} in the equation of {equation.outcome!r}, so their effects "
-            f"cannot be told apart; remove one of them"
+            f"are not identified separately; remove one of them"
         )
 
 
@@ -116,8 +116,8 @@ def _check_within(equation: Equation, sums: EquationTotals, constant: frozenset[
             flat = "varies too little within clusters (by less than a millionth of its standard deviation on average)"
         if is_outcome:
             raise DataError(
-                f"{name!r} {flat}, so its residual variance cannot be told from its random "
-                "intercept; give a cluster-level outcome an Equation with level=2, one row per cluster"
+                f"{name!r} {flat}, so its residual variance and its random intercept are not "
+                "identified separately; give a cluster-level outcome an Equation with level=2, one row per cluster"
                 + (f"; or does {cluster!r} tell rows apart, not clusters?" if cluster else "")
             )
         raise DataError(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from jaxmed._data.source import Column, Grouped, Plan, cluster_labels, own_words, working_columns
+from jaxmed._data.source import Column, Grouped, ReadPlan, cluster_labels, own_words, working_columns
 from jaxmed._model import System
 from jaxmed._support import Floats
 
@@ -102,7 +102,7 @@ class Query:
         return self._seen[system]
 
     @own_words()
-    def grouped(self, plan: Plan) -> Grouped:
+    def grouped(self, plan: ReadPlan) -> Grouped:
         """Sums of products by cluster and pattern, by one group-by."""
         columns, monomials = plan.system.columns, plan.monomials
         at = {name: k for k, name in enumerate(columns)}
@@ -138,7 +138,7 @@ class Query:
 
     @own_words()
     def extremes(
-        self, plan: Plan, names: Sequence[str]
+        self, plan: ReadPlan, names: Sequence[str]
     ) -> tuple[NDArray[np.generic], dict[str, tuple[Floats, Floats]]]:
         """Smallest and largest value of columns by cluster, over the rows that count."""
         at = plan.positions(names)
@@ -226,7 +226,7 @@ def _ends(rows: nw.LazyFrame[Any], at: Mapping[str, int]) -> tuple[dict[str, flo
     return spread, {name for name, k in at.items() if row[f"absent{k}"]}
 
 
-def _working(plan: Plan, k: int) -> nw.Expr:
+def _working(plan: ReadPlan, k: int) -> nw.Expr:
     """A working column; a product with the inverse of a power of two is exact, and faster than a quotient."""
     value, shift, scale = nw.col(f"v{k}"), float(plan.shift[k]), float(plan.scale[k])
     if shift:
@@ -258,7 +258,7 @@ def _column(row: dict[str, Any], at: int, name: str, centre: float) -> Column:
     return Column(name, int(row["rows"]) - count, centre + away, sd, minimum, maximum)
 
 
-def _complete(plan: Plan) -> list[nw.Expr]:
+def _complete(plan: ReadPlan) -> list[nw.Expr]:
     """Whether a row has all columns of each group."""
     return [reduce(and_, (~nw.col(f"v{k}").is_null() for k in plan.positions(group))) for group in plan.bits]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxmed._model import INTERCEPT
-from jaxmed._support import DataError, Floats, packed_index, packed_rows, visible
+from jaxmed._support import DataError, Floats, escape_control, packed_index, packed_rows
 
 Monomial: TypeAlias = tuple[str, ...]  # sorted columns of a product; () is the constant 1
 Polynomial: TypeAlias = Mapping[Monomial, "float | Floats"]  # coefficients, possibly one per cluster
@@ -174,7 +174,7 @@ class Moments:
 
     def __repr__(self) -> str:
         rows, columns = self.intake.rows, ", ".join(self.columns)
-        return visible(
+        return escape_control(
             f"<{type(self).__name__}: {columns} in {rows} rows of {self.n_clusters} clusters ({self.cluster})>"
         )
 

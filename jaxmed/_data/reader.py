@@ -18,7 +18,7 @@ from jaxmed._data.lazy import Query
 from jaxmed._data.moments import ALMOST, LARGEST, Intake, Moments, Pattern
 from jaxmed._data.moments_file import is_moments
 from jaxmed._data.remarks import Ends, filled_in, in_rows, within_clusters
-from jaxmed._data.source import Column, Grouped, Plan, Source, original, own_words
+from jaxmed._data.source import Column, Grouped, ReadPlan, Source, original, own_words
 from jaxmed._model import DataFacts, Mediation, Spec, System, category_text, check_spec, compiled
 from jaxmed._support import DataError, DataTypeError, Floats, check_choice, check_path
 
@@ -230,7 +230,7 @@ def _read(
     check_complete(counts, missing)
     shift, scale = _working_scale(summaries)
     with_missing = frozenset(name for name, count in counts.items() if count)
-    plan = Plan(system, groups, averaged, shift, scale, (facts or DataFacts()).categories, with_missing)
+    plan = ReadPlan(system, groups, averaged, shift, scale, (facts or DataFacts()).categories, with_missing)
     moments = _to_moments(source.grouped(plan), plan, summaries, rows, counts)
     ends = _ends(source, plan, moments)
     constants = {name: low / 2 + high / 2 for name, (low, high) in ends.items() if _is_one(source, moments, name, ends)}
@@ -291,8 +291,9 @@ def _check_values(column: Column, rows: int) -> None:
     check_finite(column.name, column.infinite, rows)
     if column.minimum == column.maximum:
         raise DataError(
-            f"column {column.name!r} is constant (every value is {column.minimum:g}), so it cannot be told from the "
-            "intercept and nothing can explain it; remove it from the model or check how it was read"
+            f"column {column.name!r} is constant (every value is {column.minimum:g}), so its effect "
+            "is not identified beside the intercept, and nothing can explain it; remove it from the "
+            "model or check how it was read"
         )
     largest, spread = max(abs(column.minimum), abs(column.maximum)), column.maximum - column.minimum
     if largest > LARGEST or spread < 1 / LARGEST:
@@ -320,7 +321,7 @@ def _working_scale(summaries: dict[str, Column]) -> tuple[Floats, Floats]:
 
 
 def _to_moments(
-    grouped: Grouped, plan: Plan, summaries: dict[str, Column], rows: int, missing: dict[str, int]
+    grouped: Grouped, plan: ReadPlan, summaries: dict[str, Column], rows: int, missing: dict[str, int]
 ) -> Moments:
     system = plan.system
     if not any(code & (2 ** len(plan.groups) - 1) for code in grouped.patterns):
@@ -373,7 +374,7 @@ def _to_moments(
     )
 
 
-def _ends(source: Source, plan: Plan, moments: Moments) -> Ends:
+def _ends(source: Source, plan: ReadPlan, moments: Moments) -> Ends:
     """Smallest and largest value by cluster, over the rows that count, of columns that may hardly vary within clusters.
 
     Sums only tell candidates: the engines round them in their own ways.

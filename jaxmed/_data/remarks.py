@@ -327,7 +327,7 @@ def _outcome(source: Source, column: Column) -> str:
         whole = low == math.floor(low) and high == math.floor(high)
         values = _distinct(source, name) if whole else ()
         whole = whole and all(value == math.floor(value) for value in next(source.values(name), []) if value == value)
-    unknown = "which joint standard errors do not know; look at fit.effects(se='robust')"
+    unknown = "which joint standard errors do not take into account; look at fit.effects(se='robust')"
     if len(values) == 2:
         times = "" if high - low == 1 else f"{high - low:g} times "
         return (

@@ -42,11 +42,11 @@ class Column:
     distinct: tuple[float, ...] | None = None
 
 
-DISTINCT = 7  # values that are told apart in passing
+DISTINCT = 7  # values that are listed in passing
 
 
 @dataclass(frozen=True)
-class Plan:
+class ReadPlan:
     """What the second pass has to do.
 
     Attributes
@@ -141,11 +141,11 @@ class Source(Protocol):
     def summaries(self, system: System) -> tuple[list[Column], int, int]:
         """Of the columns of a system; the number of rows, and of rows without a cluster id."""
 
-    def grouped(self, plan: Plan) -> Grouped:
+    def grouped(self, plan: ReadPlan) -> Grouped:
         """Sums of products by cluster and pattern."""
 
     def extremes(
-        self, plan: Plan, names: Sequence[str]
+        self, plan: ReadPlan, names: Sequence[str]
     ) -> tuple[NDArray[np.generic], dict[str, tuple[Floats, Floats]]]:
         """Smallest and largest value of columns by cluster, over the rows that count; not finite for none."""
 

@@ -23,10 +23,10 @@ from jaxmed._likelihood import (
     chain,
     free_entries,
     full_evaluation,
+    log_sds_to_variances,
     lower,
     precisions,
     root_chain,
-    spread_to_variances,
     triangular,
 )
 from jaxmed._support import Floats
@@ -45,7 +45,7 @@ class Point(NamedTuple):
     beta: Floats
     root: Array
     order: Array
-    spread: Array
+    log_sds: Array
 
 
 class Solved(NamedTuple):
@@ -110,15 +110,15 @@ class Profiled(NamedTuple):
 @float64
 @jit_by_key
 def moved(
-    layout: Layout, root: Array, order: Array, spread: Array, step: Array
+    layout: Layout, root: Array, order: Array, log_sds: Array, step: Array
 ) -> tuple[Array, Array, Array, Array, Array]:
     """A step from a point: root and order, pivoted again, residual coordinates, tau, and (free G, variances)."""
     n_free = len(layout.free)
     there = jnp.zeros_like(root).at[order].set(lower(layout, step[:n_free]))
     root, order = triangular(layout, root + there, pivot=True)
-    spread = spread + step[n_free:]
-    variances = jnp.concatenate([free_entries(layout, root @ root.T), spread_to_variances(layout, spread)])
-    return root, order, spread, precisions(layout, spread), variances
+    log_sds = log_sds + step[n_free:]
+    variances = jnp.concatenate([free_entries(layout, root @ root.T), log_sds_to_variances(layout, log_sds)])
+    return root, order, log_sds, precisions(layout, log_sds), variances
 
 
 @float64
@@ -127,17 +127,17 @@ def _pulled_back(
     layout: Layout,
     root: Array,
     order: Array,
-    spread: Array,
+    log_sds: Array,
     of_f: tuple[Array, Array],
     of_g: tuple[Array, Array],
 ) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
     """Gradient and Hessian of F, given in (beta, G, tau), and of g, in (beta, G, variances), in local coordinates."""
     p, n_free = layout.n_fixed, len(layout.free)
-    in_tau, bend_f = root_chain(layout, root, order, spread, of_f[0][p:])
+    in_tau, bend_f = root_chain(layout, root, order, log_sds, of_f[0][p:])
     # g is given in variances: the part of G by the same chain, the residual's by its own.
     padded = jnp.concatenate([of_g[0][p : p + n_free], jnp.zeros(len(layout.pieces))])
-    in_g, bend_g = root_chain(layout, root, order, spread, padded)
-    in_variances, bend = chain(lambda at: spread_to_variances(layout, at), spread, of_g[0][p + n_free :])
+    in_g, bend_g = root_chain(layout, root, order, log_sds, padded)
+    in_variances, bend = chain(lambda at: log_sds_to_variances(layout, at), log_sds, of_g[0][p + n_free :])
     in_own = block_diagonal(in_g[:n_free, :n_free], in_variances)
     bend_g = block_diagonal(bend_g[:n_free, :n_free], bend)
 
@@ -152,12 +152,12 @@ def _pulled_back(
 @float64
 @jit_by_key
 def effect_derivatives(
-    plan: effects.Plan, values: Array, weights: tuple[Array, ...], row: Array
+    plan: effects.EffectIndex, values: Array, weights: tuple[Array, ...], row: Array
 ) -> tuple[Array, Array, Array]:
     """A weighted sum of effects, its gradient and Hessian in all parameters."""
 
     def one(values: Array) -> Array:
-        return effects.combined(plan, values, weights, row[None])[0]
+        return effects.linear_combinations(plan, values, weights, row[None])[0]
 
     slope = jax.jacfwd(one)
     return one(values), slope(values), jax.jacfwd(slope)(values)
@@ -171,13 +171,13 @@ def look(problem: Profiled, point: Point, step: Floats, at: float) -> tuple[Poin
     layout, scale = problem.layout, problem.scale
     p = layout.n_fixed
     beta = point.beta + step[:p]
-    root, order, spread, tau, variances = moved(layout, point.root, point.order, point.spread, step[p:])
-    point = Point(beta, root, order, spread)
+    root, order, log_sds, tau, variances = moved(layout, point.root, point.order, point.log_sds, step[p:])
+    point = Point(beta, root, order, log_sds)
     full = full_evaluation(layout, root, tau, beta, problem.shards)
     offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])
     g, slope, bend = problem.quantity(scale.matrix @ np.concatenate([beta, variances]) + offset)
     of_g = slope @ scale.matrix / problem.unit, scale.matrix.T @ bend @ scale.matrix / problem.unit
-    (f_1, f_2), (g_1, g_2) = _pulled_back(layout, root, order, spread, (full.gradient, full.hessian), of_g)
+    (f_1, f_2), (g_1, g_2) = _pulled_back(layout, root, order, log_sds, (full.gradient, full.hessian), of_g)
     miss, value = (g - at) / problem.unit, float(full.value)
     if not (np.isfinite(value) and np.isfinite(miss) and np.all(np.isfinite(f_2)) and np.all(np.isfinite(g_2))):
         return point, _Local(np.inf, np.inf, np.nan, np.nan, 0 * step, np.nan, np.inf, np.nan, 0.0, 0.0)
@@ -207,7 +207,7 @@ def look(problem: Profiled, point: Point, step: Floats, at: float) -> tuple[Poin
 
 
 def solve(problem: Profiled, at: float, start: Point) -> Solved | None:
-    """The minimum of F where g = ``at``, by sequential quadratic programming; None if there is no certificate."""
+    """The minimum of F where g = ``at``, by sequential quadratic programming; None if it was not found."""
     point, local = look(problem, start, np.zeros(problem.layout.n_fixed + problem.layout.n_theta), at)
     penalty = 0.0
     for _ in range(STEPS):

@@ -19,9 +19,9 @@ from jaxmed._likelihood import (
     chain,
     free_entries,
     linalg,
+    log_sds_to_variances,
     lower,
     root_chain,
-    spread_to_variances,
     triangular,
     variances_to_precisions,
 )
@@ -60,7 +60,7 @@ def covariances(layout: Layout, theta: Array, evaluation: Evaluation) -> Covaria
     not positive definite everything that involves V is NaN; see :func:`without_inverse`.
     """
     n_free = len(layout.free)
-    root, variances = lower(layout, theta[:n_free]), spread_to_variances(layout, theta[n_free:])
+    root, variances = lower(layout, theta[:n_free]), log_sds_to_variances(layout, theta[n_free:])
     hessian, slope = _curvature(layout, variances, evaluation)
     unit = 1 / jnp.sqrt(jnp.abs(jnp.diagonal(hessian)))
     inner = linalg.inverse(hessian * unit[:, None] * unit) * unit[:, None] * unit
@@ -76,11 +76,11 @@ def _natural(layout: Layout, root: Array, variances: Array) -> Array:
     row, col = np.array(layout.free, dtype=int).reshape(-1, 2).T
     e, f = np.array(layout.pairs, dtype=int).reshape(-1, 2).T
     residual = jnp.sqrt(variances[: layout.n_equations])
-    spread = _spreads(layout, root, variances)
-    return jnp.concatenate([spread[row] * spread[col], residual**2, residual[e] * residual[f]])
+    sds = _random_sds(layout, root, variances)
+    return jnp.concatenate([sds[row] * sds[col], residual**2, residual[e] * residual[f]])
 
 
-def _spreads(layout: Layout, root: Array, variances: Array) -> Array:
+def _random_sds(layout: Layout, root: Array, variances: Array) -> Array:
     """(G_ii + sigma^2)^1/2 of the random effects, with the residual variances of their equations, shape (q,)."""
     return jnp.sqrt(jnp.sum(root**2, axis=1) + variances[np.array(layout.owners, dtype=int)])
 
@@ -111,7 +111,7 @@ def rank_constrained(layout: Layout, theta: Array, evaluation: Evaluation) -> Co
     hessian = hessian + jnp.diag(FLAT / natural**2)
     unit = 1 / jnp.sqrt(jnp.abs(jnp.diagonal(hessian)))
     inverse = linalg.inverse(hessian * unit[:, None] * unit) * unit[:, None] * unit
-    variances = spread_to_variances(layout, theta[len(layout.free) :])
+    variances = log_sds_to_variances(layout, theta[len(layout.free) :])
     slope, _ = _in_variances(layout, variances, evaluation)
     return _assembled(layout, root, variances, evaluation, moves @ inverse @ moves.T, slope)
 
@@ -121,9 +121,9 @@ def errors(layout: Layout, theta: Array, jacobian: Array, covariance: Array) -> 
 
     NaN beyond ``BEYOND`` natural units, as of what moves along a flat direction of :func:`rank_constrained`.
     """
-    root, variances = lower(layout, theta[: len(layout.free)]), spread_to_variances(layout, theta[len(layout.free) :])
+    root, variances = lower(layout, theta[: len(layout.free)]), log_sds_to_variances(layout, theta[len(layout.free) :])
     fixed = jnp.sqrt(variances[np.repeat(np.arange(layout.n_equations), layout.sizes)])
-    fixed = fixed.at[np.array(layout.random, dtype=int)].set(_spreads(layout, root, variances))
+    fixed = fixed.at[np.array(layout.random, dtype=int)].set(_random_sds(layout, root, variances))
     unit = jnp.concatenate([fixed, _natural(layout, root, variances)])
     variance = jnp.sum((jacobian @ covariance) * jacobian, axis=1)
     known = (variance >= 0) & (variance <= BEYOND**2 * jnp.sum((jacobian * unit) ** 2, axis=1))
@@ -133,19 +133,19 @@ def errors(layout: Layout, theta: Array, jacobian: Array, covariance: Array) -> 
 def _in_root(layout: Layout, theta: Array, evaluation: Evaluation) -> tuple[Array, Array, Array, Array]:
     """The root, the Hessian in it and the residual coordinates, what these move in (G, sigma^2), and their units."""
     n_free = len(layout.free)
-    spread = theta[n_free:]
+    log_sds = theta[n_free:]
     # Pivoted: with a zero variance before others, a triangle of fixed order has no direction for some matrices.
     root, order = triangular(layout, lower(layout, theta[:n_free]), pivot=True)
-    jacobian, curvature = root_chain(layout, root, order, spread, evaluation.gradient)
+    jacobian, curvature = root_chain(layout, root, order, log_sds, evaluation.gradient)
     hessian = jacobian.T @ evaluation.hessian @ jacobian + curvature
-    in_spread = jax.jacfwd(lambda at: spread_to_variances(layout, at))(spread)
+    in_log_sds = jax.jacfwd(lambda at: log_sds_to_variances(layout, at))(log_sds)
     row = np.array(layout.free, dtype=int).reshape(-1, 2)[:, 0]
-    spreads = _spreads(layout, root, spread_to_variances(layout, spread))[order[row]]
+    sds = _random_sds(layout, root, log_sds_to_variances(layout, log_sds))[order[row]]
     return (
         root,
         hessian,
-        block_diagonal(jacobian[:n_free, :n_free], in_spread),
-        jnp.concatenate([spreads, jnp.ones_like(spread)]),
+        block_diagonal(jacobian[:n_free, :n_free], in_log_sds),
+        jnp.concatenate([sds, jnp.ones_like(log_sds)]),
     )
 
 
@@ -161,8 +161,9 @@ def without_inverse(
 
     At a singular G the Hessian in its root counts, as in :func:`rank_constrained`. The likelihood may be flat in some
     directions, as of balanced data with the cluster means of m among the predictors of y: what a random intercept of y
-    shares with that of m cannot be told from the effect of the means. What no flat direction moves is known as well as
-    ever, from the inverse of the Hessian in the others. Where the point is no maximum ``found`` stands, with its NaN.
+    shares with that of m is not identified beside the effect of the means. What no flat direction moves is known as
+    well as ever, from the inverse of the Hessian in the others. Where the point is no maximum ``found`` stands, with
+    its NaN.
 
     ``beta_cov_at`` gives C = (X'V^-1X)^-1 at other values of (G, sigma^2), working scale. Where fixed effects take up
     all that clusters differ in, the restricted likelihood does not depend on a variance between them, but |C| does:
@@ -199,7 +200,7 @@ def _directions(
     layout: Layout, singular: bool, theta: Array, evaluation: Evaluation
 ) -> tuple[Array, Array, Array, Array]:
     """Hessian in (G, residual (co)variances), or in the root of G; what these move in all estimates; units of both."""
-    variances = spread_to_variances(layout, theta[len(layout.free) :])
+    variances = log_sds_to_variances(layout, theta[len(layout.free) :])
     hessian, slope = _curvature(layout, variances, evaluation)
     natural = _natural(layout, lower(layout, theta[: len(layout.free)]), variances)
     inner, unit = jnp.eye(layout.n_theta), natural

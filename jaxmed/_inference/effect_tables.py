@@ -25,7 +25,9 @@ def effect_table(
     critical: float | Floats = critical_value(level)
     check_choice("se", se, SE_KINDS)
     targets = make_targets(found, at, difference)
-    estimate, slope = effects.combined_and_jacobian(targets.plan, found.values, targets.weights, targets.combination)
+    estimate, slope = effects.linear_combinations_and_jacobian(
+        targets.plan, found.values, targets.weights, targets.combination
+    )
     if se != "bauer":
         error = found.errors(slope, se)
     else:
@@ -55,7 +57,7 @@ def heterogeneity_table(
         raise FitError("no effect of this model varies between clusters: x has no variation within clusters")
     shares = [row for row in rows if len(row.terms) == 1 and len(row.terms[0][1]) == 2]
     points = moderator_points(found, at)
-    plan = effects.make_plan(estimands, found.labels, rows)
+    plan = effects.make_index(estimands, found.labels, rows)
     value, jacobian = effects.value_and_jacobian(
         effects.heterogeneity, plan, found.values, path_weights(found, estimands, points)
     )
@@ -89,7 +91,9 @@ def omnibus_table(found: Estimates, kind: str, at: Mapping[str, Any] | None = No
             "tests over categories are of an x with at least three categories, reference={x: category}; effects() has "
             "the test of every single effect"
         )
-    value, slope = effects.combined_and_jacobian(targets.plan, found.values, targets.weights, targets.combination)
+    value, slope = effects.linear_combinations_and_jacobian(
+        targets.plan, found.values, targets.weights, targets.combination
+    )
     covariance = slope @ found.generalized(kind) @ slope.T
     error = found.errors(slope, kind)
     groups: dict[Any, list[int]] = {}

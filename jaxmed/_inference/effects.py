@@ -25,7 +25,7 @@ from jaxmed._support import Floats
 from jaxmed._support.runtime import float64, jit_by_key
 
 
-class Plan(NamedTuple):
+class EffectIndex(NamedTuple):
     """Where the effects of a model find their parameters; hashable, so that compiled programs are shared by it.
 
     Attributes
@@ -43,7 +43,7 @@ class Plan(NamedTuple):
     rows: tuple[tuple[tuple[tuple[float, tuple[int, ...]], ...], bool], ...]
 
 
-def make_plan(estimands: Estimands, labels: Sequence[str], rows: Sequence[Row]) -> Plan:
+def make_index(estimands: Estimands, labels: Sequence[str], rows: Sequence[Row]) -> EffectIndex:
     """Find the parameters of some effects among the labels of all."""
     at = {label: k for k, label in enumerate(labels)}
     names = list(estimands.paths)
@@ -62,7 +62,7 @@ def make_plan(estimands: Estimands, labels: Sequence[str], rows: Sequence[Row]) 
         )
         for row in rows
     )
-    return Plan(tuple(tuple(at[label] for label in own) for own in pieces), covariances, found)
+    return EffectIndex(tuple(tuple(at[label] for label in own) for own in pieces), covariances, found)
 
 
 def make_weights(estimands: Estimands, values: Mapping[str, Floats]) -> tuple[Floats, ...]:
@@ -74,7 +74,7 @@ def make_weights(estimands: Estimands, values: Mapping[str, Floats]) -> tuple[Fl
     )
 
 
-def slopes(plan: Plan, values: Array, weights: Sequence[Array]) -> tuple[Array, Array]:
+def slopes(plan: EffectIndex, values: Array, weights: Sequence[Array]) -> tuple[Array, Array]:
     """Mean (paths,) and covariance (paths, paths) of the slopes of a cluster at one point."""
     padded = jnp.append(values, 0.0)
     mean = jnp.stack([padded[np.array(own)] @ w for own, w in zip(plan.paths, weights, strict=True)])
@@ -117,7 +117,7 @@ def _weighted(mean: Array, covariance: Array, terms: Sequence[tuple[float, tuple
     return jnp.sum(jnp.stack(parts), axis=0)
 
 
-def effects(plan: Plan, values: Array, weights: Sequence[Array]) -> Array:
+def effects(plan: EffectIndex, values: Array, weights: Sequence[Array]) -> Array:
     """All rows of a plan at one point."""
     mean, covariance = slopes(plan, values, weights)
     found = []
@@ -130,13 +130,13 @@ def effects(plan: Plan, values: Array, weights: Sequence[Array]) -> Array:
     return jnp.stack(found)
 
 
-def combined(plan: Plan, values: Array, weights: Sequence[Array], combination: Array) -> Array:
+def linear_combinations(plan: EffectIndex, values: Array, weights: Sequence[Array], combination: Array) -> Array:
     """Weighted sums of the rows of a plan at several points, shape (sums,)."""
     found = jax.vmap(lambda *at: effects(plan, values, at))(*weights)
     return combination @ found.reshape(-1)
 
 
-def heterogeneity(plan: Plan, values: Array, weights: Sequence[Array]) -> Array:
+def heterogeneity(plan: EffectIndex, values: Array, weights: Sequence[Array]) -> Array:
     """Population sd of every row over clusters; then, for a row of one route a b, the share of clusters with ab > 0.
 
     Var(sum_r w_r prod_r) = sum_rs w_r w_s Cov(prod_r, prod_s), for one route of two slopes the equation (6) of Bauer,
@@ -185,7 +185,10 @@ def _same_sign(a: Array, b: Array, var_a: Array, var_b: Array, cov: Array) -> Ar
 @float64
 @partial(jit_by_key, static=2)
 def _value_and_jacobian(
-    function: Callable[[Plan, Array, Sequence[Array]], Array], plan: Plan, values: Array, weights: tuple[Array, ...]
+    function: Callable[[EffectIndex, Array, Sequence[Array]], Array],
+    plan: EffectIndex,
+    values: Array,
+    weights: tuple[Array, ...],
 ) -> tuple[Array, Array]:
     def at(values: Array, weights: tuple[Array, ...]) -> Array:
         return function(plan, values, weights)
@@ -195,7 +198,10 @@ def _value_and_jacobian(
 
 
 def value_and_jacobian(
-    function: Callable[[Plan, Array, Sequence[Array]], Array], plan: Plan, values: Floats, weights: tuple[Floats, ...]
+    function: Callable[[EffectIndex, Array, Sequence[Array]], Array],
+    plan: EffectIndex,
+    values: Floats,
+    weights: tuple[Floats, ...],
 ) -> tuple[Floats, Floats]:
     """A function of the slopes, :func:`effects` or :func:`heterogeneity`, at n points.
 
@@ -210,11 +216,11 @@ def value_and_jacobian(
 
 @float64
 @jit_by_key
-def _combined_and_jacobian(
-    plan: Plan, values: Array, weights: tuple[Array, ...], combination: Array
+def _linear_combinations_and_jacobian(
+    plan: EffectIndex, values: Array, weights: tuple[Array, ...], combination: Array
 ) -> tuple[Array, Array]:
     def at(values: Array) -> Array:
-        return combined(plan, values, weights, combination)
+        return linear_combinations(plan, values, weights, combination)
 
     def both(values: Array) -> tuple[Array, Array]:
         return at(values), jax.jacfwd(at)(values)
@@ -222,29 +228,31 @@ def _combined_and_jacobian(
     return both(values) if values.ndim == 1 else jax.vmap(both)(values)
 
 
-def combined_and_jacobian(
-    plan: Plan, values: Floats, weights: tuple[Floats, ...], combination: Floats
+def linear_combinations_and_jacobian(
+    plan: EffectIndex, values: Floats, weights: tuple[Floats, ...], combination: Floats
 ) -> tuple[Floats, Floats]:
     """Weighted sums of the rows of a plan at several points, (sums,), and their derivatives (sums, parameters).
 
     ``values`` of one parameter vector, or of several, (vectors, parameters), which then is the first axis of both.
     """
-    value, jacobian = _combined_and_jacobian(plan, values, weights, combination)
+    value, jacobian = _linear_combinations_and_jacobian(plan, values, weights, combination)
     return np.asarray(value), np.asarray(jacobian)
 
 
 @float64
 @jit_by_key
-def _combined_at(plan: Plan, values: Array, weights: tuple[Array, ...], combination: Array) -> Array:
-    return jax.vmap(lambda one: combined(plan, one, weights, combination))(values)
+def _linear_combinations_at(plan: EffectIndex, values: Array, weights: tuple[Array, ...], combination: Array) -> Array:
+    return jax.vmap(lambda one: linear_combinations(plan, one, weights, combination))(values)
 
 
-def combined_at(plan: Plan, values: Floats, weights: tuple[Floats, ...], combination: Floats) -> Floats:
+def linear_combinations_at(
+    plan: EffectIndex, values: Floats, weights: tuple[Floats, ...], combination: Floats
+) -> Floats:
     """Weighted sums of the rows of a plan at many parameter vectors, shape (vectors, sums)."""
-    return np.asarray(_combined_at(plan, values, weights, combination))
+    return np.asarray(_linear_combinations_at(plan, values, weights, combination))
 
 
-def bauer(plan: Plan, names: Sequence[str], jacobian: Floats, covariance: Floats) -> Floats:
+def bauer(plan: EffectIndex, names: Sequence[str], jacobian: Floats, covariance: Floats) -> Floats:
     """Standard errors of Bauer, Preacher & Gil (2006) from the block covariance, for one mediator.
 
     Var(indirect) = b^2 Var(a) + a^2 Var(b) + Var(a) Var(b) + 2ab Cov(a,b) + Cov(a,b)^2 + Var(cov_ab): the second-order

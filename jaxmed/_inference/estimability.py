@@ -46,7 +46,7 @@ def delta(jacobian: Floats, covariance: Floats) -> Floats:
 
 
 class Estimable(NamedTuple):
-    """What the data tell at a flat maximum: functions of the parameters that no flat direction moves.
+    """What is identified at a flat maximum: functions of the parameters that no flat direction moves.
 
     Such a function, h'b in the first order, has the variance h'Ch with any generalised inverse C of the curvature, and
     others have none, as of estimable functions in linear models (Searle 1971, ch. 5).

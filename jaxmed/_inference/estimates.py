@@ -23,10 +23,10 @@ from jaxmed._support import (
     Status,
     check_choice,
     check_flag,
+    escape_control,
     one_or_more,
     root,
     symmetric,
-    visible,
 )
 
 NAMED = 8  # parameters in a message; ``Estimates.unknown`` has all
@@ -66,7 +66,7 @@ class Estimates:
     working : Working
         The same in the units of the optimiser.
     estimable : Estimable or None
-        Of a flat maximum: what the data tell in spite of it.
+        Of a flat maximum: what is identified in spite of it.
     free : tuple of (int, int)
         Entries of G that ``values`` holds; the others are zero.
     loglik : float
@@ -121,7 +121,7 @@ class Estimates:
 
     def __repr__(self) -> str:
         kind = "REML" if self.reml else "ML"
-        return visible(
+        return escape_control(
             f"<{type(self).__name__} of {', '.join(self.system.outcomes)}: {kind}, log likelihood {self.loglik:.4f}, "
             f"{self.n_clusters} clusters, {Status(self.status).name.lower()}>"
         )
@@ -200,18 +200,18 @@ class Estimates:
         """
         check_choice("kind", kind, KINDS)
         if kind == "robust":
-            return self._told(self._robust)
+            return self._where_identified(self._robust)
         return self.joint if kind == "joint" else self.block
 
-    def _told(self, covariance: Floats) -> Floats:
+    def _where_identified(self, covariance: Floats) -> Floats:
         """A covariance with NaN where the joint one has it."""
         return np.where(np.isnan(self.joint), np.nan, covariance)
 
     def errors(self, jacobian: Any, kind: str = "joint") -> Floats:
         """First-order standard errors of functions of ``values``, from their derivatives, shape (..., p + n).
 
-        NaN where the data do not tell the function. At a flat maximum they may tell one, such as the total effect
-        between clusters, whose parts they do not.
+        NaN where the function is not identified. At a flat maximum some functions are, such as the total effect
+        between clusters, although its parts are not.
 
         Raises
         ------
@@ -372,7 +372,7 @@ class Estimates:
 
     @property
     def converged(self) -> bool:
-        """Whether the optimiser reached its certificate."""
+        """Whether the optimiser met its convergence criterion."""
         return self.status == Status.CONVERGED
 
     @property
@@ -402,10 +402,10 @@ class Estimates:
     @property
     def unknown(self) -> list[str]:
         """Parameters without a joint standard error, as tables name them; see :attr:`flat`."""
-        return list(map(parameter_in_words, self._untold))
+        return list(map(parameter_in_words, self._unidentified))
 
     @property
-    def _untold(self) -> list[str]:
+    def _unidentified(self) -> list[str]:
         return [self.labels[k] for k in np.flatnonzero(np.isnan(np.diag(self.joint)))]
 
     @property
@@ -420,7 +420,9 @@ class Estimates:
                 f"(co)variances and intervals that rest on normality are rough; {fewer}"
             )
         if self.too_few_clusters:
-            text += f"; {self.n_clusters} clusters cannot show how {self.largest_group} random effects covary"
+            text += (
+                f"; {self.n_clusters} clusters do not identify the covariance of {self.largest_group} random effects"
+            )
         if len(unknown) == len(self.labels):
             text += (
                 "; the Hessian in (G, residual variances) is not positive definite, so joint standard errors are not "
@@ -429,10 +431,10 @@ class Estimates:
         elif unknown:
             some = [*unknown[:NAMED], f"{len(unknown) - NAMED} others"] if len(unknown) > NAMED + 1 else unknown
             text += (
-                f"; flat: these data cannot tell {', '.join(some)} apart: other values of them, or of variances that "
-                f"their errors rest on, fit as well, so they have no joint standard errors; {fewer}"
+                f"; not identified: the likelihood is flat in {', '.join(some)}, or in variances that their standard "
+                f"errors depend on, so they have no joint standard errors; {fewer}"
             )
-            across = [tuple(label.split("~~")) for label in self._untold if is_across(label)]
+            across = [tuple(label.split("~~")) for label in self._unidentified if is_across(label)]
             if self.spec.free_intercepts(self.facts):
                 text += ", or fit with intercepts='independent'"
             elif across:

@@ -133,7 +133,7 @@ def _beside(layout: Layout, point: Point) -> Point:
     for block in layout.blocks:
         within[np.ix_(block, block)] = layout.allowed(block)
     noise = np.random.default_rng(0).standard_normal(within.shape) * within
-    return point._replace(root=point.root + 0.1 * float(np.exp(point.spread[: layout.n_equations].min())) * noise)
+    return point._replace(root=point.root + 0.1 * float(np.exp(point.log_sds[: layout.n_equations].min())) * noise)
 
 
 # Tables --------------------------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def _problems(found: Estimates, moments: Moments, labels: Sequence[str], known: 
     p, n_free = layout.n_fixed, len(layout.free)
     beta = found.working.values[:p]
     none = np.zeros((layout.n_random, layout.n_random)), np.arange(layout.n_random), np.zeros(layout.n_residual)
-    root, order, spread, tau, variances = moved(layout, *none, found.working.theta)
+    root, order, log_sds, tau, variances = moved(layout, *none, found.working.theta)
     f = float(full_evaluation(layout, root, tau, beta, shards).value)
     diagonal = {p + k for k, (row, col) in enumerate(layout.free) if row == col}
     diagonal |= set(range(p + n_free, p + n_free + layout.n_equations))
@@ -284,7 +284,7 @@ def _problems(found: Estimates, moments: Moments, labels: Sequence[str], known: 
             # A hundredth of what a residual is, as a variance of working columns.
             slope = np.abs(quantity(found.values)[1] @ scale.matrix)
             unit = 0.01 * float(np.max(slope)) * float(variances[n_free : n_free + layout.n_equations].min())
-        best = Solved(estimate, f, 0.0, Point(beta, root, order, spread))
+        best = Solved(estimate, f, 0.0, Point(beta, root, order, log_sds))
         made.append(Profiled(layout, shards, scale, quantity, estimate, unit, k in diagonal, best))
     return made
 

@@ -24,7 +24,7 @@ from jaxmed._inference.covariance import covariances
 from jaxmed._inference.estimates import Estimates, problem_of
 from jaxmed._inference.limits import check_level, normal_table
 from jaxmed._inference.targets import Quantities, Targets, quantities
-from jaxmed._likelihood import Data, Layout, evaluate, free_entries, lower, root_and_precision, spread_to_variances
+from jaxmed._likelihood import Data, Layout, evaluate, free_entries, log_sds_to_variances, lower, root_and_precision
 from jaxmed._support import FitError, Floats, check_choice
 from jaxmed._support.runtime import float64, jit_by_key
 
@@ -57,7 +57,7 @@ def _coordinates(layout: Layout, theta: Array) -> Array:
     def variances(theta: Array) -> Array:
         n_free = len(layout.free)
         root = lower(layout, theta[:n_free])
-        return jnp.append(free_entries(layout, root @ root.T), spread_to_variances(layout, theta[n_free:]))
+        return jnp.append(free_entries(layout, root @ root.T), log_sds_to_variances(layout, theta[n_free:]))
 
     return jax.jacfwd(variances)(theta)
 
@@ -88,12 +88,12 @@ def covariance_slopes(found: Estimates, moments: Moments, kind: str) -> Slopes:
 @float64
 @jit_by_key
 def _bend(
-    plan: effects.Plan, values: Array, weights: tuple[Array, ...], combination: Array, covariance: Array
+    plan: effects.EffectIndex, values: Array, weights: tuple[Array, ...], combination: Array, covariance: Array
 ) -> tuple[Array, Array]:
     """Jacobian J of effects, shape (effects, p + n), and 2 (d J_e / d psi) Cov J_e for every effect e, alike."""
 
     def jacobian(values: Array) -> Array:
-        return jax.jacfwd(lambda at: effects.combined(plan, at, weights, combination))(values)
+        return jax.jacfwd(lambda at: effects.linear_combinations(plan, at, weights, combination))(values)
 
     at = jacobian(values)
     return at, 2 * jnp.einsum("eab,ea->eb", jax.jacfwd(jacobian)(values), at @ covariance)

@@ -22,12 +22,12 @@ from jaxmed._likelihood import (
     embed,
     linalg,
     log_precision,
+    log_sds_to_variances,
     make_data,
     place,
     placed,
     root_and_precision,
     rows_by_cluster,
-    spread_to_variances,
     variances_to_precisions,
     weighted_sum,
 )
@@ -108,7 +108,7 @@ def _pieces(layout: Layout, theta: Array, beta: Array, beta_cov: Array, data: Da
 @float64
 @jit_by_key
 def _point(layout: Layout, theta: Array) -> Point:
-    variances = spread_to_variances(layout, theta[len(layout.free) :])
+    variances = log_sds_to_variances(layout, theta[len(layout.free) :])
     tau = variances_to_precisions(layout, variances)
 
     def volumes(tau: Array) -> Array:

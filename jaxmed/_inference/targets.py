@@ -47,7 +47,7 @@ class Targets(NamedTuple):
         Of the table: effects, or effects and moderators.
     names : tuple of str
         Effect of every row.
-    plan : effects.Plan
+    plan : effects.EffectIndex
     weights : tuple of ndarray, each (points, coefficients)
         Weights of the coefficients of every path at the points.
     combination : ndarray, shape (rows, points * effects)
@@ -56,7 +56,7 @@ class Targets(NamedTuple):
 
     rows: pd.Index[Any]
     names: tuple[str, ...]
-    plan: effects.Plan
+    plan: effects.EffectIndex
     weights: tuple[Floats, ...]
     combination: Floats
 
@@ -101,7 +101,9 @@ class Quantities(NamedTuple):
         if self.targets is None:
             return slopes
         of = self.targets
-        return np.vstack([slopes, effects.combined_and_jacobian(of.plan, values, of.weights, of.combination)[1]])
+        return np.vstack(
+            [slopes, effects.linear_combinations_and_jacobian(of.plan, values, of.weights, of.combination)[1]]
+        )
 
     def rows(self, at: Sequence[int]) -> pd.Index[Any]:
         """Index of a table of some of them: that of a table of effects if these are effects alone."""
@@ -150,7 +152,7 @@ def make_targets(found: Model, at: Mapping[str, Any] | None = None, difference: 
     else:
         indexed, points = _indices(found, estimands, points)
         combinations = [*_levels(estimands, points, len(points) - indexed.extra), *indexed.combinations]
-    plan = effects.make_plan(estimands, found.labels, estimands.rows)
+    plan = effects.make_index(estimands, found.labels, estimands.rows)
     combination = np.zeros((len(combinations), len(points), len(estimands.rows)))
     for row, chosen in enumerate(combinations):
         for weight, point, k in chosen.terms:
@@ -173,7 +175,9 @@ def quantities(found: Estimates, at: Mapping[str, Any] | None = None) -> Quantit
             raise SpecError("at is of effects, and this fit of a System has none")
         return Quantities(found.labels, len(found.values), found.values, errors, None)
     targets = make_targets(found, at)
-    value, slope = effects.combined_and_jacobian(targets.plan, found.values, targets.weights, targets.combination)
+    value, slope = effects.linear_combinations_and_jacobian(
+        targets.plan, found.values, targets.weights, targets.combination
+    )
     return Quantities(
         (*found.labels, *targets.labels),
         len(found.values),

@@ -184,18 +184,18 @@ def rows_by_cluster(layout: Layout, design: Design) -> Floats:
 # Residual covariance -------------------------------------------------------------------------------------------------
 
 
-def spread_to_variances(layout: Layout, spread: Array) -> Array:
+def log_sds_to_variances(layout: Layout, log_sds: Array) -> Array:
     """The optimiser's residual coordinates -> residual variances by equation, and then covariances by pair.
 
     The coordinates are log standard deviations by equation and, by pair, entries t of the rows (t_1, ..., t_k, 1) that,
     made unit vectors, are a root of the residual correlations: any numbers will do.
     """
     n = layout.n_equations
-    deviations = jnp.exp(spread[:n])
+    deviations = jnp.exp(log_sds[:n])
     if not layout.pairs:
         return deviations**2
     row, col = np.array(layout.pairs, dtype=int).T
-    root = jnp.eye(n, dtype=spread.dtype).at[row, col].set(spread[n:])
+    root = jnp.eye(n, dtype=log_sds.dtype).at[row, col].set(log_sds[n:])
     root = root / jnp.sqrt(jnp.sum(root**2, axis=1))[:, None] * deviations[:, None]
     covariance = root @ root.T
     return jnp.concatenate([jnp.diagonal(covariance), covariance[row, col]])
@@ -217,9 +217,9 @@ def variances_to_precisions(layout: Layout, variances: Array) -> Array:
     return jnp.stack(parts)
 
 
-def precisions(layout: Layout, spread: Array) -> Array:
+def precisions(layout: Layout, log_sds: Array) -> Array:
     """The optimiser's residual coordinates -> tau."""
-    return variances_to_precisions(layout, spread_to_variances(layout, spread))
+    return variances_to_precisions(layout, log_sds_to_variances(layout, log_sds))
 
 
 def log_precision(layout: Layout, tau: Array, n_rows: Array) -> Array:
@@ -263,7 +263,7 @@ def free_entries(layout: Layout, matrix: Array) -> Array:
 def root_and_precision(layout: Layout, theta: Array) -> tuple[Array, Array]:
     """Optimiser's parameters -> root L of G = LL', ``(q, q)``, and residual precisions tau, ``(n_pieces,)``.
 
-    theta holds the free entries of L and then the residual coordinates (:func:`spread_to_variances`). L is free, so a
+    theta holds the free entries of L and then the residual coordinates (:func:`log_sds_to_variances`). L is free, so a
     singular G is an interior point.
     """
     n_free = len(layout.free)
@@ -271,7 +271,7 @@ def root_and_precision(layout: Layout, theta: Array) -> tuple[Array, Array]:
 
 
 @partial(jax.jit, static_argnums=0)
-def root_chain(layout: Layout, root: Array, order: Array, spread: Array, gradient: Array) -> tuple[Array, Array]:
+def root_chain(layout: Layout, root: Array, order: Array, log_sds: Array, gradient: Array) -> tuple[Array, Array]:
     """Derivatives of the core parameters (free entries of G = RR', tau) in the root and the residual coordinates.
 
     Parameters
@@ -279,7 +279,7 @@ def root_chain(layout: Layout, root: Array, order: Array, spread: Array, gradien
     root : Array, shape (q, q)
     order : Array, shape (q,)
         The free entry (i, k) of a step is added to entry (order[i], k) of the root.
-    spread : Array, shape (n_residual,)
+    log_sds : Array, shape (n_residual,)
     gradient : Array, shape (n_core,)
         Of some function f in the core parameters.
 
@@ -297,7 +297,7 @@ def root_chain(layout: Layout, root: Array, order: Array, spread: Array, gradien
     weight = lower(layout, gradient[:n_free])
     weight = weight + weight.T
     in_g = weight[order[row][:, None], order[row]] * (col[:, None] == col)
-    in_tau, bend = chain(lambda at: precisions(layout, at), spread, gradient[n_free:])
+    in_tau, bend = chain(lambda at: precisions(layout, at), log_sds, gradient[n_free:])
     return block_diagonal(moved[:, row, col].T, in_tau), block_diagonal(in_g, bend)
 
 
@@ -414,7 +414,7 @@ def make_scale(design: Design, layout: Layout, used: Sequence[int]) -> Scale:
 def theta_of(layout: Layout, values: Floats) -> Floats:
     """The optimiser's parameters of some (free entries of G, residual variances, residual covariances), shape (n,).
 
-    Inverse of :func:`lower` and :func:`spread_to_variances`; G may be singular, and all are on the working scale.
+    Inverse of :func:`lower` and :func:`log_sds_to_variances`; G may be singular, and all are on the working scale.
     """
     n_free, n = len(layout.free), layout.n_equations
     root = lower_root(symmetric(layout.n_random, layout.free, values[:n_free]))

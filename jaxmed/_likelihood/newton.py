@@ -1,4 +1,4 @@
-"""Damped Newton steps on the exact Hessian, from any start to a certificate.
+"""Damped Newton steps on the exact Hessian, from any start to the convergence criterion.
 
 Everything is plain array arithmetic: a step survives ``jit`` and ``vmap`` inside ``lax.while_loop``.
 """
@@ -30,12 +30,12 @@ class Point(NamedTuple):
     The root R of G = RR' is kept as a pivoted lower-triangular matrix: ordered by ``order`` its rows are triangular,
     the largest remaining variance first. The directions in which G is nearly singular then lie in the last columns,
     where the likelihood is a plain quadratic; with a fixed order they can hide in the middle and bend the way.
-    ``spread`` holds the residual coordinates.
+    ``log_sds`` holds the residual coordinates.
     """
 
     root: Array
     order: Array
-    spread: Array
+    log_sds: Array
     evaluation: Evaluation
     gradient: Array
     hessian: Array
@@ -65,7 +65,7 @@ class Candidate(NamedTuple):
 
     root: Array
     order: Array
-    spread: Array
+    log_sds: Array
 
 
 def start(layout: Layout, theta: Array, row: Array, trace: Array) -> State:
@@ -99,7 +99,9 @@ def going(state: State, max_iter: int | Array) -> Array:
 def step(layout: Layout, data: Data, state: State) -> State:
     """One damped step (Levenberg): the ridge rises where the Hessian is indefinite or a step fails, and falls again."""
     there = candidate(layout, state)
-    return judge(layout, state, there, derivatives.evaluate(layout, there.root, precisions(layout, there.spread), data))
+    return accept_or_reject(
+        layout, state, there, derivatives.evaluate(layout, there.root, precisions(layout, there.log_sds), data)
+    )
 
 
 def candidate(layout: Layout, state: State) -> Candidate:
@@ -107,10 +109,12 @@ def candidate(layout: Layout, state: State) -> Candidate:
     n_free, point = len(layout.free), state.point
     moved = jnp.zeros_like(point.root).at[point.order].set(lower(layout, state.direction[:n_free]))
     root, order = triangular(layout, point.root + moved, pivot=True)
-    return Candidate(root, order, point.spread + state.direction[n_free:])
+    return Candidate(root, order, point.log_sds + state.direction[n_free:])
 
 
-def judge(layout: Layout, state: State, there: Candidate, evaluation: Evaluation, target: float = TARGET) -> State:
+def accept_or_reject(
+    layout: Layout, state: State, there: Candidate, evaluation: Evaluation, target: float = TARGET
+) -> State:
     """Accept the candidate or not, and prepare the next step; below a decrement of ``target`` there is none."""
     point = state.point
     new = _point(layout, there, evaluation)
@@ -119,8 +123,8 @@ def judge(layout: Layout, state: State, there: Candidate, evaluation: Evaluation
     noise = 16 * jnp.finfo(f.dtype).eps * evaluation.magnitude
     fresh = ~jnp.isfinite(f)
     finite = jnp.isfinite(evaluation.value) & jnp.all(jnp.isfinite(new.hessian))
-    # Within rounding of f, and beyond the certificate, the gradient decides: a step that does not shrink it has nothing
-    # left to gain.
+    # Within rounding of f, and beyond the convergence criterion, the gradient decides: a step that does not shrink it
+    # has nothing left to gain.
     smaller = jnp.sum(scaled(new)[0] ** 2) <= jnp.sum(scaled(point)[0] ** 2)
     predicted = state.predicted
     better = (gained >= 0.01 * predicted - noise) & ((predicted > noise) | smaller)
@@ -149,8 +153,8 @@ def judge(layout: Layout, state: State, there: Candidate, evaluation: Evaluation
 def _damped(hessian: Array, gradient: Array, ridge: Array) -> tuple[Array, Array, Array]:
     """The damped Newton step, the ridge it took, and the decrement g'H^-1g / 2 of the undamped step.
 
-    The undamped factor comes first: the decrement is the certificate, whatever the damping of the step. If the matrix
-    is definite with the ridge given that is the step, otherwise the ridge rises until it is.
+    The undamped factor comes first: the decrement is the convergence criterion, whatever the damping of the step. If
+    the matrix is definite with the ridge given that is the step, otherwise the ridge rises until it is.
     """
     identity = jnp.eye(len(hessian))
 
@@ -174,13 +178,13 @@ def _damped(hessian: Array, gradient: Array, ridge: Array) -> tuple[Array, Array
 
 def _point(layout: Layout, there: Candidate, evaluation: Evaluation) -> Point:
     """A candidate with its derivatives in local coordinates, by the chain rule."""
-    jacobian, curvature = root_chain(layout, there.root, there.order, there.spread, evaluation.gradient)
+    jacobian, curvature = root_chain(layout, there.root, there.order, there.log_sds, evaluation.gradient)
     gradient = evaluation.gradient @ jacobian
     hessian = jacobian.T @ evaluation.hessian @ jacobian + curvature
-    return Point(there.root, there.order, there.spread, evaluation, gradient, hessian)
+    return Point(there.root, there.order, there.log_sds, evaluation, gradient, hessian)
 
 
-def _nowhere(layout: Layout, root: Array, spread: Array) -> Point:
+def _nowhere(layout: Layout, root: Array, log_sds: Array) -> Point:
     """A point that anything finite improves on, from which the Newton step is zero."""
     n, p = layout.n_theta, layout.n_fixed
     core = len(layout.free) + len(layout.pieces)
@@ -195,7 +199,7 @@ def _nowhere(layout: Layout, root: Array, spread: Array) -> Point:
         jnp.zeros((p, core)),
         magnitude=infinite,
     )
-    return Point(root, jnp.arange(layout.n_random), spread, evaluation, flat, identity)
+    return Point(root, jnp.arange(layout.n_random), log_sds, evaluation, flat, identity)
 
 
 def scaled(point: Point) -> tuple[Array, Array, Array]:

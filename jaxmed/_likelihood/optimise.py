@@ -99,7 +99,7 @@ def starting_values_by_cluster(layout: Layout, design: Design, totals: Totals) -
     Where one slope varies ten thousand times as much as another, :func:`starting_values`, which shares out one
     variance, starts the others thousands of times too large. What the coefficients that do not vary explain is taken
     off by least squares over all rows; variances of coefficients over clusters, less what is sampling, are those of the
-    effects. An equation of which fewer than two clusters have rows and spread for that keeps its start.
+    effects. An equation of which fewer than two clusters have rows and log_sds for that keeps its start.
     """
     theta = starting_values(layout, design.system, totals)
     diagonal = {row: k for k, (row, col) in enumerate(layout.free) if row == col}
@@ -126,8 +126,8 @@ def starting_values_by_cluster(layout: Layout, design: Design, totals: Totals) -
         residual = left.sum() / (rows[usable] - q).sum()
         if not residual > 0:
             continue
-        spread, sampling = slopes.var(axis=0, ddof=1), residual * np.diagonal(inverse, axis1=1, axis2=2).mean(axis=0)
-        variances = np.maximum(spread - sampling, 0.1 * np.minimum(spread, residual))
+        log_sds, sampling = slopes.var(axis=0, ddof=1), residual * np.diagonal(inverse, axis1=1, axis2=2).mean(axis=0)
+        variances = np.maximum(log_sds - sampling, 0.1 * np.minimum(log_sds, residual))
         theta[len(layout.free) + e] = np.log(residual) / 2
         theta[[diagonal[k] for k in layout.random_of(e)]] = np.sqrt(variances)
     return theta
@@ -177,7 +177,7 @@ def solve_in_steps(
         if status != newton.GOING or taken >= max_iter:
             break
         there, tau = shards.hosts.first(_candidate(layout, state))
-        state = _judge(layout, state, there, evaluate_shards(layout, there.root, tau, shards))
+        state = _accept_or_reject(layout, state, there, evaluate_shards(layout, there.root, tau, shards))
         report(int(state.taken), float(state.decrement))
     return _last(layout, state)
 
@@ -197,10 +197,10 @@ def _first(layout: Layout, start: Array) -> newton.State:
 @jit_by_key
 def _candidate(layout: Layout, state: newton.State) -> tuple[newton.Candidate, Array]:
     there = newton.candidate(layout, state)
-    return there, precisions(layout, there.spread)
+    return there, precisions(layout, there.log_sds)
 
 
-_judge = jit_by_key(newton.judge)
+_accept_or_reject = jit_by_key(newton.accept_or_reject)
 
 
 @jit_by_key
@@ -212,7 +212,7 @@ def solution(layout: Layout, state: newton.State, unfinished: int = Status.MAX_I
     """The record of an iteration that has ended; ``unfinished`` is the status where the steps did not do."""
     status = jnp.where(state.status == newton.GOING, unfinished, state.status)
     root, _ = triangular(layout, state.point.root, pivot=False)
-    theta = jnp.concatenate([free_entries(layout, root), state.point.spread])
+    theta = jnp.concatenate([free_entries(layout, root), state.point.log_sds])
     grad_norm = jnp.max(jnp.abs(newton.scaled(state.point)[0]))
     n_iter = state.row - 1  # the first row is that of the start
     return Solution(theta, state.point.evaluation, status, n_iter, grad_norm, state.decrement, state.trace)

@@ -385,7 +385,7 @@ class Compilation:
         return found
 
     def _dropped(self, facts: DataFacts) -> list[tuple[str, str]]:
-        """Random effects asked for that the data cannot show: outcome and term."""
+        """Random effects asked for that the data do not identify: outcome and term."""
         varying = self._varying(facts)
         asked = self._requested(facts).items()
         return [(outcome, name) for outcome, names in asked for name in names if name not in varying[outcome]]

@@ -72,8 +72,9 @@ class Mediation(Compilation):
         Independent random intercepts covary neither with slopes nor with those of other outcomes (those of parallel
         mediators with each other). That is the default where mediators are split (``center="cluster"``, 2-1-1), unless
         ``covariance`` or ``zero`` say otherwise: what a covariance of the intercepts of m and y explains, the path
-        between clusters explains too, and data rarely show them apart; and effects between clusters then rest on
-        cluster means alone, with balanced clusters as in a regression of these means. Correlated otherwise.
+        between clusters explains too, so that both are weakly identified. Effects between clusters then
+        depend on cluster means alone; with balanced clusters they are those of a regression of these means.
+        Otherwise intercepts are correlated.
     zero : list of pairs of str, optional
         Single covariances of random effects that are held at zero: ``[("m~1", "y~1")]``.
 

@@ -463,7 +463,7 @@ def _residual_groups(groups: Iterable[Iterable[str]], equations: tuple[Equation,
             if ahead:
                 raise SpecError(
                     f"residuals of {name!r} and {ahead[0]!r} cannot be correlated: {ahead[0]!r} is a predictor of "
-                    f"{name!r}, and the two paths could not be told apart"
+                    f"{name!r}, and the two paths would not be identified separately"
                 )
         seen |= set(names)
         if len(names) > 1:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from jaxmed._data import Design, Moments
 from jaxmed._inference import Estimates, Targets, are_singular, mean_squares, problem_of
-from jaxmed._likelihood import Layout, Problem, newton, optimise, rows_by_cluster, spread_to_variances
+from jaxmed._likelihood import Layout, Problem, log_sds_to_variances, newton, optimise, rows_by_cluster
 from jaxmed._refit import sample_moments
 from jaxmed._refit.program import Program, Refit, Setting, refit, refit_alone, seed_key
 from jaxmed._support import Floats, Status, counted, symmetric
@@ -230,7 +230,7 @@ def make_refitter(
     scale, targets = base.problem.scale, base.targets
     plan, known, population = None, None, None
     if source == "drawn":
-        plan, known = sample_moments.make_plan(design, base.moments)
+        plan, known = sample_moments.make_draw_plan(design, base.moments)
         population = _population(base)
     devices = tuple(jax.local_devices())
     size = batch_size(design.n_clusters) if size is None else size
@@ -282,8 +282,8 @@ def _population(base: Fitted) -> sample_moments.Population:
 
 
 @float64
-def _variances(layout: Layout, spread: Floats) -> Floats:
-    return spread_to_variances(layout, jax.numpy.asarray(spread))  # type: ignore[return-value]
+def _variances(layout: Layout, log_sds: Floats) -> Floats:
+    return log_sds_to_variances(layout, jax.numpy.asarray(log_sds))  # type: ignore[return-value]
 
 
 def given_rows(base: Fitted, design: Design) -> tuple[Floats, Floats]:

@@ -29,7 +29,7 @@ class Program(NamedTuple):
     Attributes
     ----------
     layout : Layout
-    effects : effects.Plan or None
+    effects : effects.EffectIndex or None
         Of a mediation model.
     source : {"drawn", "resampled", "left_out", "given"}
         Data sets are drawn from the model, clusters drawn with replacement, all clusters but one, or tables.
@@ -46,9 +46,9 @@ class Program(NamedTuple):
     """
 
     layout: Layout
-    effects: effects.Plan | None
+    effects: effects.EffectIndex | None
     source: str
-    plan: sample_moments.Plan | None
+    plan: sample_moments.DrawPlan | None
     together: int
     clusters: int
     limit: int = 20
@@ -176,8 +176,8 @@ def refit_alone(program: Program, setting: Setting, number: Array, start: Array)
 
 def _step(layout: Layout, data: Data, state: newton.State) -> newton.State:
     there = newton.candidate(layout, state)
-    evaluation = derivatives.evaluate(layout, there.root, precisions(layout, there.spread), data)
-    return newton.judge(layout, state, there, evaluation, TARGET)
+    evaluation = derivatives.evaluate(layout, there.root, precisions(layout, there.log_sds), data)
+    return newton.accept_or_reject(layout, state, there, evaluation, TARGET)
 
 
 def _data(program: Program, setting: Setting, number: Array) -> Data:
@@ -218,7 +218,7 @@ def _described(program: Program, setting: Setting, solution: optimise.Solution) 
     if plan is not None:
 
         def at(values: Array) -> Array:
-            return effects.combined(plan, values, setting.weights, setting.combination)
+            return effects.linear_combinations(plan, values, setting.weights, setting.combination)
 
         found = at(values)
         slope = jax.jacfwd(at)(values)

@@ -77,7 +77,7 @@ class BlockPlan(NamedTuple):
     most: int = 0
 
 
-class Plan(NamedTuple):
+class DrawPlan(NamedTuple):
     """How a system is drawn; hashable, so that compiled programs are shared by it.
 
     Attributes
@@ -141,7 +141,7 @@ class Population(NamedTuple):
 # Planning, with names ------------------------------------------------------------------------------------------------
 
 
-def make_plan(design: Design, moments: Moments) -> tuple[Plan, Known]:
+def make_draw_plan(design: Design, moments: Moments) -> tuple[DrawPlan, Known]:
     """How to draw the data of a design, and what of them stays.
 
     Raises
@@ -159,7 +159,7 @@ def make_plan(design: Design, moments: Moments) -> tuple[Plan, Known]:
         free.append(block.products[0] - rank)
     most = [int(rows.max(initial=0)) for rows in free]
     averaged = {f.column for name in system.terms for f in terms.factors(name) if f.part}
-    plan = Plan(
+    plan = DrawPlan(
         tuple(block._replace(most=min(rows, FEW + 1)) for block, rows in zip(blocks, most, strict=True)),
         system.order,
         tuple(e for e, equation in enumerate(system.equations) if equation.level == 2),
@@ -292,7 +292,7 @@ def gram_root(products: Floats, rows: Floats) -> tuple[Floats, Floats]:
 # Drawing -------------------------------------------------------------------------------------------------------------
 
 
-def draw(layout: Layout, plan: Plan, known: Known, population: Population, key: Array) -> Array:
+def draw(layout: Layout, plan: DrawPlan, known: Known, population: Population, key: Array) -> Array:
     """Moments of new data, shape (rows of the table, J), in the order of :attr:`jaxmed._data.design.Design.table`.
 
     Random effects first, then outcome after outcome: each from the outcomes drawn before it.
@@ -358,7 +358,7 @@ def chi_squared(key: Array, degrees: Array, most: int) -> Array:
     return pair_sum + jnp.where(degrees > 2 * halves, jax.random.normal(normal_key, degrees.shape) ** 2, 0.0)
 
 
-def _fill(plan: Plan, known: Known, e: int, columns: list[dict[int, Array]]) -> None:
+def _fill(plan: DrawPlan, known: Known, e: int, columns: list[dict[int, Array]]) -> None:
     """The terms that an outcome enters, once it is drawn in all blocks."""
     sums = [
         jnp.sum(columns[b][block.outside[0]] * columns[b][block.outcomes[block.equations.index(e)]], axis=0)

@@ -72,8 +72,8 @@ def question(fit: Fit) -> list[str]:
     order = ", one after the other" if spec.serial else ", side by side" if len(spec.mediators) > 1 else ""
     several = len(spec.mediators) > 1
     found = [
-        f"How much of the effect of {spec.x} on {spec.y} goes through {through}{order}? Observations sit in clusters, "
-        f"told apart by {spec.cluster}, and what moves what may differ from cluster to cluster.",
+        f"How much of the effect of {spec.x} on {spec.y} goes through {through}{order}? Observations are nested "
+        f"in clusters ({spec.cluster}), and the effects may differ between clusters.",
         f"Path a leads from {spec.x} to {'each mediator' if several else through}, b from "
         f"{'each mediator' if several else through} to {spec.y}, and c′ from {spec.x} to {spec.y} directly. The "
         "indirect effect of a cluster is the product of the paths along the way, and its average over clusters holds "
@@ -167,7 +167,7 @@ def _p(value: float) -> str:
 
 
 def convergence(fit: Fit) -> list[str]:
-    """Whether the estimates are those of the maximum, and whether the random effects are more than the data tell."""
+    """Whether the estimates are those of the maximum, and whether the random effects are identified."""
     if fit.converged:
         first = (
             f"The optimiser reached the maximum after {fit.n_iter} iterations. There the scaled gradient has the norm "
@@ -176,7 +176,7 @@ def convergence(fit: Fit) -> list[str]:
         )
         first += "." if fit.flat else ", and the Hessian is positive definite."
     else:
-        first = f"The optimiser did not reach its certificate, so do not use these estimates: {fit.message}."
+        first = f"The optimiser did not reach its convergence criterion, so do not use these estimates: {fit.message}."
     if fit.singular:
         second = (
             "The covariance of the random effects is singular: a variance is estimated as zero, or a correlation as "
@@ -194,14 +194,13 @@ def convergence(fit: Fit) -> list[str]:
     extra += ["Standard errors take the rank of that covariance as known."] if fit.reduced_rank else []
     if fit.flat:
         extra.append(
-            f"The likelihood is flat at its maximum: these data cannot tell {listed(fit.unknown)} apart. Other values "
-            "of them, or of variances that their errors rest on, fit as well. They have no standard errors, nor have "
-            "effects that such values change."
+            f"Not identified: the likelihood is flat in {listed(fit.unknown)}, or in variances that their standard "
+            "errors depend on. These parameters, and effects that depend on them, have no standard errors."
         )
     if fit.too_few_clusters:
         extra.append(
-            f"{fit.n_clusters} clusters are too few to show how {fit.largest_group} random effects covary: take "
-            "fewer of these."
+            f"{fit.n_clusters} clusters do not identify the covariance of {fit.largest_group} random effects: use "
+            "fewer of them."
         )
     if fit.imprecise:
         extra.append(
@@ -282,8 +281,8 @@ def methods(fit: Fit, level: float, replicates: Replicates | None, kind: str) ->
     )
     if fit.flat:
         sentences.append(
-            f"The likelihood was flat at its maximum: the data could not tell {listed(fit.unknown)} apart; these, "
-            "and effects that depend on which of them it is, have no standard errors."
+            f"The likelihood was flat in {listed(fit.unknown)}; these parameters, and effects that depend on them, "
+            "have no standard errors because they are not identified."
         )
     if replicates is not None:
         sentences.append(

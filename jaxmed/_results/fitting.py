@@ -72,9 +72,9 @@ def fit(
     Warns
     -----
     ConvergenceWarning
-        The optimiser ended without its certificate, the log likelihood is flat at its maximum (no joint standard
-        errors), there are no more clusters than random effects that covary, effects between clusters rest on a
-        covariance of intercepts that the data hardly show, or double precision leaves few correct digits;
+        The optimiser ended without meeting its convergence criterion, the log likelihood is flat at its maximum
+        (no joint standard errors), there are no more clusters than random effects that covary, effects between
+        clusters depend on a weakly identified covariance of intercepts, or double precision leaves few correct digits;
         ``fit.status`` and ``fit.message`` say why.
     DesignWarning
         The data changed the model, or look odd; see ``fit.notes``.

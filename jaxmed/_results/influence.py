@@ -35,7 +35,7 @@ def influence_table(
     of_effects = np.zeros((0, len(moved)))
     if known.targets is not None:
         of = known.targets
-        without = effects.combined_at(of.plan, found.values - moved, of.weights, of.combination)
+        without = effects.linear_combinations_at(of.plan, found.values - moved, of.weights, of.combination)
         of_effects = known.values[known.n_params :] - without
     shown = slice(known.n_params, None) if known.targets is not None else slice(0, p)
     changes, error = of_effects if known.targets is not None else moved[:, :p], known.errors[shown]

@@ -23,7 +23,7 @@ def check_intercepts(
     covariances: Covariances,
     max_iter: int,
 ) -> tuple[Solution, Covariances, tuple[str, ...]]:
-    """Whether effects between clusters rest on a covariance of random intercepts that the data hardly show.
+    """Whether effects between clusters rest on a covariance of random intercepts that the data hardly identify.
 
     The mean of a mediator holds its random intercept, so that a path between clusters and a covariance of the two
     intercepts explain the same differences. There may be a second optimum, with the covariance the other way round; the
@@ -65,7 +65,7 @@ def check_intercepts(
     which = " and ".join(f"{mediator!r}, {outcome!r}" for mediator, outcome in pairs)
     caution = (
         f"{', '.join(effects)} rest{'s' if len(effects) == 1 else ''} on the covariance of the random intercepts "
-        f"{which}, which these data hardly identify ({'; '.join(reasons)}): {these}, fit with intercepts='independent'"
+        f"{which}, which is weakly identified ({'; '.join(reasons)}): {these}, fit with intercepts='independent'"
     )
     return solution, covariances, (caution,)
 

@@ -99,7 +99,7 @@ def draw_all(known: Quantities, values: Floats, covariance: Floats, seed: int, d
     drawn = normal_draws(values, np.where(np.isnan(covariance), 0.0, covariance), seed, draws)
     if known.targets is not None:
         of = known.targets
-        drawn = np.hstack([drawn, effects.combined_at(of.plan, drawn, of.weights, of.combination)])
+        drawn = np.hstack([drawn, effects.linear_combinations_at(of.plan, drawn, of.weights, of.combination)])
     if unknown.any():
         drawn[:, np.any(known.jacobian(values)[:, unknown] != 0, axis=1)] = np.nan
     return drawn

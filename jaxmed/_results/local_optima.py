@@ -35,7 +35,7 @@ def optima(found: FitEffects, starts: int = 50, *, seed: int) -> pd.DataFrame:
     -------
     DataFrame
         A row an optimum, the best first: ``loglik``, ``starts`` that ended there, ``singular``, and every parameter by
-        label. Starts that ended without the certificate are in no row.
+        label. Starts that did not converge are in no row.
 
     Raises
     ------

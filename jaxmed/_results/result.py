@@ -20,7 +20,7 @@ from jaxmed._results.moderation import johnson_neyman
 from jaxmed._results.residuals import cluster_residual_table, residual_table
 from jaxmed._results.tables import export, numbers
 from jaxmed._results.within_between import Conflation, conflation
-from jaxmed._support import check_count, check_flag, visible
+from jaxmed._support import check_count, check_flag, escape_control
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,7 +92,7 @@ class Fit(FitEffects):
         >>> fit.robust_cov().loc[labels, labels].round(5).to_numpy().tolist()
         [[0.0029, 4e-05], [4e-05, 0.00068]]
         """
-        covariance = self._told(robust.sandwich(self, self._scores, correction))
+        covariance = self._where_identified(robust.sandwich(self, self._scores, correction))
         return pd.DataFrame(covariance, index=list(self.labels), columns=list(self.labels))
 
     def influence(
@@ -116,7 +116,7 @@ class Fit(FitEffects):
             A row a cluster. A column an effect, in units of the effect (``"indirect[w=1]"`` at values of moderators),
             or, for a :class:`System`, a fixed effect; then Cook's distances d'Cov^-1 d / k, with the joint covariance,
             of the changes d of the k fixed effects, ``cook``, and of all parameters, ``cook_all``; where the maximum is
-            flat, of those that the data tell.
+            flat, of those that are identified.
 
         Raises
         ------
@@ -454,7 +454,9 @@ class Fit(FitEffects):
         True
         """
         indent = None if indent is None else check_count("indent", indent, 0, 100)
-        return visible(json.dumps(self.to_dict(**tables), indent=indent, allow_nan=False, ensure_ascii=False), "\n")
+        return escape_control(
+            json.dumps(self.to_dict(**tables), indent=indent, allow_nan=False, ensure_ascii=False), "\n"
+        )
 
     def save(self, path: str | Path) -> None:
         """Write the fit and its moments to one file (a zip of JSON and NumPy arrays, no pickle), all or nothing.

@@ -12,7 +12,7 @@ import pandas as pd
 from jaxmed._inference import Estimates, TestResult, critical_value, normal_table, omnibus_table
 from jaxmed._model import Mediation
 from jaxmed._results.tables import variance_table
-from jaxmed._support import check_choice, visible
+from jaxmed._support import check_choice, escape_control
 
 SE_NOTES = {
     "joint": "Standard errors: joint (fixed effects, covariances and residual variances estimated together).",
@@ -47,10 +47,10 @@ def fixed(value: float, digits: int) -> str:
 def text(fit: Estimates, tables: dict[str, pd.DataFrame], se: str, level: float) -> str:
     """The whole summary as plain text."""
     title, facts, shown, notes = _content(fit, tables, se, level)
-    title = visible(title)
-    parts = [f"{title}\n{'=' * len(title)}", _columns([(name, visible(value)) for name, value in facts])]
+    title = escape_control(title)
+    parts = [f"{title}\n{'=' * len(title)}", _columns([(name, escape_control(value)) for name, value in facts])]
     parts += ["\n".join(filter(None, [table.title, _align(table.cells), table.note])) for table in shown]
-    wrapped = [textwrap.fill(visible(note), 100) for note in notes]
+    wrapped = [textwrap.fill(escape_control(note), 100) for note in notes]
     return "\n\n".join([*parts, "\n".join(wrapped)]) + "\n"
 
 
@@ -114,7 +114,7 @@ def _content(
     if not (fit.flat or fit.cautions) and spec.free_intercepts(fit.facts):
         notes.append(
             "Note: effects of a mediator between clusters and the covariance of the random intercepts explain the same "
-            "differences between clusters, and data show them apart only weakly; intercepts='independent' holds that "
+            "differences between clusters, so that both are weakly identified; intercepts='independent' holds that "
             "covariance at zero."
         )
     products = [label for label in fit.system.random_labels if ":" in label]
@@ -194,7 +194,7 @@ def legend(fit: Estimates) -> list[str]:
 
 def _legend(fit: Estimates) -> str:
     """The same in lines of a terminal."""
-    lines = [visible(line) for line in legend(fit)]
+    lines = [escape_control(line) for line in legend(fit)]
     if fit.spec.is_simple(fit.facts):
         return ";\n".join(lines)
     return "\n".join("\n".join(textwrap.wrap(line, 100)) for line in lines)
@@ -248,7 +248,7 @@ def _columns(facts: list[tuple[str, str]]) -> str:
 
 def _align(cells: pd.DataFrame) -> str:
     """Right-aligned columns under a ruled head."""
-    names = [visible(str(name)) for name in cells.index]
+    names = [escape_control(str(name)) for name in cells.index]
     stub = max(map(len, names))
     widths = [max(len(head), *(len(cell) for cell in cells[head])) for head in cells.columns]
     head = " " * stub + " | " + "  ".join(f"{h:>{w}}" for h, w in zip(cells.columns, widths, strict=True))

@@ -18,7 +18,7 @@ from jaxmed._inference import (
     limits_on_scale,
     normal_table,
 )
-from jaxmed._support import check_choice, visible
+from jaxmed._support import check_choice, escape_control
 
 TABLES = ("effects", "coefficients", "variances", "heterogeneity")
 HEADS = {"estimate": "Estimate", "se": "SE", "z": "z", "p": "p"}
@@ -235,13 +235,13 @@ def escape_latex(text: str) -> str:
     >>> print(escape_latex("y~m_1 & 5%"))
     y\textasciitilde{}m\_1 \& 5\%
     """
-    return "".join(LATEX.get(letter, letter) for letter in visible(" ".join(text.split())))
+    return "".join(LATEX.get(letter, letter) for letter in escape_control(" ".join(text.split())))
 
 
 def escape_markdown(text: str) -> str:
     """Text that no Markdown reader takes for markup or for the end of a cell."""
     return "".join(
-        f"\\{letter}" if letter in r"\`*_{}[]()<>#|~$&" else letter for letter in visible(" ".join(text.split()))
+        f"\\{letter}" if letter in r"\`*_{}[]()<>#|~$&" else letter for letter in escape_control(" ".join(text.split()))
     )
 
 

@@ -14,7 +14,7 @@ from jaxmed._inference import KINDS, TestResult, chi_squared, critical_value, no
 from jaxmed._model import INTERCEPT, Equation, Spec, System
 from jaxmed._results.estimation import estimate
 from jaxmed._results.fit_effects import FitEffects, check_is_fit
-from jaxmed._support import ConvergenceWarning, DesignWarning, FitError, check_choice, visible
+from jaxmed._support import ConvergenceWarning, DesignWarning, FitError, check_choice, escape_control
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,8 +39,8 @@ class Conflation:
     def __str__(self) -> str:
         test = f"{self.test.hypothesis}: chi2({self.test.df}) = {self.test.statistic:.2f}, p = {self.test.p:.4f}"
         if np.isnan(self.test.p):
-            test = f"{self.test.hypothesis}: no test, since the data do not tell some of these ({self.fit.message})"
-        return f"{self.table.rename(visible).round(4).to_string()}\n{visible(test)}"
+            test = f"{self.test.hypothesis}: no test, since some of these are not identified ({self.fit.message})"
+        return f"{self.table.rename(escape_control).round(4).to_string()}\n{escape_control(test)}"
 
 
 def conflation(

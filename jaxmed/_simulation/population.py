@@ -24,9 +24,9 @@ from jaxmed._support import (
     SpecError,
     check_choice,
     check_count,
+    escape_control,
     is_number,
     symmetric,
-    visible,
 )
 
 SHAPES = ("normal", "skewed", "heavy_tailed")
@@ -455,7 +455,7 @@ class Population:
 
     def __repr__(self) -> str:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in self.params.items())
-        return visible(f"<{type(self).__name__} of {', '.join(self.system.outcomes)}: {shown}>")
+        return escape_control(f"<{type(self).__name__} of {', '.join(self.system.outcomes)}: {shown}>")
 
     @cached_property
     def system(self) -> System:
@@ -522,7 +522,7 @@ class Population:
         {'indirect': 0.473, 'total': 0.673}
         """
         targets = make_targets(self, at)
-        found = effects.combined_at(targets.plan, self.values[None], targets.weights, targets.combination)[0]
+        found = effects.linear_combinations_at(targets.plan, self.values[None], targets.weights, targets.combination)[0]
         if self.random_effects != "normal":
             found = found + higher_terms(targets, self.values, self.system, self.random_matrix, self.random_effects)
         return pd.Series(found, index=targets.rows, name="value")

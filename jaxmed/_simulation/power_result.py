@@ -22,10 +22,10 @@ from jaxmed._support import (
     check_form,
     check_path,
     damaged,
+    escape_control,
     open_folder,
     read_table,
     shown,
-    visible,
     write_table,
 )
 
@@ -152,7 +152,7 @@ class Power:
         if self.needed is not None:
             needed = self.needed.to_string(index=False, float_format=lambda value: f"{value:.3f}")
             text += f"\n\nNumber of clusters for the power asked for\n{needed}"
-        return visible(text, "\n")
+        return escape_control(text, "\n")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data: the study, ``table`` and ``needed`` as lists of rows.
@@ -183,7 +183,7 @@ class Power:
         >>> study.to_json().splitlines()[1]
         ' "analysis": {'
         """
-        return visible(json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False), "\n")
+        return escape_control(json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False), "\n")
 
     def save(self, folder: str | Path) -> None:
         """Write every design's data sets to a file of a folder, which :func:`jaxmed.load_power` reads.

@@ -445,7 +445,7 @@ def without_each_cluster(fit: Any, origin: Origin) -> Floats:
     values = base.problem.scale.carried(values[converged])
     if targets is None:
         return values
-    found = effects.combined_at(targets.plan, values, targets.weights, targets.combination)
+    found = effects.linear_combinations_at(targets.plan, values, targets.weights, targets.combination)
     return np.hstack([values, found])
 
 

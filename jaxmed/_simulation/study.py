@@ -390,7 +390,7 @@ def _block_errors(known: Quantities, found: Refits, *, bauer: bool) -> Floats:
     of = known.targets
     if of is None:
         return errors
-    _, slope = effects.combined_and_jacobian(of.plan, found.values, of.weights, of.combination)
+    _, slope = effects.linear_combinations_and_jacobian(of.plan, found.values, of.weights, of.combination)
     if bauer:
         return np.hstack([errors, effects.bauer(of.plan, of.names, slope, found.block)])
     return np.hstack([errors, delta(slope, found.block)])

@@ -31,7 +31,7 @@ from jaxmed._support.errors import (
 )
 from jaxmed._support.progress_line import counted, progress
 from jaxmed._support.random_streams import MONTE_CARLO, STARTS, stream
-from jaxmed._support.text import check_form, parse, shown, visible
+from jaxmed._support.text import check_form, escape_control, parse, shown
 from jaxmed._support.validation import (
     check_choice,
     check_count,
@@ -72,6 +72,7 @@ __all__ = [
     "claim",
     "counted",
     "damaged",
+    "escape_control",
     "interrupted",
     "is_number",
     "is_own",
@@ -88,7 +89,6 @@ __all__ = [
     "stream",
     "symmetric",
     "upper",
-    "visible",
     "write_atomically",
     "write_table",
     "write_text",

@@ -41,11 +41,11 @@ class WriteError(FitError, OSError):
 
 
 class DesignWarning(UserWarning):
-    """The data cannot show all that the model has: some coefficients were fixed, and the fit went on."""
+    """The data do not identify the whole model: some coefficients were fixed, and the fit went on."""
 
 
 class ConvergenceWarning(UserWarning):
-    """The optimiser has no certificate, or what it found has few correct digits, no standard errors or few clusters."""
+    """The fit did not converge, or its numbers have few correct digits, no standard errors or too few clusters."""
 
 
 def is_own(error: BaseException) -> bool:

@@ -91,14 +91,14 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def visible(text: str, keep: str = "") -> str:
+def escape_control(text: str, keep: str = "") -> str:
     r"""Text as it is shown: what cannot be seen, ends a line or would command a terminal, by its number.
 
     In JSON that means the same; ``keep`` names letters that stay.
 
     Examples
     --------
-    >>> print(visible("a\x1b[2Jb"))
+    >>> print(escape_control("a\x1b[2Jb"))
     a\u001b[2Jb
     """
     if text.isprintable():
