@@ -155,8 +155,9 @@ def cluster_scores(found: Estimates, moments: Moments) -> Scores:
     d l_j / d beta = X_j'V_j^-1 e_j,    d l_j / d theta_k = -(tr(V_j^-1 dV_k) - e_j'V_j^-1 dV_k V_j^-1 e_j) / 2,
 
     under REML plus tr(C X_j'V_j^-1 dV_k V_j^-1 X_j) / 2, the cluster's share of the derivative of -log|X'V^-1X| / 2 at
-    known C. So they sum to the gradient of what was maximised, which is zero at the optimum, and each of them has mean
-    zero at the true (G, sigma^2), where beta is estimated: E[e_j e_j'] = V_j - X_j C X_j' (docs/diagnostics.md).
+    known C. So they sum to the gradient of what was maximised, which is zero at the optimum. With normal random effects
+    and residuals, or with predictors that are no responses, each of them has mean zero at the true (G, sigma^2), where
+    beta is estimated: E[e_j e_j'] = V_j - X_j C X_j' (docs/diagnostics.md).
 
     Raises
     ------

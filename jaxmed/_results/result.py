@@ -63,9 +63,10 @@ class Fit(FitEffects):
     def robust_cov(self, correction: str = "CR1") -> pd.DataFrame:
         """Cluster-robust (sandwich) covariance of all parameters.
 
-        B (sum_j s_j s_j') B, with s_j the :meth:`scores` of the clusters and B the joint covariance. It is right in
-        large samples of clusters whatever the distribution of random effects and residuals, where means and
-        covariances are as modelled. ``kind="robust"`` and ``se="robust"`` elsewhere are ``"CR1"``.
+        B (sum_j s_j s_j') B, with s_j the :meth:`scores` of the clusters and B the joint covariance. With many
+        clusters it is the covariance of the estimates whatever the distribution of random effects and residuals. It
+        does not correct the estimates: m is a response and a predictor, so that with random effects that are not
+        normal they have a bias of order 1/n_j, n_j the rows of a cluster. ``kind="robust"`` and ``se="robust"`` elsewhere are ``"CR1"``.
 
         Parameters
         ----------
