@@ -15,7 +15,7 @@ import pytest
 
 import jaxmed as jm
 
-EXAMPLE = Path(jm.__file__).parent / "data" / "example.csv"
+EXAMPLE = Path(jm.__file__).parent / "datasets" / "example.csv"
 DOCS = Path(__file__).parents[1] / "docs" / "intervals.md"
 ROLES = ("--x", "x", "--m", "m", "--y", "y", "--cluster", "id")
 

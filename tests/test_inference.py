@@ -14,10 +14,10 @@ from scipy.stats import chi2, norm
 
 import jaxmed as jm
 from jaxmed._data import moments_file
-from jaxmed._inference import covariance as inference
 from jaxmed._inference import effects
 from jaxmed._inference.estimability import delta
 from jaxmed._inference.limits import critical_value, limits_on_scale, normal_table
+from jaxmed._inference.singularity import is_singular
 from jaxmed._likelihood.layout import Layout
 from jaxmed._model.data_facts import DataFacts
 
@@ -349,12 +349,12 @@ LAYOUT = Layout(
 )
 def test_is_singular(root, log_sd, mean_square, singular):
     theta = np.array([*np.asarray(root, dtype=float)[np.tril_indices(3)], *log_sd])
-    assert inference.is_singular(LAYOUT, theta, np.array(mean_square, dtype=float)) is singular
+    assert is_singular(LAYOUT, theta, np.array(mean_square, dtype=float)) is singular
 
 
 def test_without_random_effects_nothing_is_singular():
     layout = Layout(sizes=(2,), random=(), free=(), pairs=(), seen=((0,),), pieces=(), reml=False)
-    assert inference.is_singular(layout, np.zeros(1), np.zeros(0)) is False
+    assert is_singular(layout, np.zeros(1), np.zeros(0)) is False
 
 
 # Tests ---------------------------------------------------------------------------------------------------------------

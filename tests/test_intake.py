@@ -396,16 +396,17 @@ def test_progress_is_silent_without_a_terminal(capsys):
 
 SLOW = """
 import sys, time
-from jaxmed import chunks, cli, files
+from jaxmed._cli import app
+from jaxmed._data import chunked, files
 files.BLOCK = 1000
-add = chunks._Summary.add
+add = chunked._Summary.add
 def slow(self, values):
     print("reading", file=sys.stderr, flush=True)
     time.sleep(0.2)
     add(self, values)
-chunks._Summary.add = slow
+chunked._Summary.add = slow
 sys.argv = ["jaxmed", "fit", sys.argv[1], "--x", "x", "--m", "m", "--y", "y", "--cluster", "id", "--json", sys.argv[2]]
-cli.main()
+app.main()
 """
 
 

@@ -66,7 +66,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import jax, jax.numpy as jnp, numpy as np, jaxmed as jm
 from test_runtime import prepared
-from jaxmed import derivatives, optimise
+from jaxmed._likelihood import derivatives, optimise
 """
 
 
@@ -78,7 +78,7 @@ def test_hessians_and_batched_refits_finish():
     out = run(
         SETUP
         + """
-from jaxmed.params import root_and_precision
+from jaxmed._likelihood.layout import root_and_precision
 with jax.enable_x64(True):
     for n in (100, 2000):
         layout, start, data = prepared(n)

@@ -187,7 +187,7 @@ SETUP = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import importlib, json, numpy as np, jax, jaxmed as jm
-from jaxmed import likelihood, shards
+from jaxmed._likelihood import likelihood, shards
 from test_shards import SCHOOLS, SMALL, example
 shards.SHARD = likelihood.BLOCK
 importlib.import_module("jaxmed._results.optimization").SAMPLE = 64

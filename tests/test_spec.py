@@ -9,7 +9,8 @@ import pytest
 
 import jaxmed as jm
 from jaxmed._model.data_facts import DataFacts
-from jaxmed._model.mediation import Path, check_spec, from_dict
+from jaxmed._model.estimands import Path
+from jaxmed._model.mediation import check_spec, from_dict
 
 ROLES = {"x": "x", "m": "m", "y": "y", "cluster": "id"}
 

@@ -134,7 +134,7 @@ cat >told.sh <<'JOB'
 #SBATCH --array=3-9:2
 #SBATCH --output=told-%a.log
 variables=$(env | grep -E '^SLURM_(ARRAY_TASK|JOB_ID|PROCID|NTASKS|STEP_NUM_TASKS)' | sort | paste -sd' ')
-python -c 'import os; from jaxmed.schedulers import find_shard; print(*find_shard("auto", os.environ), end="")'
+python -c 'import os; from jaxmed._cli.schedulers import find_shard; print(*find_shard("auto", os.environ), end="")'
 echo " <- $variables"
 JOB
 say "variables in an array 3-9:2, as part and parts <- variables:"

@@ -66,7 +66,8 @@ class Fit(FitEffects):
         B (sum_j s_j s_j') B, with s_j the :meth:`scores` of the clusters and B the joint covariance. With many
         clusters it is the covariance of the estimates whatever the distribution of random effects and residuals. It
         does not correct the estimates: m is a response and a predictor, so that with random effects that are not
-        normal they have a bias of order 1/n_j, n_j the rows of a cluster. ``kind="robust"`` and ``se="robust"`` elsewhere are ``"CR1"``.
+        normal they have a bias of order 1/n_j, n_j the rows of a cluster.
+        ``kind="robust"`` and ``se="robust"`` elsewhere are ``"CR1"``.
 
         Parameters
         ----------
