@@ -12,7 +12,7 @@ import pandas as pd
 from jaxmed._data import Intake, Moments
 from jaxmed._inference.estimability import Estimable, Working, delta
 from jaxmed._inference.hypothesis_tests import TestResult, chi_squared
-from jaxmed._inference.messages import is_across, negative_icc_notes, parameter_in_words
+from jaxmed._inference.messages import fewer_covariances, negative_icc_notes, parameter_in_words
 from jaxmed._inference.record import FORMAT, arrays_to_dict, frame_to_dict, plain_data
 from jaxmed._likelihood import Problem, make_problem
 from jaxmed._model import INTERCEPT, DataFacts, Spec, System, compiled
@@ -434,11 +434,7 @@ class Estimates:
                 f"; not identified: the likelihood is flat in {', '.join(some)}, or in variances that their standard "
                 f"errors depend on, so they have no joint standard errors; {fewer}"
             )
-            across = [tuple(label.split("~~")) for label in self._unidentified if is_across(label)]
-            if self.spec.free_intercepts(self.facts):
-                text += ", or fit with intercepts='independent'"
-            elif across:
-                text += f", or hold covariances between different outcomes at zero, such as zero=[{across[0]}]"
+            text += fewer_covariances(self.spec, self.facts, self._unidentified)
         text += "".join(f"; {caution}" for caution in self.cautions)
         if self.reduced_rank and len(unknown) < len(self.labels):
             text += "; standard errors take the rank of the random-effects covariance as known"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from jaxmed._model import DataFacts
+from jaxmed._model import DataFacts, Spec
 
 
 def negative_icc_notes(negative_icc: Mapping[str, float], facts: DataFacts) -> list[str]:
@@ -34,3 +34,11 @@ def is_across(label: str) -> bool:
     """Whether a parameter is the covariance of random effects of different outcomes."""
     one, pair, other = label.partition("~~")
     return bool(pair) and "~" in one and one.partition("~")[0] != other.partition("~")[0]
+
+
+def fewer_covariances(spec: Spec, facts: DataFacts, labels: Sequence[str]) -> str:
+    """Which covariance to hold at zero, where some of the parameters that are not identified are covariances."""
+    if spec.free_intercepts(facts):
+        return ", or fit with intercepts='independent'"
+    across = [tuple(label.split("~~")) for label in labels if is_across(label)]
+    return f", or hold covariances between different outcomes at zero, such as zero=[{across[0]}]" if across else ""

@@ -221,7 +221,7 @@ def make_refitter(
 
     Raises
     ------
-    generate.RowsNeededError
+    RowsNeededError
         "drawn": cross-products do not suffice.
     """
     design, layout = base.problem.design, base.problem.layout

@@ -33,7 +33,7 @@ class Program(NamedTuple):
         Of a mediation model.
     source : {"drawn", "resampled", "left_out", "given"}
         Data sets are drawn from the model, clusters drawn with replacement, all clusters but one, or tables.
-    plan : generate.Plan or None
+    plan : sample_moments.DrawPlan or None
         Of "drawn".
     together : int
         Data sets that run at once.

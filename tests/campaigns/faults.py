@@ -37,7 +37,7 @@ import jaxmed as jm
 from jaxmed._cli import app
 from jaxmed._support import checkpoints
 
-EXAMPLE = Path(jm.__file__).parent / "data" / "example.csv"
+EXAMPLE = Path(jm.__file__).parent / "datasets" / "example.csv"
 ROLES = ("--x", "x", "--m", "m", "--y", "y", "--cluster", "id")
 LIMIT = 300  # seconds of any job
 FORK = multiprocessing.get_context("forkserver")  # children have imported jaxmed, and JAX has not started in them
