@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxmed._data.moments import INTAKE_FORM, Moments, Pattern, intake_from_dict, later_fields
-from jaxmed._support import DataError, FitError, Floats, check_form, check_path, is_own, parse, write_atomically
+from jaxmed._support import DataError, FitError, Floats, check_form, check_path, parse, write_atomically
 
 MOMENTS = ".moments"  # how the names of files of moments end
 FORMAT = 1  # of moments in a file
@@ -162,8 +162,6 @@ def _opened(path: str | os.PathLike[Any], refusal: str) -> Iterator[Any]:
     except (MemoryError, DataError):
         raise
     except Exception as error:  # zip, zlib and NumPy have many words for a damaged file
-        if is_own(error):
-            raise
         reason = str(error).partition("\n")[0][:120]
         raise DataError(f"{str(path)!r} {refusal} ({reason})") from error
 
