@@ -2,8 +2,8 @@
 
     python benchmarks/bootstrap.py [--no-peers]
 
-Five random effects, unstructured G, REML, methods `parametric` and `cluster`, each refit converged to the certificate
-of a fit; the rate does not depend on the rows of a cluster (8 against 8,000), and is at least 500 times that of
+Five random effects, unstructured G, REML, methods `parametric` and `cluster`, each refit converged as a fit
+does; the rate does not depend on the rows of a cluster (8 against 8,000), and is at least 500 times that of
 lme4::bootMer and of glmmTMB's simulate and refit on the same model and data in the same run.
 
 A call of jm.bootstrap is timed whole. The first one compiles, unless a data set of the same shape came before; the

@@ -36,4 +36,5 @@ class Roles(griffe.Extension):
         """Called by griffe for modules, classes, functions and attributes."""
         if obj.docstring is not None:
             owner = obj.name if obj.is_class else getattr(obj.parent, "name", "")
+            owner = {"FitEffects": "Fit", "Estimates": "Fit", "Compilation": "Mediation"}.get(owner, owner)
             obj.docstring.value = ROLE.sub(lambda found: _link(found, owner), obj.docstring.value)

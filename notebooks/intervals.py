@@ -103,7 +103,7 @@ print(pd.DataFrame({r.method: r.intervals("bca").loc["indirect", columns] for r 
 # ## Fewer clusters
 #
 # With the first 25 clusters intervals are wider and less alike. Nearly all fits to replicates are singular: a covariance
-# matrix of five random effects is more than 25 clusters can tell. That is an estimate at its limit, not a failure; such
+# matrix of five random effects is more than 25 clusters identify. That is an estimate at its limit, not a failure; such
 # replicates count. `failures()` lists those that did not converge.
 
 # %%

@@ -172,3 +172,16 @@ def test_programs_on_disk_have_a_bound(tmp_path, monkeypatch):
     monkeypatch.setattr(runtime, "ON_DISK", 250)
     runtime._drop_oldest(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["program-4", "program-5"]
+
+
+def test_the_style_of_reports_is_css():
+    from jaxmed._report.html import STYLE
+
+    assert ":focus-visible" in STYLE
+    assert "escape_control" not in STYLE
+
+
+def test_four_serial_mediators_of_a_heavy_tailed_population():
+    """A cumulant of order 5 does not exist, and does not matter where slopes do not covary."""
+    model = jm.Mediation("x", ["m1", "m2", "m3", "m4"], "y", "id", serial=True, random="none")
+    assert jm.Population(model, random_effects="heavy_tailed").effects().notna().all()

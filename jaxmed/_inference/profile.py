@@ -14,7 +14,7 @@ the minimum of F is the REML estimate, its inverse Hessian there the joint covar
 is the profile of the restricted likelihood.
 
 Since dF(c)/dc = lambda, the multiplier of the constraint, limits come from Newton's method on zeta, each refit starting
-at the nearest one before (:mod:`jaxmed.constrained`).
+at the nearest one before (:mod:`jaxmed._inference.constrained_fit`).
 """
 
 from __future__ import annotations

@@ -246,10 +246,10 @@ def second_pass(
         p_z = weighted[at.z] - linalg.matmul(half[:, at.z].swapaxes(0, 1), half)
         p_zx, p_zz = p_z[:, :p], p_z[:, at.z]
         score = jnp.sum(p_z * times_contrast, axis=1)
-        log_sds = score[:, None] * score[None]
+        outer = score[:, None] * score[None]
         if layout.reml:
             p_zx_cov = linalg.matmul(p_zx, beta_cov[:, :, None])
-            log_sds = log_sds + linalg.matmul(p_zx_cov, p_zx.swapaxes(0, 1))
+            outer = outer + linalg.matmul(p_zx_cov, p_zx.swapaxes(0, 1))
         k = linalg.matmul(half_root.swapaxes(0, 1), half_root)
         u = linalg.matmul(half_root.swapaxes(0, 1), half)
 
@@ -269,7 +269,7 @@ def second_pass(
                     cross = cross - 2 * linalg.matmul(q_z[:, :p], p_zx_cov.swapaxes(0, 1))
                 mixed.append(linalg.total(cross))
                 weighted_n.append((own_zz, n_c, jnp.sum(n_c * times_contrast, axis=1)))
-        first = (linalg.total(p_zz - log_sds), jnp.stack(trace), jnp.stack(d_p))
+        first = (linalg.total(p_zz - outer), jnp.stack(trace), jnp.stack(d_p))
         if not curvature:
             return first
 
@@ -285,7 +285,7 @@ def second_pass(
                     total = total - 2 * jnp.sum(n_cov * linalg.matmul(k_cd, n_d[:, :p]))
                 square = square.at[c, d].set(total).at[d, c].set(total)
         left = p_zx[at.unique_row, at.unique_col]
-        right = jnp.concatenate([left, score, (2 * log_sds - p_zz)[at.tril]])
+        right = jnp.concatenate([left, score, (2 * outer - p_zz)[at.tril]])
         return (*first, left @ right.T, jnp.stack(mixed), square)
 
     zeros: tuple[Array, ...] = (

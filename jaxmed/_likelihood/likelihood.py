@@ -6,7 +6,7 @@ cross-products W = sum_c tau_c W_c of ``[X y]`` of a cluster, ``A`` its random-b
     P = [X y]' V^-1 [X y] = W - W_z' L M^-1 L' W_z,      log|V| = sum_S n_S log|Sigma_SS| + log|M|,
 
 and everything else follows from S = sum_j P_j and sum_j log|M_j|: the GLS estimate of the fixed effects, the
-generalised residual sum of squares and log|X'V^-1X|. The derivatives are in :mod:`jaxmed.derivatives`.
+generalised residual sum of squares and log|X'V^-1X|. The derivatives are in :mod:`jaxmed._likelihood.derivatives`.
 
 Clusters are taken in blocks, so that memory does not grow with their number. Clusters whose moments are zero (padding)
 contribute exactly nothing.

@@ -99,7 +99,7 @@ def starting_values_by_cluster(layout: Layout, design: Design, totals: Totals) -
     Where one slope varies ten thousand times as much as another, :func:`starting_values`, which shares out one
     variance, starts the others thousands of times too large. What the coefficients that do not vary explain is taken
     off by least squares over all rows; variances of coefficients over clusters, less what is sampling, are those of the
-    effects. An equation of which fewer than two clusters have rows and log_sds for that keeps its start.
+    effects. An equation of which fewer than two clusters have enough rows for that keeps its start.
     """
     theta = starting_values(layout, design.system, totals)
     diagonal = {row: k for k, (row, col) in enumerate(layout.free) if row == col}
@@ -126,8 +126,8 @@ def starting_values_by_cluster(layout: Layout, design: Design, totals: Totals) -
         residual = left.sum() / (rows[usable] - q).sum()
         if not residual > 0:
             continue
-        log_sds, sampling = slopes.var(axis=0, ddof=1), residual * np.diagonal(inverse, axis1=1, axis2=2).mean(axis=0)
-        variances = np.maximum(log_sds - sampling, 0.1 * np.minimum(log_sds, residual))
+        between, sampling = slopes.var(axis=0, ddof=1), residual * np.diagonal(inverse, axis1=1, axis2=2).mean(axis=0)
+        variances = np.maximum(between - sampling, 0.1 * np.minimum(between, residual))
         theta[len(layout.free) + e] = np.log(residual) / 2
         theta[[diagonal[k] for k in layout.random_of(e)]] = np.sqrt(variances)
     return theta

@@ -25,7 +25,7 @@ GPU_BLOCK, GPU_SHARD = 1 << 13, 1 << 16  # where thousands of threads wait for w
 
 @dataclass(frozen=True)
 class Shards:
-    """Clusters in parts of one size, log_sds over the local devices.
+    """Clusters in parts of one size, spread over the local devices.
 
     Attributes
     ----------

@@ -124,7 +124,7 @@ class Compilation:
         return tuple(name for name, _ in self.reference)
 
     def _unknown_facts(self) -> DataFacts:
-        """DataFacts before any data."""
+        """Facts before any data."""
         return DataFacts({name: (category, "...") for name, category in self.reference}, unknown=True)
 
     def _columns(self, name: str, facts: DataFacts) -> tuple[str, ...]:

@@ -289,6 +289,8 @@ def from_dict(plain: Mapping[str, Any]) -> Spec:
         if kind == "system":
             equations = [Equation(**equation) for equation in fields.pop("equations")]
             return System(equations, **fields)
+    except SpecError:
+        raise
     except (TypeError, KeyError) as error:
         raise SpecError(f"this saved {kind} is not complete ({error})") from error
     raise SpecError(f"a saved model of kind {kind!r} is not known to this version of jaxmed")

@@ -65,7 +65,7 @@ class Setting(NamedTuple):
     matrix, offset : ndarray, shapes (p + n, p + n), (p + n,)
         From the working to the user's scale.
     weights, combination
-        Of the effects, see :class:`jaxmed._inference.effect_tables.Targets`.
+        Of the effects, see :class:`jaxmed._inference.targets.Targets`.
     table : ndarray, shape (rows, J)
         Moments of the data; of "given", a table for each data set, (count, rows, J).
     counts : ndarray, shape (n_sets, J)

@@ -190,7 +190,7 @@ def _effects(of: Content) -> Html:
     fit = of.fit
     note = "; ".join(legend(fit)).replace("->", "→") + "."
     if fit.flat:
-        note += " Effects without standard errors are those that the data do not tell."
+        note += " Effects without standard errors are those that are not identified."
     if of.effects["se"].eq(0).any():
         note += " What the model fixes has no standard error."
     parts = [number_table("effects", tables.numbers(fit, "effects", level=of.level, at=of.at), note)]
@@ -215,7 +215,9 @@ def _effects(of: Content) -> Html:
             note = "Other moderators at their mean or first value (Johnson & Neyman regions)."
             parts += [element("p", text), table("regions", "Regions", heads, regions, stubs=3, note=note)]
         else:
-            parts.append(element("p", "No conditional indirect effect has an interval that excludes zero."))
+            parts.append(
+                element("p", "None of the effects that depend on a moderator has an interval that excludes zero.")
+            )
         parts.append(pictures(figures.moderated(fit, of.level)))
     return join(parts)
 

@@ -125,7 +125,7 @@ h2 { font-size: 1.3rem; margin: 2.5rem 0 .5rem; padding-top: .5rem; border-top: 
 h3 { font-size: 1.08rem; margin: 1.75rem 0 .25rem; }
 p, li { max-width: 46rem; }
 a { color: #1b4965; }
-a:focus-escape_control, .scroll:focus-escape_control { outline: 3px solid #c8553d; outline-offset: 2px; }
+a:focus-visible, .scroll:focus-visible { outline: 3px solid #c8553d; outline-offset: 2px; }
 .skip { position: absolute; left: -100rem; }
 .skip:focus { left: 1rem; top: .5rem; padding: .5rem; background: #fff; }
 nav ul { display: flex; flex-wrap: wrap; gap: .25rem 1.25rem; list-style: none; padding: 0; margin: 1rem 0 0; }
@@ -163,7 +163,7 @@ pre { background: #f4f4f4; padding: .75rem; overflow-x: auto; font-size: .85rem;
   h2, h3, caption { break-after: avoid; }
   figure, tr, .key, .warning { break-inside: avoid; }
   .figures { grid-template-columns: 1fr 1fr; }
-  .scroll, pre { overflow: escape_control; }
+  .scroll, pre { overflow: visible; }
   pre { white-space: pre-wrap; }
   table { font-size: 8.5pt; }
   th, td { white-space: normal; padding-right: .4rem; }

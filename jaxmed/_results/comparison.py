@@ -32,6 +32,8 @@ def compare(fit0: Fit, fit1: Fit) -> TestResult:
 
     Raises
     ------
+    SpecError
+        One of them is no fit.
     FitError
         The fits are of different data, of different methods or not nested, or one of them did not converge.
 

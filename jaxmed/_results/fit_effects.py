@@ -59,6 +59,8 @@ class FitEffects(Estimates):
     def identified(self) -> pd.Series:
         """Whether each parameter is identified, by label: others have no standard error.
 
+        All are False where no joint covariance is available, as of a fit that did not converge; see ``fit.message``.
+
         Examples
         --------
         >>> import jaxmed as jm

@@ -241,7 +241,7 @@ class Replicates:
         DataFrame
             Columns ``estimate, se, z, p, ci_lower, ci_upper``, with ``se`` the standard deviation of the replicates and
             z and p from it, then ``ci_lower_mcse, ci_upper_mcse``, the Monte Carlo standard errors of the limits. NaN
-            of what the data do not tell (``fit.flat``). Index as that of :meth:`jaxmed.Fit.effects`.
+            of what is not identified (``fit.flat``). Index as that of :meth:`jaxmed.Fit.effects`.
 
         Raises
         ------
@@ -290,8 +290,12 @@ class Replicates:
         elif kind == "studentized":
             errors = used[[f"{label}_se" for label in labels]].to_numpy()
             limits = [studentized(draws[:, k], errors[:, k], level, estimate[k], error[k]) for k in range(len(at))]
-            without = {label: n for label, n in zip(labels, (~(errors > 0)).sum(axis=0).tolist(), strict=True) if n}
-            if without and max(without.values()) < len(used):
+            without = {
+                label: n
+                for label, n in zip(labels, (~(errors > 0)).sum(axis=0).tolist(), strict=True)
+                if 0 < n < len(used)
+            }
+            if without:
                 warnings.warn(
                     f"{max(without.values())} of {len(used)} replicates have no standard error of "
                     f"{max(without, key=lambda label: without[label])} and do not count in its studentized limits",

@@ -70,7 +70,8 @@ def _more(route: Sequence[int], mean: Sequence[float], loads: Sequence[Floats], 
                 term *= mean[part[0]]
             else:
                 along = float(np.sum(np.prod([loads[k] for k in part], axis=0)))
-                term *= along * (1.0 if len(part) == 2 else cumulant(shape, len(part)))
+                # No number for a cumulant that does not exist matters where the slopes share nothing.
+                term *= along * (1.0 if len(part) == 2 or not along else cumulant(shape, len(part)))
         total += term
     return total
 

@@ -81,7 +81,9 @@ def _words_of_writing(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WriteError(f"{str(target)!r} could not be written: {error.strerror or error}") from error
+        written = WriteError(f"{str(target)!r} could not be written: {error.strerror or error}")
+        written.errno, written.filename = error.errno, str(target)
+        raise written from error
 
 
 @contextmanager

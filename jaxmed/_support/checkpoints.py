@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from jaxmed._support.arrays import Floats
 from jaxmed._support.atomic_files import write_atomically, write_once
-from jaxmed._support.errors import DataError, FitError
+from jaxmed._support.errors import DataError, WriteError
 from jaxmed._support.text import parse
 from jaxmed._support.validation import check_list, check_path
 
@@ -131,9 +131,9 @@ def open_folder(folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FitError(f"the folder {str(folder)!r} cannot be made: {error.strerror or error}") from error
+        raise WriteError(f"the folder {str(folder)!r} cannot be made: {error.strerror or error}") from error
     if not os.access(folder, os.W_OK):
-        raise FitError(f"the folder {str(folder)!r} cannot be written to; choose another")
+        raise WriteError(f"the folder {str(folder)!r} cannot be written to; choose another")
     return files_of(folder)
 
 

@@ -49,15 +49,15 @@ class ConvergenceWarning(UserWarning):
 
 
 def is_own(error: BaseException) -> bool:
-    """Whether an error of no kind of jaxmed's was raised by a line of jaxmed: a mistake in it, not in what it reads.
+    """Whether an error of a kind that data cannot cause was raised by a line of jaxmed: a mistake in it.
 
-    Errors of other packages' own kinds are theirs, whatever line calls them, as are those of the operating system.
+    A function of another package that is written in C leaves no line of its own, so that the kind of error counts too.
     """
-    theirs = not type(error).__module__.startswith(("builtins", "jaxmed")) or isinstance(error, (OSError, UnicodeError))
+    own = isinstance(error, (AssertionError, AttributeError, LookupError, NameError))
     last = error.__traceback__
     while last is not None and last.tb_next is not None:
         last = last.tb_next
-    return not theirs and last is not None and Path(last.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)
+    return own and last is not None and Path(last.tb_frame.f_code.co_filename).is_relative_to(PACKAGE)
 
 
 def _cut(message: str) -> str:

@@ -86,7 +86,13 @@ def jit_by_key(function: Callable[..., Result], *, static: int = 1) -> Callable[
     limit a study over some fifty models, or patterns of missing values, would abort.
     """
     programs: OrderedDict[Any, Any] = OrderedDict()  # those used last at the end
-    lock = threading.Lock()
+    lock, order = threading.Lock(), threading.Lock()  # of compiling, which takes seconds; of the order of programs
+
+    def find(key: Any) -> Any:
+        with order:
+            if key in programs:
+                programs.move_to_end(key)
+            return programs.get(key)
 
     def compile_with(key: Any) -> Any:
         @functools.wraps(function)
@@ -98,19 +104,19 @@ def jit_by_key(function: Callable[..., Result], *, static: int = 1) -> Callable[
     @functools.wraps(function)
     def call(*args: Any) -> Result:
         key, others = args[:static], args[static:]
-        program = programs.get(key)
+        program = find(key)
         if program is not None:
-            with suppress(KeyError):  # another thread may have dropped it
-                programs.move_to_end(key)
             return program(*others)
         with lock:  # threads that come with a new key wait for the first one to compile
-            program = programs.get(key)
+            program = find(key)
             if program is None:
                 program = compile_with(key)
                 result = program(*others)
-                programs[key] = program
-                while len(programs) > PROGRAMS:
-                    programs.popitem(last=False)[1].clear_cache()
+                with order:
+                    programs[key] = program
+                    dropped = programs.popitem(last=False)[1] if len(programs) > PROGRAMS else None
+                if dropped is not None:
+                    dropped.clear_cache()
                 return result
         return program(*others)
 
@@ -168,7 +174,8 @@ def use_compilation_cache(folder: Path | None = None) -> Path | None:
         return None
     if not os.access(chosen, os.W_OK):
         return None
-    _drop_oldest(chosen)
+    with suppress(OSError):
+        _drop_oldest(chosen)
     jax.config.update("jax_compilation_cache_dir", str(chosen))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -75,4 +75,4 @@ def draw(seed: int = 2) -> pd.DataFrame:
 
 
 if __name__ == "__main__":
-    draw().to_csv(Path(jm.__file__).parent / "data" / "schools.csv", index=False)
+    draw().to_csv(Path(jm.__file__).parent / "datasets" / "schools.csv", index=False)

@@ -29,7 +29,7 @@ LOG2PI = np.log(2 * np.pi)
 
 
 def read_data(case):
-    folders = [os.environ.get("JAXMED_DATA", ""), FOLDER.parents[2] / "jaxmed" / "data"]
+    folders = [os.environ.get("JAXMED_DATA", ""), FOLDER.parents[2] / "jaxmed" / "datasets"]
     return pd.read_csv(next(path for path in (Path(f) / case["data"] for f in folders) if path.exists()))
 
 
