@@ -14,7 +14,8 @@ takes by itself: jaxmed all cores, R's programs one, statsmodels its BLAS's.
 All log likelihoods are on one scale, constants included. A peer more than 0.01 below jaxmed is reported as stopped
 short: optimisers end by rules of their own, and a hundredth moves no estimate by more than 0.14 standard errors. A peer
 more than 0.001 above jaxmed fails the run, for then jaxmed is not at the maximum; what the convergence
-criterion leaves (1e-10) and rounding (1e-5 at a million clusters: 2^-53 of 2e7, times the root of 1.6e7 terms) are far smaller.
+criterion leaves
+(1e-10) and rounding (1e-5 at a million clusters: 2^-53 of 2e7, times the root of 1.6e7 terms) are far smaller.
 
 A fit that is predicted to take longer than --limit (growth as between the two last sizes, at least linear) or most of
 the memory is not run, and a process is ended after 1.5 times the limit; both are recorded. Results are written after

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,7 @@ def test_files_that_cannot_be_written_are_errors_of_the_system_too(tmp_path):
     with pytest.raises(OSError, match="could not be written") as raised:
         fit.save(tmp_path / "no" / "fit.jaxmed")
     assert isinstance(raised.value, jm.FitError)
+    assert raised.value.errno == errno.ENOENT
 
 
 @pytest.mark.parametrize(

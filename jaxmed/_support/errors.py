@@ -37,7 +37,10 @@ class DataTypeError(DataError, TypeError):
 
 
 class WriteError(FitError, OSError):
-    """A file cannot be written."""
+    """A file cannot be written; ``errno`` and ``filename`` as of the system's error."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class DesignWarning(UserWarning):
