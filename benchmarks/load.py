@@ -42,10 +42,10 @@ from typing import Any
 import jax
 import numpy as np
 import pandas as pd
-from intake import make_parts
 from many_clusters import MILLION, memory, repeated
 from peers.machine import describe
 from pyarrow import parquet
+from reading import make_parts
 
 import jaxmed as jm
 

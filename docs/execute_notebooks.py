@@ -32,8 +32,6 @@ def execute(source: Path) -> None:
     for k, cell in enumerate(notebook.cells):  # nothing of this machine or of this run
         cell.id = f"cell-{k}"
         cell.metadata = {}
-        for output in cell.get("outputs", []):
-            output.pop("metadata", None) if output.output_type == "stream" else None
         if cell.cell_type == "code":
             cell.outputs = [one for one in cell.outputs if not (one.output_type == "stream" and one.name == "stderr")]
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}

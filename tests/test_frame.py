@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import jaxmed as jm
 from jaxmed._data.design import make_design
-from jaxmed._data.moments import Intake
+from jaxmed._data.moments import SampleSummary
 from jaxmed._data.reader import read
 from jaxmed._data.totals import add_up
 
@@ -143,7 +143,7 @@ def test_missing_values_are_counted_and_left_out(route, tmp_path):
     moments = read(ROUTES[route](rows, tmp_path), SYSTEM)
     check(moments, rows, int)
     n = len(rows)
-    assert moments.intake == Intake(
+    assert moments.intake == SampleSummary(
         rows=n,
         used=(n - 6, n - 8),
         missing={"x": 1, "m": 2, "y": 4, "id": 3},

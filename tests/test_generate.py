@@ -19,7 +19,6 @@ from jaxmed._inference.estimability import Working
 from jaxmed._inference.limits import quantile, quantile_error
 from jaxmed._likelihood.layout import make_layout, make_scale
 from jaxmed._likelihood.problem import Problem
-from jaxmed._model.mediation import compiled
 from jaxmed._refit import sample_moments, sample_rows
 from jaxmed._refit.pool import Fitted, _population, _variances, fitted, given_rows, make_refitter
 from jaxmed._refit.program import seed_key
@@ -125,7 +124,7 @@ def population(name: str, copies: int) -> tuple[Fitted, sample_rows.Rows]:
     moments = read_moments(data, spec)
     facts = survey(data, spec)[1]
     facts = type(facts)(facts.categories, frozenset(moments.cluster_level))
-    system = compiled(spec, facts)
+    system = spec.system(facts)
     design = make_design(system, moments)
     layout, totals = make_layout(design, True), add_up(design)
     used = tuple(sums.rows for sums in totals.equations)

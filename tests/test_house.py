@@ -6,12 +6,16 @@ import ast
 import errno
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import jaxmed as jm
+from jaxmed._cli import options
+from jaxmed._report.text import METHODS as WORDS
+from jaxmed._simulation.bootstrapping import METHODS
 from jaxmed._support import MONTE_CARLO, STARTS, is_own, runtime, stream
 from jaxmed._support.runtime import PROGRAMS, jit_by_key
 
@@ -71,6 +75,11 @@ def test_no_function_hides_a_module():
         names = {alias.name for node in source.body if isinstance(node, ast.ImportFrom) for alias in node.names}
         assert not modules & names, package
     assert not {path.stem for path in HOUSE.iterdir()} & (set(jm.__all__) - {"plots", "datasets"})
+
+
+def test_the_command_line_and_the_report_know_every_method():
+    assert [choice.value for choice in options.Method] == list(METHODS)
+    assert set(WORDS) == set(METHODS)
 
 
 # Errors and streams --------------------------------------------------------------------------------------------------
@@ -187,3 +196,12 @@ def test_four_serial_mediators_of_a_heavy_tailed_population():
     """A cumulant of order 5 does not exist, and does not matter where slopes do not covary."""
     model = jm.Mediation("x", ["m1", "m2", "m3", "m4"], "y", "id", serial=True, random="none")
     assert jm.Population(model, random_effects="heavy_tailed").effects().notna().all()
+
+
+def test_warnings_of_methods_point_at_the_caller():
+    """The methods of a fit are the functions themselves, whose warnings count their callers."""
+    fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+    worse = replace(fit, loglik=fit.loglik - 1)
+    with pytest.warns(jm.ConvergenceWarning, match="better than that of the fit") as caught:
+        worse.optima(2, seed=1)
+    assert caught[0].filename == __file__

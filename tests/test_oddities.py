@@ -15,7 +15,7 @@ import jaxmed as jm
 from jaxmed._data import chunked, files
 from jaxmed._data import cluster_ids as ids
 from jaxmed._data import remarks as oddities
-from jaxmed._data.moments import Intake, intake_from_dict, later_fields
+from jaxmed._data.moments import SampleSummary, later_fields, sample_from_dict
 from jaxmed._data.reader import read
 
 ROLES = {"x": "x", "m": "m", "y": "y", "cluster": "id"}
@@ -336,7 +336,7 @@ def test_what_was_filled_in_and_said_is_saved(schools, tmp_path):
     assert json.loads(fit.to_json())["rows"]["remarks"] == list(fit.intake.remarks)
 
 
-def test_intakes_of_earlier_versions_are_read(tmp_path):
+def test_readings_of_earlier_versions_are_read(tmp_path):
     moments = jm.read_moments(make_rows(), MODEL)
     jm.save_moments(moments, tmp_path / "a.moments")
     with np.load(tmp_path / "a.moments") as stored:
@@ -348,7 +348,7 @@ def test_intakes_of_earlier_versions_are_read(tmp_path):
         np.savez(stream, **arrays)
     assert jm.load_moments(tmp_path / "b.moments").intake == moments.intake
     plain = {"rows": 1, "used": [1], "missing": {}, "dropped": 0, "patterns": {}, "ranges": {}}
-    assert intake_from_dict(later_fields(plain)) == Intake(1, (1,), {}, 0)
+    assert sample_from_dict(later_fields(plain)) == SampleSummary(1, (1,), {}, 0)
 
 
 def test_a_fit_of_an_earlier_version_is_read(tmp_path):
@@ -360,9 +360,9 @@ def test_a_fit_of_an_earlier_version_is_read(tmp_path):
     assert fields_from_dict(plain)["intake"] == expected
 
 
-def test_intakes_add_up():
-    one = Intake(3, (2,), {"x": 1}, 1, {"x": 2}, {"x": (0.0, 1.0)}, {"w": 2}, ("a", "b"))
-    other = Intake(2, (2,), {"x": 0}, 0, {"x": 2}, {"x": (-1.0, 0.5)}, {"w": 1, "v": 3}, ("b", "c"))
+def test_readings_add_up():
+    one = SampleSummary(3, (2,), {"x": 1}, 1, {"x": 2}, {"x": (0.0, 1.0)}, {"w": 2}, ("a", "b"))
+    other = SampleSummary(2, (2,), {"x": 0}, 0, {"x": 2}, {"x": (-1.0, 0.5)}, {"w": 1, "v": 3}, ("b", "c"))
     total = one + other
     assert total.filled == {"w": 3, "v": 3}
     assert total.remarks == ("a", "b", "c")

@@ -6,21 +6,21 @@ from jaxmed._data.components import two_valued, variance_components
 from jaxmed._data.description import Description, describe, describe_moments, stack
 from jaxmed._data.design import Block, Design, make_design, outcome_values
 from jaxmed._data.identification import check_identified
-from jaxmed._data.moments import INTAKE_FORM, LARGEST, Intake, Moments, Pattern, intake_from_dict, later_fields
+from jaxmed._data.moments import LARGEST, SAMPLE_FORM, Moments, Pattern, SampleSummary, later_fields, sample_from_dict
 from jaxmed._data.moments_file import is_moments, load_moments, save_moments
 from jaxmed._data.reader import check_complete, equation_groups, read_moments, survey
 from jaxmed._data.source import no_ids
 from jaxmed._data.totals import Totals, add_up, packed_products, totals_from_dict
 
 __all__ = [
-    "INTAKE_FORM",
     "LARGEST",
+    "SAMPLE_FORM",
     "Block",
     "Description",
     "Design",
-    "Intake",
     "Moments",
     "Pattern",
+    "SampleSummary",
     "Totals",
     "add_up",
     "check_complete",
@@ -28,7 +28,6 @@ __all__ = [
     "describe",
     "describe_moments",
     "equation_groups",
-    "intake_from_dict",
     "is_moments",
     "later_fields",
     "load_moments",
@@ -37,6 +36,7 @@ __all__ = [
     "outcome_values",
     "packed_products",
     "read_moments",
+    "sample_from_dict",
     "save_moments",
     "stack",
     "survey",

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 
 from jaxmed._data.design import term_values
-from jaxmed._data.moments import Intake, Moments
-from jaxmed._data.reader import check_finite, check_some_ids, intake_of, read, summarise, survey
+from jaxmed._data.moments import Moments, SampleSummary
+from jaxmed._data.reader import check_finite, check_some_ids, read, sample_of, summarise, survey
 from jaxmed._data.source import no_ids
-from jaxmed._model import INTERCEPT, Equation, Spec, System, compiled
+from jaxmed._model import INTERCEPT, Equation, Spec, System
 from jaxmed._support import SpecError, escape_control
 
 
@@ -29,7 +29,7 @@ class Description:
         Pearson correlations over the rows that have every column.
     clusters : Series
         ``n_clusters``, and ``min, mean, median, max`` of the rows per cluster.
-    intake : Intake
+    intake : SampleSummary
         Rows read, used and left out.
     notes : tuple of str
         What looks odd in the data, and what was filled in, one sentence each.
@@ -38,11 +38,11 @@ class Description:
     variables: pd.DataFrame
     correlations: pd.DataFrame
     clusters: pd.Series
-    intake: Intake
+    intake: SampleSummary
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The remarks of the intake."""
+        """Remarks on the data."""
         return self.intake.remarks
 
     def __str__(self) -> str:
@@ -92,7 +92,7 @@ def describe(data: Any, spec: Spec) -> Description:
     100
     """
     source, facts = survey(data, spec)
-    system = compiled(spec, facts)
+    system = spec.system(facts)
     # Every column on its own, so that its intraclass correlation uses every row that has it.
     alone = System([Equation(name, [INTERCEPT]) for name in system.columns], system.cluster)
     summaries, rows, _ = summarise(source, alone)
@@ -111,7 +111,7 @@ def describe(data: Any, spec: Spec) -> Description:
             for name, column in summaries.items()
         }
     ).T.astype({"count": int, "missing": int})
-    return Description(variables, _correlations(moments), _clusters(moments), intake_of(source, spec, facts))
+    return Description(variables, _correlations(moments), _clusters(moments), sample_of(source, spec, facts))
 
 
 def describe_moments(moments: Moments) -> Description:
@@ -210,7 +210,7 @@ def stack(data: Any, spec: Spec) -> pd.DataFrame:
     ['row', 'id', 'outcome', 'z', 's_m', 's_m:x', 's_y', 's_y:m', 's_y:x']
     """
     source, facts = survey(data, spec)
-    system = compiled(spec, facts)
+    system = spec.system(facts)
     reserved = {"row", "outcome", "z", *(f"s_{outcome}" for outcome in system.outcomes)}
     if system.cluster in reserved:
         raise SpecError(f"the stacked table has a column {system.cluster!r} of its own; rename the cluster column")

@@ -27,7 +27,7 @@ FEW, FEW_SHARE = 5, 0.05  # clusters, of those with two rows, in which a column 
 LEAST = 10  # clusters: of fewer, a few are many
 EQUAL = 1e-3  # mean square between over that within clusters: five clusters have less by chance 1 time in 500,000
 SAME = 1e-10  # of a column's range: values this close differ by rounding in double precision
-INTAKE_FORM = {  # as plain data
+SAMPLE_FORM = {  # as plain data
     "rows": int,
     "used": [int],
     "missing": {str: int},
@@ -40,7 +40,7 @@ INTAKE_FORM = {  # as plain data
 
 
 @dataclass(frozen=True)
-class Intake:
+class SampleSummary:
     """What the reader saw: every row is accounted for.
 
     Attributes
@@ -72,8 +72,8 @@ class Intake:
     filled: dict[str, int] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
-    def __add__(self, other: Intake) -> Intake:
-        return Intake(
+    def __add__(self, other: SampleSummary) -> SampleSummary:
+        return SampleSummary(
             rows=self.rows + other.rows,
             used=tuple(a + b for a, b in zip(self.used, other.used, strict=True)),
             missing={name: count + other.missing[name] for name, count in self.missing.items()},
@@ -87,7 +87,7 @@ class Intake:
             remarks=tuple(dict.fromkeys((*self.remarks, *other.remarks))),
         )
 
-    def about(self, columns: Iterable[str], absent: Iterable[str]) -> Intake:
+    def about(self, columns: Iterable[str], absent: Iterable[str]) -> SampleSummary:
         """The same without what was filled in, and without the remarks, that are about absent columns."""
         columns, heads = set(columns), tuple(f"{name!r} " for name in absent)
         filled = {name: count for name, count in self.filled.items() if name in columns}
@@ -105,12 +105,12 @@ def later_fields(plain: Any) -> Any:
     return {"filled": {}, "remarks": []} | plain if isinstance(plain, dict) else plain
 
 
-def intake_from_dict(plain: Mapping[str, Any]) -> Intake:
+def sample_from_dict(plain: Mapping[str, Any]) -> SampleSummary:
     """Inverse of ``dataclasses.asdict``, lists allowed for tuples."""
     ranges = {name: (float(low), float(high)) for name, (low, high) in plain["ranges"].items()}
     used, missing, patterns = tuple(plain["used"]), dict(plain["missing"]), dict(plain["patterns"])
     filled, remarks = dict(plain["filled"]), tuple(plain["remarks"])
-    return Intake(int(plain["rows"]), used, missing, int(plain["dropped"]), patterns, ranges, filled, remarks)
+    return SampleSummary(int(plain["rows"]), used, missing, int(plain["dropped"]), patterns, ranges, filled, remarks)
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class Moments:
         Categorical column -> its categories, of which ``columns`` has indicators.
     constants : dict
         Columns that do not vary within any cluster -> their value by cluster, shape (n_clusters,), NaN where missing.
-    intake : Intake
+    intake : SampleSummary
     """
 
     cluster: str
@@ -170,7 +170,7 @@ class Moments:
     averaged: tuple[str, ...]
     categories: dict[str, tuple[str, ...]]
     constants: dict[str, Floats]
-    intake: Intake = field(repr=False)
+    intake: SampleSummary = field(repr=False)
 
     def __repr__(self) -> str:
         rows, columns = self.intake.rows, ", ".join(self.columns)

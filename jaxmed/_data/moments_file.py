@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxmed._data.moments import INTAKE_FORM, Moments, Pattern, intake_from_dict, later_fields
+from jaxmed._data.moments import SAMPLE_FORM, Moments, Pattern, later_fields, sample_from_dict
 from jaxmed._support import DataError, FitError, Floats, check_form, check_path, parse, write_atomically
 
 MOMENTS = ".moments"  # how the names of files of moments end
@@ -30,7 +30,7 @@ HEADER_FORM = {
     "categories": {str: [str]},
     "constants": [str],
     "observed": [[str]],
-    "intake": INTAKE_FORM,
+    "intake": SAMPLE_FORM,
 }
 
 
@@ -211,7 +211,7 @@ def _moments(stored: Any) -> Moments:
         tuple(header["averaged"]),
         {name: tuple(of) for name, of in header["categories"].items()},
         {name: _floats(stored, f"constant{k}", (n,)) for k, name in enumerate(header["constants"])},
-        intake_from_dict(header["intake"]),
+        sample_from_dict(header["intake"]),
     )
     used = [*found.constants, *found.averaged, *(name for part in (*groups, *row_products) for name in part)]
     for named in (names, *header["observed"]):

@@ -15,11 +15,11 @@ import pandas as pd
 from jaxmed._data.chunked import Chunks, Frame, PandasFrame
 from jaxmed._data.files import CsvFile, ParquetFile, open_file, resolve_names
 from jaxmed._data.lazy import Query
-from jaxmed._data.moments import ALMOST, LARGEST, Intake, Moments, Pattern
+from jaxmed._data.moments import ALMOST, LARGEST, Moments, Pattern, SampleSummary
 from jaxmed._data.moments_file import is_moments
 from jaxmed._data.remarks import Ends, filled_in, in_rows, within_clusters
 from jaxmed._data.source import Column, Grouped, ReadPlan, Source, original, own_words
-from jaxmed._model import DataFacts, Mediation, Spec, System, category_text, check_spec, compiled
+from jaxmed._model import DataFacts, Mediation, Spec, System, category_text, check_spec
 from jaxmed._support import DataError, DataTypeError, Floats, check_choice, check_path
 
 CATEGORIES = 100  # of one column, at the most
@@ -31,7 +31,7 @@ def survey(data: Any, spec: Spec) -> tuple[Source, DataFacts]:
     check_spec(spec)
     source = open_data(data, (spec.cluster, *spec.columns))
     facts = DataFacts({name: categories(source, name) for name in spec.categorical}, unknown=True)
-    _fill(source, spec, compiled(spec, facts))
+    _fill(source, spec, spec.system(facts))
     return source, facts
 
 
@@ -107,7 +107,7 @@ def read_moments(data: Any, spec: Spec, missing: str = "available") -> Moments:
     True
     """
     source, facts = survey(data, spec)
-    system = compiled(spec, facts)
+    system = spec.system(facts)
     sources = spec.sources
     moments, refusal = _read(source, system, missing, facts, sources)
     if refusal:
@@ -115,10 +115,10 @@ def read_moments(data: Any, spec: Spec, missing: str = "available") -> Moments:
     return moments.lean()
 
 
-def intake_of(source: Source, spec: Spec, facts: DataFacts) -> Intake:
+def sample_of(source: Source, spec: Spec, facts: DataFacts) -> SampleSummary:
     """What the reader saw; that x or a mediator hardly varies within clusters is a remark here."""
     sources = spec.sources
-    moments, refusal = _read(source, compiled(spec, facts), "available", facts, sources)
+    moments, refusal = _read(source, spec.system(facts), "available", facts, sources)
     remarks = (refusal,) if refusal else ()
     return replace(moments.intake, remarks=(*remarks, *moments.intake.remarks))
 
@@ -357,7 +357,7 @@ def _to_moments(
     patterns.sort(key=lambda pattern: pattern.observed)
     by_pattern = {", ".join(pattern.observed): int(pattern.products[0].sum()) for pattern in patterns}
     ranges = {name: (column.minimum, column.maximum) for name, column in summaries.items()}
-    intake = Intake(rows, tuple(int(count) for count in used), missing, dropped, by_pattern, ranges)
+    intake = SampleSummary(rows, tuple(int(count) for count in used), missing, dropped, by_pattern, ranges)
     return Moments(
         system.cluster,
         system.columns,

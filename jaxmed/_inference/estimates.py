@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxmed._data import Intake, Moments
+from jaxmed._data import Moments, SampleSummary
 from jaxmed._inference.estimability import Estimable, Working, delta
 from jaxmed._inference.hypothesis_tests import TestResult, chi_squared
 from jaxmed._inference.messages import fewer_covariances, negative_icc_notes, parameter_in_words
 from jaxmed._inference.record import FORMAT, arrays_to_dict, frame_to_dict, plain_data
 from jaxmed._likelihood import Problem, make_problem
-from jaxmed._model import INTERCEPT, DataFacts, Spec, System, compiled
+from jaxmed._model import INTERCEPT, DataFacts, Spec, System
 from jaxmed._support import (
     FitError,
     Floats,
@@ -73,7 +73,7 @@ class Estimates:
         Maximised log likelihood (restricted if ``reml``).
     null, null_pooled : (float, int)
         Log likelihood without random effects and its number of residual variances: one per outcome, and one for all.
-    intake : Intake
+    intake : SampleSummary
         Rows read, used and left out.
     cluster_sizes : (int, float, int)
         Smallest, mean and largest number of stacked rows per cluster.
@@ -107,7 +107,7 @@ class Estimates:
     loglik: float
     null: tuple[float, int]
     null_pooled: tuple[float, int]
-    intake: Intake
+    intake: SampleSummary
     cluster_sizes: tuple[int, float, int]
     n_clusters: int
     status: int
@@ -131,7 +131,7 @@ class Estimates:
     @cached_property
     def system(self) -> System:
         """The system of equations behind ``spec``, as these data could answer it."""
-        return compiled(self.spec, self.facts)
+        return self.spec.system(self.facts)
 
     @property
     def notes(self) -> tuple[str, ...]:

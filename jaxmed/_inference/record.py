@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxmed._data import INTAKE_FORM, intake_from_dict, later_fields
+from jaxmed._data import SAMPLE_FORM, later_fields, sample_from_dict
 from jaxmed._inference.estimability import Estimable, Working
 from jaxmed._model import DataFacts, from_dict
 from jaxmed._support import Floats, check_form
@@ -35,7 +35,7 @@ FORM = {  # of what is read back; NaN is None
     "loglik": float | None,
     "null": (float | None, int),
     "null_pooled": (float | None, int),
-    "rows": INTAKE_FORM,
+    "rows": SAMPLE_FORM,
     "cluster_sizes": (int, float, int),
     "n_clusters": int,
     "status": int,
@@ -79,7 +79,7 @@ def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
         "free": tuple((row, col) for row, col in plain["free"]),
         "null": (_number(plain["null"][0]), plain["null"][1]),
         "null_pooled": (_number(plain["null_pooled"][0]), plain["null_pooled"][1]),
-        "intake": intake_from_dict(plain["rows"]),
+        "intake": sample_from_dict(plain["rows"]),
         "cluster_sizes": tuple(plain["cluster_sizes"]),
         "trace": tuple((stage, _number(value), _number(left)) for stage, value, left in plain["trace"]),
         **{name: _number(plain[name]) for name in ("loglik", "grad_norm", "decrement", "largest_share")},

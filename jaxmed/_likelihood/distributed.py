@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from jaxmed._data import Design, Intake, Moments, Totals, intake_from_dict, totals_from_dict
+from jaxmed._data import Design, Moments, SampleSummary, Totals, sample_from_dict, totals_from_dict
 from jaxmed._likelihood.processes import Hosts
 from jaxmed._support import DataError
 
@@ -56,8 +56,8 @@ def together(hosts: Hosts, action: Callable[[], Result]) -> Result:
     return result
 
 
-def agree(moments: Moments, hosts: Hosts, request: Mapping[str, Any]) -> tuple[Moments, Intake]:
-    """The moments of this process on the working scale of the first one, and the intake of all processes.
+def agree(moments: Moments, hosts: Hosts, request: Mapping[str, Any]) -> tuple[Moments, SampleSummary]:
+    """The moments of this process on the working scale of the first one, and the sample summary of all processes.
 
     ``request`` is what the processes were asked for, as plain data: the model and how to fit it.
 
@@ -105,7 +105,7 @@ def agree(moments: Moments, hosts: Hosts, request: Mapping[str, Any]) -> tuple[M
                 )
             seen[hashed] = process
     shift, scale = (np.array(unit) for unit in headers[0]["unit"])
-    return moments.rescaled(shift, scale), reduce(add, (intake_from_dict(other["intake"]) for other in headers))
+    return moments.rescaled(shift, scale), reduce(add, (sample_from_dict(other["intake"]) for other in headers))
 
 
 def common_blocks(design: Design, hosts: Hosts) -> Design:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from jaxmed._model.data_facts import DataFacts
 from jaxmed._model.estimands import Edge, Estimands, Row
-from jaxmed._model.mediation import MODEL, Mediation, Spec, check_spec, compiled, from_dict
+from jaxmed._model.mediation import MODEL, Mediation, Spec, check_spec, from_dict
 from jaxmed._model.system import Equation, System
 from jaxmed._model.terms import INTERCEPT, category_text, check_terms, factors, find_category, varies_within
 
@@ -22,7 +22,6 @@ __all__ = [
     "category_text",
     "check_spec",
     "check_terms",
-    "compiled",
     "factors",
     "find_category",
     "from_dict",

@@ -274,11 +274,6 @@ def check_spec(spec: Any) -> None:
         raise ArgumentTypeError(f"the model must be a jaxmed.Mediation or jaxmed.System; got {type(spec).__name__}")
 
 
-def compiled(spec: Spec, facts: DataFacts) -> System:
-    """The system behind any specification, given the facts of the data."""
-    return spec.system(facts)
-
-
 def from_dict(plain: Mapping[str, Any]) -> Spec:
     """Inverse of ``to_dict`` of either kind."""
     fields = dict(plain)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from jaxmed._data import Design, Moments, Pattern, make_design, no_ids, outcome_values, survey
 from jaxmed._inference import Estimates
-from jaxmed._model import System, compiled
+from jaxmed._model import System
 from jaxmed._support import DataError, Floats, upper
 
 Ints = NDArray[np.int64]
@@ -54,7 +54,7 @@ def read_rows(data: Any, found: Estimates, moments: Moments) -> Rows:
     """
     source, facts = survey(data, found.spec)
     system = found.system
-    if compiled(found.spec, replace(found.facts, categories=facts.categories)) != system:
+    if found.spec.system(replace(found.facts, categories=facts.categories)) != system:
         raise DataError("these data have other categories than those of the fit; give the data that were fitted")
     wide = source.to_pandas(system)
     names = [system.cluster, *system.columns]

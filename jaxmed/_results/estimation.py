@@ -11,7 +11,15 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxmed._data import Intake, Moments, check_complete, check_identified, equation_groups, moments_file, read_moments
+from jaxmed._data import (
+    Moments,
+    SampleSummary,
+    check_complete,
+    check_identified,
+    equation_groups,
+    moments_file,
+    read_moments,
+)
 from jaxmed._inference import (
     Covariances,
     Estimable,
@@ -39,7 +47,7 @@ from jaxmed._likelihood import (
     theta_of,
     together,
 )
-from jaxmed._model import DataFacts, Spec, compiled
+from jaxmed._model import DataFacts, Spec
 from jaxmed._results.fit_effects import FitEffects
 from jaxmed._results.intercepts import check_intercepts
 from jaxmed._results.optimization import solve
@@ -79,7 +87,7 @@ def estimate(
         facts = replace(facts, equal_means=frozenset.intersection(*alike))
     request = {"model": spec.to_dict(), "reml": bool(reml), "missing": missing, "max_iter": int(max_iter)}
     moments, intake = agree(moments, hosts, request)
-    system = compiled(spec, facts)
+    system = spec.system(facts)
     problem = make_problem(system, moments, bool(reml), hosts)
     check_identified(problem.design, problem.totals, hosts.add)
     solution, covariances = solve(problem, int(max_iter))
@@ -97,7 +105,7 @@ def _facts_and_moments(data: Any, spec: Spec, missing: str) -> tuple[DataFacts, 
         data = moments_file.load_moments(data)
     if isinstance(data, Moments):
         facts = DataFacts(_known_categories(spec, data), unknown=True)
-        system = compiled(spec, facts)
+        system = spec.system(facts)
         groups, averaged = equation_groups(system, missing)
         own = (spec.cluster, *system.columns)
         check_complete({name: count for name, count in data.intake.missing.items() if name in own}, missing)
@@ -124,7 +132,7 @@ def _assemble(
     facts: DataFacts,
     problem: Problem,
     moments: Moments,
-    intake: Intake,
+    intake: SampleSummary,
     moderator_values: dict[str, tuple[float | str, ...]],
     solution: Solution,
     found: Covariances,
@@ -206,7 +214,7 @@ def _without(covariance: Floats, unknown: NDArray[np.bool_]) -> Floats:
 
 
 def _moderator_values(
-    spec: Spec, facts: DataFacts, moments: Moments, intake: Intake, hosts: Hosts
+    spec: Spec, facts: DataFacts, moments: Moments, intake: SampleSummary, hosts: Hosts
 ) -> dict[str, tuple[float | str, ...]]:
     """Values at which to show effects: mean and mean -+ sd, the two values of a binary column, or all categories.
 

@@ -12,14 +12,11 @@ import pandas as pd
 
 from jaxmed._data import moments_file
 from jaxmed._inference import check_level, plain_data, predict_clusters, robust
-from jaxmed._results import summary
+from jaxmed._results import local_optima, moderation, summary, within_between
 from jaxmed._results.fit_effects import FitEffects
 from jaxmed._results.influence import influence_table
-from jaxmed._results.local_optima import optima
-from jaxmed._results.moderation import johnson_neyman
 from jaxmed._results.residuals import cluster_residual_table, residual_table
 from jaxmed._results.tables import export, numbers
-from jaxmed._results.within_between import Conflation, conflation
 from jaxmed._support import check_count, check_flag, escape_control
 
 
@@ -141,46 +138,10 @@ class Fit(FitEffects):
         """
         return influence_table(self, self.moments, self._scores, exact, standardized, at)
 
-    def conflation(
-        self, data: Any = None, kind: str | None = None, level: float = 0.95, intercepts: str = "apart"
-    ) -> Conflation:
-        """Test whether the paths are the same within and between clusters; as :func:`jaxmed.conflation`.
-
-        Examples
-        --------
-        >>> import jaxmed as jm
-        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
-        >>> fit.conflation().test.df
-        3
-        """
-        return conflation(self, data, kind, level, intercepts)
-
-    def optima(self, starts: int = 50, *, seed: int) -> pd.DataFrame:
-        """Fit again from random starts and list the optima they end in; as :func:`jaxmed.optima`.
-
-        Examples
-        --------
-        >>> import jaxmed as jm
-        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
-        >>> len(fit.optima(5, seed=1))
-        1
-        """
-        return optima(self, starts, seed=seed)
-
-    def johnson_neyman(
-        self, moderator: str, effect: str = "indirect", level: float = 0.95, at: Mapping[str, Any] | None = None
-    ) -> pd.DataFrame:
-        """Regions of a moderator in which an effect differs from zero; as :func:`jaxmed.johnson_neyman`.
-
-        Examples
-        --------
-        >>> import jaxmed as jm
-        >>> roles = {"x": "support", "m": "motivation", "y": "achievement", "cluster": "school"}
-        >>> fit = jm.fit(jm.datasets.load_schools(), **roles, moderators={"climate": ["a"]})
-        >>> fit.johnson_neyman("climate").equals(jm.johnson_neyman(fit, "climate"))
-        True
-        """
-        return johnson_neyman(self, moderator, effect, level, at)
+    # Functions that take one fit, as methods.
+    conflation = within_between.conflation
+    optima = local_optima.optima
+    johnson_neyman = moderation.johnson_neyman
 
     def ranef(self) -> pd.DataFrame:
         """Predictions for every cluster (empirical Bayes), on the user's scale.

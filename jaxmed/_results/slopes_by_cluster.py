@@ -190,9 +190,8 @@ def product_below(mean: Floats, covariance: Floats, values: Floats) -> Floats:
 
 def density(draws: Any, grid: Any) -> Any:
     """Gaussian kernel density, bandwidth of Silverman (1986)."""
+    from scipy.stats import gaussian_kde  # half a second, for figures alone
+
     spread = min(draws.std(), np.subtract(*np.quantile(draws, [0.75, 0.25])) / 1.34) or draws.std()
     width = 0.9 * spread * len(draws) ** -0.2
-    total = np.zeros(len(grid))
-    for part in np.array_split(draws, -(-len(draws) // 2048)):
-        total += np.exp(-(((grid[:, None] - part) / width) ** 2) / 2).sum(axis=1)
-    return total / (len(draws) * width * np.sqrt(2 * np.pi))
+    return gaussian_kde(draws, width / draws.std(ddof=1))(grid)

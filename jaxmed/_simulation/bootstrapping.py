@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jaxmed._refit import Fitted, Refitter, RowsNeededError, fitted, given_rows, make_refitter, sample_rows, with_size
+from jaxmed._refit import (
+    Fitted,
+    Refitter,
+    Rows,
+    RowsNeededError,
+    fitted,
+    given_rows,
+    make_refitter,
+    sample_rows,
+    with_size,
+)
 from jaxmed._results import Fit, check_is_fit
 from jaxmed._simulation.replicates import Origin, Replicates, make_origin, make_table, read_replicates
 from jaxmed._support import (
@@ -201,19 +211,25 @@ def _refitter(fit: Fit, base: Fitted, method: str, seed: int, data: Any) -> Refi
     if data is None:
         raise FitError(f"method={method!r} {why}; pass the data too: jaxmed.bootstrap(fit, ..., data=data)")
     rows = sample_rows.read_rows(data, fit, fit.moments)
-    pool = sample_rows.reflated(rows, fit, _predicted(fit)) if method == "residual" else None
+    draw = _row_draws(fit, rows, method)
 
     def make(number: int) -> tuple[Any, Any]:
-        rng, cluster = stream(seed, number), rows.cluster
-        if method == "two_stage":
-            columns, cluster = sample_rows.two_stage(rows, rng)
-        elif pool is not None:
-            columns = sample_rows.from_residuals(rows, fit, pool, rng)
-        else:
-            columns = sample_rows.drawn(rows, fit, rng)
+        columns, cluster = draw(stream(seed, number))
         return given_rows(base, sample_rows.design_of(rows, columns, cluster, base.problem.design))
 
     return replace(make_refitter(base, "given", seed), make=make)
+
+
+def _row_draws(fit: Fit, rows: Rows, method: str) -> Callable[[np.random.Generator], tuple[Any, Any]]:
+    """How a method that needs rows makes the columns of a data set and the cluster of every row."""
+    if method == "parametric":
+        return lambda rng: (sample_rows.drawn(rows, fit, rng), rows.cluster)
+    if method == "two_stage":
+        return lambda rng: sample_rows.two_stage(rows, rng)
+    if method == "residual":
+        pool = sample_rows.reflated(rows, fit, _predicted(fit))
+        return lambda rng: (sample_rows.from_residuals(rows, fit, pool, rng), rows.cluster)
+    raise NotImplementedError(f"method {method!r} has no way to make data")
 
 
 def _predicted(fit: Fit) -> Any:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from jaxmed._data import Moments, two_valued, variance_components
 from jaxmed._inference import Estimates, effects, make_targets
-from jaxmed._model import INTERCEPT, DataFacts, Mediation, Spec, System, check_spec, check_terms, compiled
+from jaxmed._model import INTERCEPT, DataFacts, Mediation, Spec, System, check_spec, check_terms
 from jaxmed._simulation.cluster_sizes import Size, check_size
 from jaxmed._simulation.default_values import default_values
 from jaxmed._simulation.shaped_effects import higher_terms
@@ -124,7 +124,7 @@ class Population:
             if name.startswith("icc_") and is_number(value) and value == 1
         }
         facts = DataFacts({}, frozenset(level_2))
-        system = compiled(spec, facts)
+        system = spec.system(facts)
         unknown = sorted(level_2 - set(system.columns))
         if unknown:
             raise SpecError(f"cluster_level names {unknown[0]!r}; the columns of the model are {list(system.columns)}")
@@ -460,7 +460,7 @@ class Population:
     @cached_property
     def system(self) -> System:
         """The equations."""
-        return compiled(self.spec, self.facts)
+        return self.spec.system(self.facts)
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -17,8 +17,6 @@ def cumulant(shape: str, order: int) -> float:
 
     (n - 1)! of the exponential distribution; of t with 5 degrees of freedom 0 and 6, and none of order 5 and more.
     """
-    if shape == "normal":
-        return 0.0
     if shape == "skewed":
         return float(factorial(order - 1))
     return {3: 0.0, 4: 6.0}.get(order, np.nan)

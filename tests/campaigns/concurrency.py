@@ -95,7 +95,7 @@ class Cases:
     def __init__(self) -> None:
         self.counts: dict[str, list[int]] = {}
 
-    def accept_or_reject(self, part: str, case: str, found: object, wanted: object) -> None:
+    def check(self, part: str, case: str, found: object, wanted: object) -> None:
         """Count a case; print one that failed."""
         count = self.counts.setdefault(part, [0, 0])
         count[0] += 1
@@ -120,7 +120,7 @@ def threads(cases: Cases, rng: random.Random, options: argparse.Namespace) -> No
         for turn in range(options.rounds):
             names = [rng.choice(list(TASKS)) for _ in range(32)]
             for name, found in zip(names, pool.map(digest, names), strict=True):
-                cases.accept_or_reject("threads", f"{turn} {name}", found, alone[name])
+                cases.check("threads", f"{turn} {name}", found, alone[name])
     stop.set()
     switching.join()
     for name, (_, usual) in SETTINGS.items():
@@ -140,7 +140,7 @@ def settings(cases: Cases, rng: random.Random, options: argparse.Namespace) -> N
             finally:
                 kept = getattr(jax.config, setting)
                 jax.config.update(setting, usual)
-            cases.accept_or_reject("settings", f"{setting}={value} {name}", (found, kept), (alone[name], value))
+            cases.check("settings", f"{setting}={value} {name}", (found, kept), (alone[name], value))
     for trace in (jax.jit, jax.vmap, jax.grad):
         for name in TASKS:
             found = []
@@ -153,7 +153,7 @@ def settings(cases: Cases, rng: random.Random, options: argparse.Namespace) -> N
                 trace(function)(jax.numpy.ones(2) if trace is jax.vmap else 1.0)
             except Exception as error:
                 found = [f"{type(error).__name__}: {error}"]
-            cases.accept_or_reject("settings", f"{trace.__name__} around {name}", found, [alone[name]])
+            cases.check("settings", f"{trace.__name__} around {name}", found, [alone[name]])
 
 
 def gathered(context, names: list[str]) -> list[str]:
@@ -181,12 +181,10 @@ def processes(cases: Cases, rng: random.Random, options: argparse.Namespace) -> 
     alone = [digest(name) for name in names]
     for way, digests in found.items():
         for name, one, wanted in zip(names, digests, alone, strict=True):
-            cases.accept_or_reject("processes", f"{way} {name}", one, wanted)
+            cases.check("processes", f"{way} {name}", one, wanted)
     for name, one in zip(names, gathered(multiprocessing.get_context("fork"), names), strict=True):
         told = one if name == "read" else one.startswith("FitError: this process was forked")
-        cases.accept_or_reject(
-            "processes", f"fork after JAX started, {name}", told, alone[3] if name == "read" else True
-        )
+        cases.check("processes", f"fork after JAX started, {name}", told, alone[3] if name == "read" else True)
 
 
 def interrupt(cases: Cases, rng: random.Random, options: argparse.Namespace) -> None:
@@ -211,7 +209,7 @@ def interrupt(cases: Cases, rng: random.Random, options: argparse.Namespace) -> 
             heard += 1
         found = digest(name)
         kept = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-        cases.accept_or_reject("interrupt", f"{turn} {name}", (found, kept), (alone[name], before))
+        cases.check("interrupt", f"{turn} {name}", (found, kept), (alone[name], before))
     signal.signal(signal.SIGALRM, handler)
     print(f"interrupt: {heard} of {options.interrupts} arrived while the task ran", flush=True)
 
@@ -248,7 +246,7 @@ def deadlock(cases: Cases, rng: random.Random, options: argparse.Namespace) -> N
         process.kill()
         process.join()
         longest = max(longest, time.monotonic() - start)
-        cases.accept_or_reject("deadlock", str(turn), found, (1, 128))
+        cases.check("deadlock", str(turn), found, (1, 128))
     print(f"deadlock: the longest of {options.runs} runs took {longest:.0f} s", flush=True)
 
 

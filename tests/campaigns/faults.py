@@ -120,7 +120,7 @@ class Jobs:
             found["parts"] = jm.load_power(out / "parts").replications.to_csv().encode()
         return found
 
-    def accept_or_reject(self, part: str, case: str, problem: str) -> None:
+    def check(self, part: str, case: str, problem: str) -> None:
         """Count a case, and keep it if there is a problem."""
         self.counts[part] = self.counts.get(part, 0) + 1
         if problem:
@@ -131,7 +131,7 @@ class Jobs:
         """Run a job to its end and compare."""
         code, text = self.run(*self.arguments(name, out))
         same = code == 0 and self.result(name, out) == self.alone[name]
-        self.accept_or_reject(part, case, "" if same else f"exit code {code}, {text[-300:]!r}, or another table")
+        self.check(part, case, "" if same else f"exit code {code}, {text[-300:]!r}, or another table")
 
 
 def kill(jobs: Jobs, rng: random.Random, options: argparse.Namespace) -> None:
@@ -151,7 +151,7 @@ def kill(jobs: Jobs, rng: random.Random, options: argparse.Namespace) -> None:
             if name == "read":
                 whole = {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith(".")}
                 half = [path for path, content in whole.items() if jobs.alone[name][path] != content]
-                jobs.accept_or_reject("kill", f"{name} {chains}", f"half-written {half}" if half else "")
+                jobs.check("kill", f"{name} {chains}", f"half-written {half}" if half else "")
         jobs.check_final("kill", f"{name} {chains}", name, out)
         shutil.rmtree(out)
         chains += 1
@@ -191,7 +191,7 @@ def damage(jobs: Jobs, rng: random.Random, options: argparse.Namespace) -> None:
                 problem = "" if path.name in str(error) or path.stem == "study" else f"no file name in {error}"
             except Exception as error:
                 problem = f"{type(error).__name__}: {error}"
-            jobs.accept_or_reject("damage", f"{path.relative_to(alone)} {kind} {at}", problem)
+            jobs.check("damage", f"{path.relative_to(alone)} {kind} {at}", problem)
         path.write_bytes(content)
 
 
@@ -221,13 +221,13 @@ def disk(jobs: Jobs, rng: random.Random, options: argparse.Namespace) -> None:
                 code, text = jobs.run(*jobs.arguments(name, place))
                 told = code == 1 and "No space left" in text and "Traceback" not in text
                 told |= code == 0 and jobs.result(name, place) == jobs.alone[name]  # there was space enough
-                jobs.accept_or_reject("disk", f"{name} {size}", "" if told else f"exit code {code}, {text[-300:]!r}")
+                jobs.check("disk", f"{name} {size}", "" if told else f"exit code {code}, {text[-300:]!r}")
                 subprocess.run(["mount", "-o", "remount,size=100m", str(place)], check=True)
                 jobs.check_final("disk", f"{name} {size} again", name, place)
                 subprocess.run(["mount", "-o", "remount,ro", str(place)], check=True)
                 code, text = jobs.run(*jobs.arguments(name, place))
                 told = code in (1, 2) and "Traceback" not in text and str(place) in text
-                jobs.accept_or_reject("disk", f"{name} read-only", "" if told else f"exit code {code}, {text[-300:]!r}")
+                jobs.check("disk", f"{name} read-only", "" if told else f"exit code {code}, {text[-300:]!r}")
             finally:
                 subprocess.run(["umount", str(place)], check=True)
     draws = jobs.folder / "draws"
@@ -245,9 +245,7 @@ def disk(jobs: Jobs, rng: random.Random, options: argparse.Namespace) -> None:
             told = (
                 code in (1, 2) and "No space left" in text and "Traceback" not in text and not list(place.glob("a.*"))
             )
-            jobs.accept_or_reject(
-                "disk", name, "" if told else f"exit code {code}, {text[-300:]!r}, {list(place.iterdir())}"
-            )
+            jobs.check("disk", name, "" if told else f"exit code {code}, {text[-300:]!r}, {list(place.iterdir())}")
         finally:
             subprocess.run(["umount", str(place)], check=True)
 
@@ -260,7 +258,7 @@ def together(jobs: Jobs, rng: random.Random, options: argparse.Namespace) -> Non
         both = [jobs.start(*arguments) for _ in range(2)]
         codes = [jobs.end(process)[0] for process in both]
         same = codes == [0, 0] and jobs.result(name, out) == jobs.alone[name]
-        jobs.accept_or_reject("together", f"{name} same", "" if same else f"exit codes {codes}, or another table")
+        jobs.check("together", f"{name} same", "" if same else f"exit codes {codes}, or another table")
         shutil.rmtree(out)
         arguments = jobs.arguments(name, out)
         other = [*arguments, "--seed", "2", "--json", str(out / "other.json")]
@@ -274,7 +272,7 @@ def together(jobs: Jobs, rng: random.Random, options: argparse.Namespace) -> Non
             load(out / "parts")
         except jm.JaxmedError as error:
             problem = str(error)
-        jobs.accept_or_reject("together", f"{name} different", problem)
+        jobs.check("together", f"{name} different", problem)
         shutil.rmtree(out)
 
 
@@ -303,9 +301,7 @@ def odd(jobs: Jobs, rng: random.Random, options: argparse.Namespace) -> None:
         done = subprocess.run(shell, cwd=place, capture_output=True, text=True, timeout=LIMIT, check=False)
         left = [path.name for path in place.iterdir()]
         told = done.returncode == wanted and "Traceback" not in done.stderr and not left
-        jobs.accept_or_reject(
-            "odd", case, "" if told else f"exit code {done.returncode}, {left}, {done.stderr[-400:]!r}"
-        )
+        jobs.check("odd", case, "" if told else f"exit code {done.returncode}, {left}, {done.stderr[-400:]!r}")
     for name, shift in ((name, shift) for name in ("bootstrap", "power") for shift in (-3e9, 3e9)):
         out = jobs.folder / "clock"
         shutil.copytree(jobs.folder / "alone" / name, out)

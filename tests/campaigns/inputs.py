@@ -45,7 +45,6 @@ import dense
 
 import jaxmed as jm
 from jaxmed._model.data_facts import DataFacts
-from jaxmed._model.mediation import compiled
 
 OWN = (jm.DesignWarning, jm.ConvergenceWarning)
 LONGEST = 1500
@@ -461,7 +460,7 @@ def clean_system(number, fit, names):
     model, _ = make_model(number, PLAIN_NAMES)
     if number == 4 and names["x"] == "1":  # to a formula an intercept
         model = jm.System.from_formulas(["m ~ 1 + (1 | id)"])
-    return compiled(jm.Mediation(**model) if isinstance(model, dict) else model, facts)
+    return (jm.Mediation(**model) if isinstance(model, dict) else model).system(facts)
 
 
 # The judge -----------------------------------------------------------------------------------------------------------

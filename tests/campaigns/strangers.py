@@ -295,7 +295,7 @@ def replace_long_work(fit: jm.Fit, folder: Path) -> None:
     importlib.import_module("jaxmed._cli.report").write_report = lambda *_, **__: None
 
 
-def accept_or_reject(case: int, seed: int, good: Path, fit: jm.Fit, tell: bool) -> tuple[str, str, str]:
+def check(case: int, seed: int, good: Path, fit: jm.Fit, tell: bool) -> tuple[str, str, str]:
     """Kind of file, what became of it, and what went wrong, of one case."""
     rng = random.Random(f"{seed} {case}")
     name = FILES[case % len(FILES)]
@@ -353,7 +353,7 @@ def main() -> None:
         fit = make_files(Path(root))
         replace_long_work(fit, Path(root))
         for case in range(given.cases) if given.case is None else [given.case]:
-            name, became, wrong = accept_or_reject(case, given.seed, Path(root), fit, given.case is not None)
+            name, became, wrong = check(case, given.seed, Path(root), fit, given.case is not None)
             counts[name, "failed" if wrong else became] += 1
             if wrong:
                 failures += 1

@@ -1,9 +1,9 @@
 """Claim: reading takes at most twice the time of the engine's bare group-by with the same ten sums; a file, no memory.
 
-    python benchmarks/intake.py                                   50 million rows, 250,000 clusters
-    python benchmarks/intake.py --rows 48e6 --clusters 6e6        small clusters
-    python benchmarks/intake.py --engines duckdb --order shuffled
-    python benchmarks/intake.py --engines "" --file-rows 200e6 --clusters 1e6 --order shuffled
+    python benchmarks/reading.py                                   50 million rows, 250,000 clusters
+    python benchmarks/reading.py --rows 48e6 --clusters 6e6        small clusters
+    python benchmarks/reading.py --engines duckdb --order shuffled
+    python benchmarks/reading.py --engines "" --file-rows 200e6 --clusters 1e6 --order shuffled
 
 Every engine sums its own data by id: rows, x, m, y and their six products. The same data then become moments (checks,
 two passes, products around a shift), in turns with the bare group-by; medians. The moments, on the raw scale again,
