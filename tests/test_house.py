@@ -120,15 +120,21 @@ def test_data_of_a_wrong_type_are_a_type_error_too():
 
 
 def test_a_mistake_of_jaxmed_is_not_blamed_on_the_library_of_the_data(monkeypatch):
-    """It comes out as it is, while what another library raises becomes one sentence."""
-    data = jm.datasets.load_example()
-    from jaxmed._data import chunked
+    """It comes out as it is, while the same error from a line of another package becomes one sentence."""
+    pl = pytest.importorskip("polars")
+    from jaxmed._data import lazy
+
+    data = pl.from_pandas(jm.datasets.load_example()).lazy()
 
     def wrong(*_):
         return {}["mistake"]
 
-    wrong.__code__ = wrong.__code__.replace(co_filename=chunked.__file__)
-    monkeypatch.setattr(chunked, "working_columns", wrong)
+    monkeypatch.setattr(lazy, "_sums", wrong)
+    with pytest.raises(
+        jm.DataError, match="could not be read by its own library"
+    ):  # of this file, which is not jaxmed's
+        jm.fit(data, x="x", m="m", y="y", cluster="id")
+    wrong.__code__ = wrong.__code__.replace(co_filename=lazy.__file__)
     with pytest.raises(KeyError, match="mistake"):
         jm.fit(data, x="x", m="m", y="y", cluster="id")
 
