@@ -33,9 +33,11 @@ def repeated(moments: Moments, clusters: int) -> Moments:
     copies = clusters // moments.n_clusters
     patterns = tuple(replace(p, products=np.tile(p.products, copies)) for p in moments.patterns)
     labels = np.arange(moments.n_clusters * copies)
-    rows = copies * moments.intake.rows
-    intake = replace(moments.intake, rows=rows, used=tuple(copies * used for used in moments.intake.used))
-    return replace(moments, clusters=labels, patterns=patterns, intake=intake)
+    rows = copies * moments.sample_summary.rows
+    sample_summary = replace(
+        moments.sample_summary, rows=rows, used=tuple(copies * used for used in moments.sample_summary.used)
+    )
+    return replace(moments, clusters=labels, patterns=patterns, sample_summary=sample_summary)
 
 
 def main() -> None:

@@ -46,7 +46,7 @@ def limits(table):
 
 found = {
     "delta, joint": limits(fit.intervals()),
-    "delta, as in the Stata example": limits(fit.intervals(se="bauer")),
+    "delta, as in the Stata example": limits(fit.intervals(covariance="bauer")),
     "Monte Carlo": limits(fit.intervals("monte_carlo", seed=1)),
     "profile": limits(fit.intervals("profile", terms=["indirect"])),
 }

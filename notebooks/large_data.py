@@ -41,7 +41,7 @@ def timed(data, spec, **options):
     """Fit and say how long it took."""
     start = time.perf_counter()
     found = jm.fit(data, spec, **options)
-    print(f"{time.perf_counter() - start:.1f} s, {found.intake.rows:,} rows")
+    print(f"{time.perf_counter() - start:.1f} s, {found.sample_summary.rows:,} rows")
     return found
 
 
@@ -82,7 +82,7 @@ some = jm.simulate(clusters=500, size=20, seed=2)
 some[::2].to_parquet(folder / "first.parquet")
 some[1::2].to_parquet(folder / "second.parquet")
 added = jm.read_moments(folder / "first.parquet", spec) + jm.read_moments(folder / "second.parquet", spec)
-print(f"{added.n_clusters} clusters, {added.intake.rows:,} rows")
+print(f"{added.n_clusters} clusters, {added.sample_summary.rows:,} rows")
 
 # %% [markdown]
 # ## DuckDB

@@ -152,7 +152,7 @@ print(jm.stack(data, spec).head(8).round(4).to_string(index=False))
 
 # %%
 fit = jm.fit(data, spec)
-print(fit.summary(se="bauer"))
+print(fit.summary(covariance="bauer"))
 
 # %%
 print(
@@ -196,10 +196,10 @@ print(
 # ## The final display
 #
 # The example takes these estimates into global macros and computes ab + cov(a_j, b_j), its standard error by the formula
-# of Bauer et al., and the total effect. In jaxmed that is one table; `se="bauer"` says by which formulas.
+# of Bauer et al., and the total effect. In jaxmed that is one table; `covariance="bauer"` says by which formulas.
 
 # %%
-bauer = fit.effects(se="bauer")
+bauer = fit.effects(covariance="bauer")
 rows = {"a": "a", "b": "b", "c prime": "c_prime", "cov(ajbj)": "cov_ab"}
 found = {name: bauer.loc[row, "estimate"] for name, row in rows.items()}
 printed = {"a": 0.61185658, "b": 0.61056318, "c prime": 0.22081162, "cov(ajbj)": 0.09895544}
@@ -225,7 +225,7 @@ assert np.allclose(table["jaxmed"], table["Stata"], rtol=2e-6)
 # In an ordinary mixed model the estimates of coefficients and of variances are independent in large samples, and every
 # program computes the standard errors of coefficients as if the variances were known. In the stacked model that is not
 # so: m is a response in one equation and a predictor in the other, and its random effects covary with those of y. Had the
-# covariances come out a little different, so would b and c'. The default, `se="joint"`, inverts the information on all
+# covariances come out a little different, so would b and c'. The default, `covariance="joint"`, inverts the information on all
 # parameters together and so lets this uncertainty through.
 
 # %%

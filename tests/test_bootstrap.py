@@ -401,7 +401,7 @@ def test_reflated_effects_and_residuals(fit, data):
     for group, own in pool.errors:
         np.testing.assert_allclose(own.mean(axis=1), 0, atol=1e-12)
         np.testing.assert_allclose(own.var(axis=1), fit.residual_var.to_numpy()[list(group)], rtol=1e-10)
-    assert [own.shape[1] for _, own in pool.errors] == [fit.intake.used[0], fit.intake.used[1]]
+    assert [own.shape[1] for _, own in pool.errors] == [fit.sample_summary.used[0], fit.sample_summary.used[1]]
 
 
 def test_residual_replicates(fit, data):

@@ -70,7 +70,7 @@ def test_it_finds_what_is_there_and_no_more(found):
     assert found.test.p < 1e-3
     none = jm.conflation(jm.fit(simulated(0.0), SMALL))
     assert none.test.p > 0.05
-    robust = jm.conflation(jm.fit(simulated(0.0), SMALL), kind="robust")
+    robust = jm.conflation(jm.fit(simulated(0.0), SMALL), covariance="robust")
     assert robust.test.p > 0.05
     assert robust.test.statistic != none.test.statistic
 
@@ -94,7 +94,7 @@ def test_without_random_effects_it_is_mundlaks_regression():
     """Least squares with cluster means beside the deviations, ML: rss / n. 1e-8: closed form on either side."""
     data = simulated(0.6)
     spec = jm.Mediation("x", "m", "y", "id", random="none")
-    found = jm.conflation(jm.fit(data, spec, reml=False), kind="block")
+    found = jm.conflation(jm.fit(data, spec, reml=False), covariance="block")
     mean = data.groupby("id")["x"].transform("mean")
     design = np.column_stack([np.ones(len(data)), data["x"] - mean, mean])
     beta, rss, *_ = np.linalg.lstsq(design, data["m"], rcond=None)
@@ -140,8 +140,10 @@ def test_a_warning_of_the_model_with_cluster_means_names_it():
 def test_errors(found):
     with pytest.raises(jm.SpecError, match="conflation needs a Fit"):
         jm.conflation(3)
-    with pytest.raises(jm.SpecError, match=r"kind='bauer' is not known; choose one of \['joint', 'block', 'robust'\]"):
-        jm.conflation(found.fit, kind="bauer")
+    with pytest.raises(
+        jm.SpecError, match=r"covariance='bauer' is not known; choose one of \['joint', 'block', 'robust'\]"
+    ):
+        jm.conflation(found.fit, covariance="bauer")
     system = jm.fit(simulated(0), jm.System([jm.Equation("y", ["1", "x"], ["1"])], "id"))
     with pytest.raises(jm.SpecError, match="intercepts='no' is not known; choose 'apart' or 'free'"):
         jm.conflation(found.fit, intercepts="no")

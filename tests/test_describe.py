@@ -96,7 +96,7 @@ def test_describe_does_not_depend_on_the_frame(unbalanced):
     one, other = jm.describe(unbalanced, MODEL), jm.describe(pl.from_pandas(unbalanced).lazy(), MODEL)
     pd.testing.assert_frame_equal(one.variables, other.variables, rtol=1e-12)
     pd.testing.assert_frame_equal(one.correlations, other.correlations, rtol=1e-12)
-    assert one.intake == other.intake
+    assert one.sample_summary == other.sample_summary
 
 
 def test_text_of_a_description(unbalanced):
@@ -225,7 +225,7 @@ def test_stack_keeps_ids_that_no_text_can_hold(example):
 
 
 def test_stack_counts_what_the_fit_counts(unbalanced):
-    found = jm.describe(unbalanced, MODEL).intake
+    found = jm.describe(unbalanced, MODEL).sample_summary
     counts = jm.stack(unbalanced, MODEL)["outcome"].value_counts()
     assert (counts["m"], counts["y"]) == found.used
 

@@ -297,7 +297,7 @@ def test_pairs_give_the_paired_t():
     data = pairs(1)
     fit = quietly(data, random=INTERCEPTS)
     assert fit.notes[0].startswith("rows of one cluster are less alike in 'm' than rows of different clusters")
-    assert "cluster-robust by default (se='joint' gives the others; profile and Satterthwaite" in fit.notes[0]
+    assert "cluster-robust by default (covariance='joint' gives the others; profile and Satterthwaite" in fit.notes[0]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert jm.conflation(quietly(jm.datasets.load_example())).test.df == 3
@@ -306,8 +306,8 @@ def test_pairs_give_the_paired_t():
     effects = fit.effects()
     assert abs(effects.loc["a", "estimate"] - difference.mean()) < 1e-9
     assert abs(effects.loc["a", "se"] / (difference.std() / np.sqrt(len(difference))) - 1) < 1e-6
-    assert fit.effects(se="joint").loc["a", "se"] < 0.8 * effects.loc["a", "se"]
-    assert fit.default_se == "robust"
+    assert fit.effects(covariance="joint").loc["a", "se"] < 0.8 * effects.loc["a", "se"]
+    assert fit.default_covariance == "robust"
     assert set(fit.negative_icc) == {"m", "y"}
     wide_y = np.corrcoef(wide[0.5], wide[-0.5])[0, 1]
     assert abs(fit.negative_icc["m"] - wide_y) < 0.1

@@ -146,7 +146,7 @@ def test_listwise_is_dropping_rows_first(extended, base):
     again = jm.fit(complete, MODEL, missing="raise")
     assert_same(fit, again)
     assert fit.nobs == 2 * len(complete) < base.nobs
-    assert fit.intake.rows == 768
+    assert fit.sample_summary.rows == 768
     np.testing.assert_allclose(fit.moderator_values["v"], again.moderator_values["v"], rtol=1e-12)
 
 
@@ -162,8 +162,8 @@ def test_an_equation_needs_its_own_columns_only(extended, base):
     fit = jm.fit(data, MODEL)
     in_m = data[["x", "w", "m1_miss"]].notna().all(axis=1).sum()
     in_y = data[["x", "v", "m1_miss", "site", "y_miss"]].notna().all(axis=1).sum()
-    assert fit.intake.used == (in_m, in_y)
-    assert fit.intake.missing["site[A]"] == data["site"].isna().sum()
+    assert fit.sample_summary.used == (in_m, in_y)
+    assert fit.sample_summary.missing["site[A]"] == data["site"].isna().sum()
     system = columns_of(fit.system, {})
     loglik = dense.loglik(dense.stack(data, system), fit.random_cov.to_numpy(), fit.residual_cov.to_numpy(), True)
     assert fit.loglik == pytest.approx(loglik, rel=1e-11)
@@ -287,7 +287,7 @@ def test_chunks_add_up(extended, base, centred, by, model):
     parts = [read(part, expected.system, facts=expected.facts) for part in (extended[in_first], extended[~in_first])]
     fit = jm.fit(parts[0] + parts[1], model)
     assert_same(fit, expected)
-    assert fit.intake.used == expected.intake.used
+    assert fit.sample_summary.used == expected.sample_summary.used
     assert_same_effects(fit, expected)
 
 

@@ -143,7 +143,7 @@ def test_missing_values_are_counted_and_left_out(route, tmp_path):
     moments = read(ROUTES[route](rows, tmp_path), SYSTEM)
     check(moments, rows, int)
     n = len(rows)
-    assert moments.intake == SampleSummary(
+    assert moments.sample_summary == SampleSummary(
         rows=n,
         used=(n - 6, n - 8),
         missing={"x": 1, "m": 2, "y": 4, "id": 3},
@@ -177,7 +177,7 @@ def test_missing_text_ids(route, tmp_path):
     rows.loc[[3, 5], "id"] = None
     moments = read(ROUTES[route](rows, tmp_path), SYSTEM)
     check(moments, rows)
-    assert moments.intake.missing["id"] == moments.intake.dropped == 2
+    assert moments.sample_summary.missing["id"] == moments.sample_summary.dropped == 2
 
 
 @each_route
@@ -257,7 +257,7 @@ def test_missing_and_unused_categories_are_no_clusters():
     rows.loc[4, "id"] = np.nan
     moments = read(rows, SYSTEM)
     check(moments, rows)
-    assert moments.intake.missing["id"] == 1
+    assert moments.sample_summary.missing["id"] == 1
 
 
 @each_engine
@@ -298,7 +298,7 @@ def test_negative_zero_is_zero(engine):
     rows = make_rows().astype({"id": float})
     rows.loc[rows.index[rows["id"] == 0][0], "id"] = -0.0
     moments = read(ENGINES[engine](rows), SYSTEM)
-    assert moments.intake.used == (len(rows), len(rows))
+    assert moments.sample_summary.used == (len(rows), len(rows))
 
 
 def test_ids_that_differ_in_a_trailing_nul():
@@ -323,7 +323,7 @@ def test_nan_and_null_are_both_missing_in_polars():
     for data in (frame, frame.lazy()):
         moments = read(data, SYSTEM)
         check(moments, rows, int)
-        assert moments.intake.missing == {"x": 1, "m": 1, "y": 0, "id": 1}
+        assert moments.sample_summary.missing == {"x": 1, "m": 1, "y": 0, "id": 1}
 
 
 @pytest.mark.parametrize("convert", [lambda table: table, duckdb.from_arrow], ids=["pyarrow", "duckdb"])
@@ -333,7 +333,7 @@ def test_nan_is_missing_where_null_exists(convert):
     assert table["x"].null_count == 0
     moments = read(convert(table), SYSTEM)
     check(moments, rows, int)
-    assert moments.intake.missing == {"x": 1, "m": 2, "y": 4, "id": 3}
+    assert moments.sample_summary.missing == {"x": 1, "m": 2, "y": 4, "id": 3}
 
 
 def test_a_row_counts_where_its_equation_is_complete():
@@ -343,8 +343,8 @@ def test_a_row_counts_where_its_equation_is_complete():
     rows.loc[10:14, "m"] = np.nan
     moments = read(rows, SYSTEM)
     n = len(rows)
-    assert moments.intake.used == (n - 5, n - 15)
-    assert moments.intake.dropped == 5
+    assert moments.sample_summary.used == (n - 5, n - 15)
+    assert moments.sample_summary.dropped == 5
     design = make_design(SYSTEM, moments)
     assert [sums.rows for sums in add_up(design).equations] == [n - 5, n - 15]
 
@@ -381,7 +381,7 @@ def test_column_names_do_not_matter(engine, names):
     moments = read(renamed, jm.Mediation(x=x, m=m, y=y, cluster=cluster).system())
     plain = read(rows, SYSTEM)
     close(moments.table, plain.table, 1e-12)
-    assert moments.intake.missing == dict(zip((x, m, y, cluster), (1, 2, 4, 3), strict=True))
+    assert moments.sample_summary.missing == dict(zip((x, m, y, cluster), (1, 2, 4, 3), strict=True))
 
 
 @pytest.mark.parametrize("name", ["*", "^x.*$"])
@@ -474,7 +474,7 @@ def test_cluster_labels_do_not_matter(seed, missing):
     order = np.argsort(names[one.clusters])
     np.testing.assert_array_equal(other.clusters, names[one.clusters][order])
     close(other.table, one.table[:, order], 1e-12)
-    assert other.intake == one.intake
+    assert other.sample_summary == one.sample_summary
 
 
 @few
@@ -487,7 +487,7 @@ def test_moments_of_parts_add_up(seed, missing, share):
     whole, parts = read(rows, SYSTEM), [read(rows[first], SYSTEM), read(rows[~first], SYSTEM)]
     for total in (parts[0] + parts[1], parts[1] + parts[0]):
         close_moments(total.rescaled(whole.shift, whole.scale), whole, 1e-10)
-        assert total.intake == whole.intake
+        assert total.sample_summary == whole.sample_summary
 
 
 @few
@@ -618,7 +618,7 @@ def test_products_indicators_and_means_do_not_depend_on_the_engine(engine):
     rows = with_more(holey())
     plain, found = read(rows, PRODUCTS), read(ENGINES[engine](rows), PRODUCTS)
     assert plain.row_products == (("g[b]", "m"), ("m", "x"))
-    assert found.intake == plain.intake
+    assert found.sample_summary == plain.sample_summary
     close_moments(found, plain, 1e-12)
 
 
@@ -629,7 +629,7 @@ def test_moments_with_products_add_up_and_change_scale(missing):
     whole, parts = read(rows, PRODUCTS), [read(rows[:40], PRODUCTS), read(rows[40:], PRODUCTS)]
     for total in (parts[0] + parts[1], parts[1] + parts[0]):
         close_moments(total.rescaled(whole.shift, whole.scale), whole, 1e-10)
-        assert total.intake == whole.intake
+        assert total.sample_summary == whole.sample_summary
     away = whole.rescaled(whole.shift + 0.7 * whole.scale, whole.scale * 3.0)
     close_moments(away.rescaled(whole.shift, whole.scale), whole, 1e-10)
     one, other = (add_up(make_design(PRODUCTS, moments)) for moments in (whole, parts[0] + parts[1]))
@@ -700,5 +700,5 @@ def test_missing_text_ids_of_object_dtype():
     rows = make_rows()
     rows["id"] = ("c" + rows["id"].astype(str)).astype(object)
     rows.loc[[3, 5], "id"] = None
-    assert read(rows, SYSTEM).intake.missing["id"] == 2
-    assert read(rows.astype({"id": "category"}), SYSTEM).intake.missing["id"] == 2
+    assert read(rows, SYSTEM).sample_summary.missing["id"] == 2
+    assert read(rows.astype({"id": "category"}), SYSTEM).sample_summary.missing["id"] == 2

@@ -163,7 +163,7 @@ def population(name: str, copies: int) -> tuple[Fitted, sample_rows.Rows]:
         fixed=dict(zip(labels, beta, strict=True)),
         random_cov=pd.DataFrame(cov, system.random_labels, system.random_labels),
         residual_cov=pd.DataFrame(residual, system.outcomes, system.outcomes),
-        intake=SimpleNamespace(used=used),
+        sample_summary=SimpleNamespace(used=used),
     )
     base = Fitted(found, moments, Problem(design, layout), None)
     return base, sample_rows.read_rows(data, found, moments)

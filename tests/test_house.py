@@ -8,22 +8,36 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
+import pandas as pd
 import pytest
+from markupsafe import Markup
 
 import jaxmed as jm
-from jaxmed._cli import options
+from jaxmed._report.html import page
 from jaxmed._report.text import METHODS as WORDS
-from jaxmed._simulation.bootstrapping import METHODS
+from jaxmed._simulation import BootstrapMethod
 from jaxmed._support import MONTE_CARLO, STARTS, is_own, runtime, stream
 from jaxmed._support.runtime import PROGRAMS, jit_by_key
 
 HOUSE = Path(jm.__file__).parent
 FILES = sorted(HOUSE.rglob("*.py"))
 # By `import jaxmed`, beside what these load themselves.
-LOADED = {"jax", "jaxlib", "narwhals", "numpy", "optax", "pandas", "platformdirs", "pyarrow", "scipy"}
-NOT_LOADED = ("scipy.stats", "scipy.optimize", "matplotlib", "formulae", "typer", "rich", "polars", "duckdb", "pyspark")
+LOADED = {"jax", "jaxlib", "msgspec", "narwhals", "numpy", "optax", "pandas", "platformdirs", "pyarrow", "scipy"}
+NOT_LOADED = (
+    "scipy.stats",
+    "scipy.optimize",
+    "matplotlib",
+    "formulae",
+    "jinja2",
+    "typer",
+    "rich",
+    "polars",
+    "duckdb",
+    "pyspark",
+)
 
 
 def test_importing_loads_no_more_than_it_needs():
@@ -34,7 +48,17 @@ def test_importing_loads_no_more_than_it_needs():
 
 def test_files_import_no_other_packages():
     """Of those that are declared; some are imported where a function needs them."""
-    top = {"jaxmed", "formulae", "matplotlib", "pooch", "typer", *LOADED, *sys.stdlib_module_names}
+    top = {
+        "jaxmed",
+        "formulae",
+        "jinja2",
+        "markupsafe",
+        "matplotlib",
+        "pooch",
+        "typer",
+        *LOADED,
+        *sys.stdlib_module_names,
+    }
     for path in FILES:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -78,8 +102,7 @@ def test_no_function_hides_a_module():
 
 
 def test_the_command_line_and_the_report_know_every_method():
-    assert [choice.value for choice in options.Method] == list(METHODS)
-    assert set(WORDS) == set(METHODS)
+    assert set(WORDS) == set(get_args(BootstrapMethod))
 
 
 # Errors and streams --------------------------------------------------------------------------------------------------
@@ -191,11 +214,13 @@ def test_programs_on_disk_have_a_bound(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["program-4", "program-5"]
 
 
-def test_the_style_of_reports_is_css():
-    from jaxmed._report.html import STYLE
-
-    assert ":focus-visible" in STYLE
-    assert "escape_control" not in STYLE
+def test_a_report_holds_its_style_and_shows_what_cannot_be_seen():
+    style = (HOUSE / "_report" / "templates" / "style.css").read_text()
+    text = page("a\u202e<b>", Markup("<h1>h</h1>"), [("at", "S & T", Markup("<p>x</p>"))], Markup("f"))
+    assert ":focus-visible" in style
+    assert style.strip() in text
+    assert "<title>a\\u202e&lt;b&gt;</title>" in text
+    assert '<a href="#at">S &amp; T</a>' in text
 
 
 def test_four_serial_mediators_of_a_heavy_tailed_population():
@@ -211,3 +236,20 @@ def test_warnings_of_methods_point_at_the_caller():
     with pytest.warns(jm.ConvergenceWarning, match="better than that of the fit") as caught:
         worse.optima(2, seed=1)
     assert caught[0].filename == __file__
+
+
+def test_former_names_of_keywords_and_attributes():
+    fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+    pd.testing.assert_frame_equal(fit.effects(se="bauer"), fit.effects(covariance="bauer"))
+    pd.testing.assert_frame_equal(fit.cov_params(kind="block"), fit.cov_params("block"))
+    pd.testing.assert_frame_equal(fit.heterogeneity(se="robust"), fit.heterogeneity(covariance="robust"))
+    assert fit.summary(se="robust") == fit.summary("robust")
+    assert fit.to_csv("variances", se="robust") == fit.to_csv("variances", "robust")
+    assert fit.wald("m~x", kind="robust") == fit.wald("m~x", "robust")
+    assert fit.default_se == fit.default_covariance == "joint"
+    assert fit.intake is fit.sample_summary
+    assert fit.moments.intake is fit.moments.sample_summary
+    with pytest.raises(TypeError, match="se= is the former name of covariance=; give one of them"):
+        fit.effects(se="joint", covariance="robust")
+    with pytest.raises(jm.SpecError, match="covariance='odd' is not known; choose one of"):
+        fit.effects(se="odd")

@@ -239,7 +239,7 @@ def test_an_equation_of_the_cluster_is_least_squares_over_clusters(data, reml):
     one = data.assign(mean=means).dropna(subset="c").groupby("id")[["c", "mean"]].first()
     n = len(one)
     assert fit.system.equations[0].level == 2
-    assert fit.intake.used == (n, alone.intake.used[0])
+    assert fit.sample_summary.used == (n, alone.sample_summary.used[0])
     x = np.column_stack([np.ones(n), one["mean"]])
     beta, (rss,), _, _ = np.linalg.lstsq(x, one["c"].to_numpy(), rcond=None)
     sigma2 = rss / (n - 2 * reml)
@@ -392,10 +392,10 @@ def test_lr_test_by_hand(ml):
 @pytest.mark.parametrize("kind", ["joint", "block"])
 def test_wald_by_hand(ml, kind):
     covariance = ml.cov_params(kind).to_numpy()
-    test = ml.wald(kind=kind)
+    test = ml.wald(covariance=kind)
     assert test.statistic == pytest.approx(ml.params @ np.linalg.inv(covariance) @ ml.params, rel=1e-9)
     assert test.df == 5
-    one = ml.wald(["y~x"], kind=kind)
+    one = ml.wald(["y~x"], covariance=kind)
     z = ml.params["y~x"] / ml.standard_errors(kind)["y~x"]
     assert one.statistic == pytest.approx(z**2, rel=1e-12)
     assert one.p == pytest.approx(2 * norm.sf(abs(z)), rel=1e-9)
@@ -503,7 +503,7 @@ def test_a_flat_maximum_is_said_and_leaves_block_errors():
     sigma = np.array([fit.residual_var["m"], fit.residual_var["y"]])
     _, information = dense.gls(dense.stack(data, fit.system), fit.random_cov.to_numpy(), sigma)
     np.testing.assert_allclose(fit.cov_params("block"), np.linalg.inv(information), rtol=1e-6, atol=1e-9)
-    table = fit.effects(se="bauer")
+    table = fit.effects(covariance="bauer")
     assert np.all(np.isfinite(table.loc[["a", "b", "c_prime"], "se"]))
     assert table.loc["a", "se"] == pytest.approx(np.sqrt(np.linalg.inv(information)[1, 1]), rel=1e-6)
 
@@ -619,7 +619,7 @@ def test_a_sum_that_no_flat_direction_moves_has_its_error_though_its_parts_have_
     assert not other.flat
     assert other.loglik == pytest.approx(fit.loglik, abs=1e-8)
     for kind in ("joint", "robust"):
-        found = fit.effects(se=kind).loc[["a_between", "total_between", "contextual_total"]]
+        found = fit.effects(covariance=kind).loc[["a_between", "total_between", "contextual_total"]]
         labels = list(other.labels)
         slopes = np.zeros((3, len(labels)))
         slopes[0, labels.index("m~between(x)")] = slopes[1:, labels.index("y~between(x)")] = 1
@@ -713,7 +713,7 @@ def test_files_of_flat_fits_are_checked_and_old_ones_show_less(tmp_path):
     old = jm.load(changed(None))
     assert old.flat
     for kind in ("joint", "robust"):
-        found = old.effects(se=kind)["se"]
+        found = old.effects(covariance=kind)["se"]
         assert found[["a_within", "a_between", "total_within"]].notna().all()
         assert found[["b_between", "total_between"]].isna().all()
     n = len(fit.labels)
@@ -752,7 +752,7 @@ def test_a_flat_fit_has_intervals_of_what_it_knows_and_comes_back_from_its_file(
     fit.save(tmp_path / "flat.jaxmed")
     again = jm.load(tmp_path / "flat.jaxmed", verify=True)
     assert again.to_dict() == fit.to_dict()
-    pd.testing.assert_frame_equal(again.effects(se="robust"), fit.effects(se="robust"))
+    pd.testing.assert_frame_equal(again.effects(covariance="robust"), fit.effects(covariance="robust"))
 
 
 def test_delta_errors_are_nan_only_where_an_effect_depends_on_one():

@@ -522,8 +522,8 @@ def test_level(plain_fit, method, level):
 @pytest.mark.parametrize("se", ["block", "sandwich", 1])
 @pytest.mark.parametrize("method", ["effects", "summary"])
 def test_se(plain_fit, method, se):
-    with pytest.raises(jm.SpecError, match=r"se=.* is not known; choose one of \['joint', 'bauer', 'robust'\]"):
-        getattr(plain_fit, method)(se=se)
+    with pytest.raises(jm.SpecError, match=r"covariance=.* is not known; choose one of \['joint', 'bauer', 'robust'\]"):
+        getattr(plain_fit, method)(covariance=se)
 
 
 # Moments instead of rows ---------------------------------------------------------------------------------------------
@@ -561,8 +561,8 @@ def refused_call(call):
 def test_strange_choices_flags_lists_and_numbers(plain_fit, strange):
     """Whatever has no truth, hash or length of its own is refused as any other wrong value is."""
     for call in (
-        *([] if strange is None else [lambda: plain_fit.effects(se=strange)]),  # None is the default
-        lambda: plain_fit.cov_params(kind=strange),
+        *([] if strange is None else [lambda: plain_fit.effects(covariance=strange)]),  # None is the default
+        lambda: plain_fit.cov_params(covariance=strange),
         lambda: plain_fit.cov_params(full=strange),
         lambda: plain_fit.to_dict(robust=strange),
         lambda: plain_fit.summary(heterogeneity=strange),

@@ -192,7 +192,7 @@ def test_units_of_products_and_cluster_means(wide, reml):
     np.testing.assert_allclose((fit.random_cov.to_numpy() - g) / np.outer(sd, sd), 0, atol=1e-6)
     scales = np.array([UNITS[outcome][0] for outcome in TERMS.outcomes])
     np.testing.assert_allclose(fit.residual_var, base.residual_var * scales**2, rtol=1e-6)
-    change = -np.dot(base.intake.used, np.log(scales)) + reml * np.linalg.slogdet(linear)[1]
+    change = -np.dot(base.sample_summary.used, np.log(scales)) + reml * np.linalg.slogdet(linear)[1]
     assert fit.loglik - base.loglik == pytest.approx(change, rel=1e-9)
 
 
@@ -205,7 +205,11 @@ def test_terms_equal_the_same_columns_made_by_hand(wide):
     equation = system.equations[0]
     plain = jm.Equation("y", [names.get(n, n) for n in equation.predictors], [names.get(n, n) for n in equation.random])
     fit, base = jm.fit(wide, system), jm.fit(by_hand, jm.System([plain], "id", "diagonal"))
-    assert fit.intake.used == base.intake.used == (wide["m"].notna().where(wide["y"].notna(), False).sum(),)
+    assert (
+        fit.sample_summary.used
+        == base.sample_summary.used
+        == (wide["m"].notna().where(wide["y"].notna(), False).sum(),)
+    )
     assert_same(fit, base, 1e-8)
 
 

@@ -375,7 +375,7 @@ def test_data_really_are_unbalanced_and_incomplete():
     assert len(set(sizes)) > 3
     three = CASES["three equations, ML"].moments
     assert len(three.patterns) == 3  # rows that count for m alone, for m and w, for all (y's equation needs w)
-    assert three.intake.used[0] > three.intake.used[1] > three.intake.used[2]
+    assert three.sample_summary.used[0] > three.sample_summary.used[1] > three.sample_summary.used[2]
     assert CASES[f"{SOME_ROWS}, ML"].layout.seen == ((0,), (0, 1), (1,), (2,))
     assert {(0, 1), (0, 2), (1, 2), (0, 1, 2)} < set(CASES["three residuals, rows with any of them, REML"].layout.seen)
     assert CASES["two groups of residuals, interleaved, REML"].layout.pairs == ((2, 0), (3, 1))

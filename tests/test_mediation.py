@@ -570,7 +570,7 @@ def test_221(fits, extended):
     fit = fits("221")
     assert fit.system.random_labels == ("yc~1",)
     assert [e.level for e in fit.system.equations] == [2, 1]
-    assert fit.intake.used == (90, 768)
+    assert fit.sample_summary.used == (90, 768)
     assert fit.nobs == 858
     assert len(fit.notes) == 2
     heterogeneity = fit.heterogeneity()
@@ -582,7 +582,7 @@ def test_parallel_with_one_mediator_of_the_cluster(fits):
     fit = fits("mixed")
     assert [e.level for e in fit.system.equations] == [2, 1, 1]
     assert fit.system.residuals == ()
-    assert fit.intake.used == (90, 768, 768)
+    assert fit.sample_summary.used == (90, 768, 768)
     assert {"indirect_mc", "indirect_mt", "indirect", "total"} <= set(fit.effects().index)
 
 
@@ -708,8 +708,11 @@ def test_saved_fits(fits, tmp_path, name):
         ({"at": {"w": [0, 1, 0.0]}}, r"at\['w'\]=\[0, 1, 0.0\] names a value twice"),
         ({"difference": 1}, "difference=1 must be True or False"),
         ({"difference": True, "at": {"w": 0}}, "difference=True .* two values"),
-        ({"se": "sandwich"}, r"se='sandwich' is not known; choose one of \['joint', 'bauer', 'robust'\]"),
-        ({"se": "bauer"}, "se='bauer' are the formulas of .* use se='joint'"),
+        (
+            {"covariance": "sandwich"},
+            r"covariance='sandwich' is not known; choose one of \['joint', 'bauer', 'robust'\]",
+        ),
+        ({"covariance": "bauer"}, "covariance='bauer' stands for the formulas of .* use covariance='joint'"),
         ({"level": 1}, "level=1 is not a confidence level"),
     ],
 )
@@ -730,7 +733,7 @@ def test_effects_without_moderators(fits):
         fits("parallel").effects(difference=True)
     for name in ("parallel", "centred", "serial"):
         with pytest.raises(jm.SpecError, match="for one mediator without moderators or centring"):
-            fits(name).summary(se="bauer")
+            fits(name).summary(covariance="bauer")
 
 
 def test_effects_of_a_system(extended):

@@ -15,8 +15,8 @@ def fit():
 
 def test_delta_is_the_table_of_effects(fit):
     for se in ("joint", "bauer"):
-        assert fit.intervals(se=se, level=0.9).equals(fit.effects(se, level=0.9))
-    assert fit.intervals(se="bauer", terms=["total", "a"]).equals(fit.effects("bauer").loc[["total", "a"]])
+        assert fit.intervals(covariance=se, level=0.9).equals(fit.effects(se, level=0.9))
+    assert fit.intervals(covariance="bauer", terms=["total", "a"]).equals(fit.effects("bauer").loc[["total", "a"]])
 
 
 def test_delta_of_parameters(fit):
@@ -25,7 +25,7 @@ def test_delta_of_parameters(fit):
     assert tuple(table.index) == fit.labels
     np.testing.assert_allclose(table["se"][list(fit.bse.index)], fit.bse, rtol=1e-14)
     assert table.loc["m~x~~y~m", "se"] == pytest.approx(fit.random_cov_se.loc["m~x", "y~m"], rel=1e-14)
-    block = fit.intervals(se="block", terms=list(fit.params.index))
+    block = fit.intervals(covariance="block", terms=list(fit.params.index))
     np.testing.assert_allclose(block["se"], fit.standard_errors("block"), rtol=1e-14)
     np.testing.assert_allclose(table["ci_upper"] - table["estimate"], 1.959963984540054 * table["se"], rtol=1e-12)
 
@@ -47,7 +47,7 @@ def test_monte_carlo_of_the_indirect_effect(fit):
     for se, covariance in {"joint": fit.joint, "block": fit.block, "independent": np.diag(np.diag(fit.block))}.items():
         a, b, cov = rng.multivariate_normal(fit.values[at], covariance[np.ix_(at, at)], n).T
         expected = np.quantile(a * b + cov, [0.025, 0.975])
-        row = fit.intervals("monte_carlo", seed=2, se=se, draws=n).loc["indirect"]
+        row = fit.intervals("monte_carlo", seed=2, covariance=se, draws=n).loc["indirect"]
         assert abs(row["ci_lower"] - expected[0]) < 6 * row["ci_lower_mcse"]
         assert abs(row["ci_upper"] - expected[1]) < 6 * row["ci_upper_mcse"]
         assert row["se"] == pytest.approx(np.std(a * b + cov), rel=0.01)
@@ -76,11 +76,14 @@ def test_moderated_effects_keep_their_index():
         ({"method": "monte_carlo", "seed": -1}, "seed=-1 must be a whole number"),
         ({"method": "monte_carlo", "seed": 1, "draws": 10}, "draws=10 must be"),
         (
-            {"method": "monte_carlo", "seed": 1, "se": "bauer"},
-            "method='monte_carlo': se='bauer' is not known",
+            {"method": "monte_carlo", "seed": 1, "covariance": "bauer"},
+            "method='monte_carlo': covariance='bauer' is not known",
         ),
-        ({"method": "profile", "se": "block"}, "method='profile': se='block' is not known; choose 'joint'"),
-        ({"se": "bauer", "terms": "all"}, "se='bauer' is of effects"),
+        (
+            {"method": "profile", "covariance": "block"},
+            "method='profile': covariance='block' is not known; .*'joint'",
+        ),
+        ({"covariance": "bauer", "terms": "all"}, "covariance='bauer' is of effects"),
         ({"terms": ["ab"]}, "choose 'effects', 'parameters', 'all' or some of"),
         ({"terms": ["a", "a"]}, "each once"),
         ({"level": 95}, "level=95 is not a confidence level"),

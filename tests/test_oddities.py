@@ -84,7 +84,7 @@ def once(data, cluster, *columns, last=False):
 
 
 def remarks(data, model=MODEL, **options):
-    return jm.read_moments(data, model, **options).intake.remarks
+    return jm.read_moments(data, model, **options).sample_summary.remarks
 
 
 def only(data, model=MODEL):
@@ -113,11 +113,11 @@ def test_values_of_the_cluster_entered_once_are_filled_in(route, schools, tmp_pa
     full = jm.read_moments(ROUTES[route](schools, tmp_path), SECTORS)
     found = jm.read_moments(ROUTES[route](blank, tmp_path), SECTORS)
     n = len(schools) - schools["school"].nunique()
-    assert found.intake.filled == {"sector[church]": n, "sector[private]": n, "morale": n}
-    assert found.intake.missing == full.intake.missing
-    assert found.intake.ranges == full.intake.ranges
+    assert found.sample_summary.filled == {"sector[church]": n, "sector[private]": n, "morale": n}
+    assert found.sample_summary.missing == full.sample_summary.missing
+    assert found.sample_summary.ranges == full.sample_summary.ranges
     assert found.cluster_level == full.cluster_level == {"training", "morale", "sector[church]", "sector[private]"}
-    assert found.intake.remarks == (
+    assert found.sample_summary.remarks == (
         "'sector' has one value in each cluster, entered on some rows only: 935 rows were filled in with the value of "
         "their cluster",
         "'morale' has one value in each cluster, entered on some rows only: 935 rows were filled in with the value of "
@@ -170,7 +170,7 @@ def test_filling_does_not_depend_on_chunks(route, schools, tmp_path, tiny):
         blank = once(data, "school", "morale", "sector")
         full, found = jm.read_moments(ROUTES[route](data, tmp_path), SECTORS), None
         found = jm.read_moments(ROUTES[route](blank, tmp_path), SECTORS)
-        assert found.intake.filled["morale"] == len(data) - 90
+        assert found.sample_summary.filled["morale"] == len(data) - 90
         np.testing.assert_allclose(found.table, full.table, rtol=0, atol=0 if route != "csv" else 1e-12)
         pd.testing.assert_frame_equal(
             jm.stack(ROUTES[route](blank, tmp_path), SCHOOLS), jm.stack(data, SCHOOLS), check_dtype=False
@@ -185,7 +185,7 @@ def test_nan_and_null_are_both_filled_in(schools):
     full = jm.read_moments(schools, SCHOOLS)
     for data in (frame, nan, nan.lazy(), nan.to_arrow(), duckdb.from_arrow(nan.to_arrow())):
         found = jm.read_moments(data, SCHOOLS)
-        assert found.intake.filled == {"morale": 935}
+        assert found.sample_summary.filled == {"morale": 935}
         np.testing.assert_allclose(found.table, full.table, rtol=0, atol=1e-12)
 
 
@@ -203,8 +203,8 @@ def test_filling_by_ids_of_any_kind(kind, route, schools, tmp_path, tiny):
     found = jm.read_moments(ROUTES[route](blank, tmp_path), SCHOOLS)
     lost = schools["school"].eq(7).sum() if kind == "missing" else 0
     kept = 1 if lost else 0  # of the rows without an id the first keeps its value
-    assert found.intake.missing["morale"] == max(lost - kept, 0)
-    assert found.intake.filled["morale"] == len(rows) - rows["school"].nunique() - lost
+    assert found.sample_summary.missing["morale"] == max(lost - kept, 0)
+    assert found.sample_summary.filled["morale"] == len(rows) - rows["school"].nunique() - lost
     full = jm.read_moments(ROUTES[route](rows, tmp_path), SCHOOLS)
     np.testing.assert_array_equal(found.clusters, full.clusters)
     np.testing.assert_allclose(found.table, full.table, rtol=0, atol=1e-12)
@@ -218,7 +218,7 @@ def test_what_stays_missing_is_missing(route, schools, tmp_path):
     blank = blank.assign(
         morale=blank["morale"].where(blank["school"] != 3), achievement=schools["achievement"].where(first)
     )
-    found = jm.read_moments(ROUTES[route](blank, tmp_path), SCHOOLS).intake
+    found = jm.read_moments(ROUTES[route](blank, tmp_path), SCHOOLS).sample_summary
     n = int((schools["school"] == 3).sum())
     assert found.missing["morale"] == n
     assert found.filled == {"morale": len(schools) - 90 - (n - 1)}
@@ -230,8 +230,8 @@ def test_what_stays_missing_is_missing(route, schools, tmp_path):
 def test_missing_rows_are_those_after_filling(schools):
     data = schools.dropna()
     blank = once(data, "school", "morale")
-    assert jm.read_moments(blank, SCHOOLS, missing="raise").intake.used == (len(data), len(data))
-    assert jm.read_moments(blank, SCHOOLS, missing="listwise").intake.dropped == 0
+    assert jm.read_moments(blank, SCHOOLS, missing="raise").sample_summary.used == (len(data), len(data))
+    assert jm.read_moments(blank, SCHOOLS, missing="listwise").sample_summary.dropped == 0
 
 
 @each_route
@@ -239,7 +239,7 @@ def test_a_column_that_varies_within_a_cluster_is_not_filled_in(route, schools, 
     for name in ("motivation", "support"):
         gaps = schools.assign(**{name: schools[name].where(schools.index % 5 > 0)})
         model = jm.Mediation("support", "motivation", "achievement", "school")
-        found = jm.read_moments(ROUTES[route](gaps, tmp_path), model).intake
+        found = jm.read_moments(ROUTES[route](gaps, tmp_path), model).sample_summary
         assert found.filled == {}
         assert found.missing[name] == 205
         assert found.remarks == ()
@@ -249,7 +249,7 @@ def test_a_column_that_varies_within_a_cluster_is_not_filled_in(route, schools, 
 def test_variation_within_one_late_cluster_is_enough(route, schools, tmp_path, tiny):
     blank = once(schools, "school", "morale")
     blank.loc[len(blank) - 1, "morale"] = 50.0
-    assert jm.read_moments(ROUTES[route](blank, tmp_path), SCHOOLS).intake.filled == {}
+    assert jm.read_moments(ROUTES[route](blank, tmp_path), SCHOOLS).sample_summary.filled == {}
 
 
 @each_route
@@ -259,9 +259,9 @@ def test_filling_to_the_tolerance_of_one_value(route, schools, tmp_path):
     second = schools.groupby("school").cumcount() == 1
     blank["morale"] = blank["morale"].where(~second, schools["morale"].astype("float32").astype(float))
     found = jm.read_moments(ROUTES[route](blank, tmp_path), SCHOOLS)
-    assert found.intake.filled == {"morale": len(schools) - 180}
+    assert found.sample_summary.filled == {"morale": len(schools) - 180}
     assert "morale" in found.cluster_level
-    assert "'morale' is almost constant within clusters" in found.intake.remarks[1]
+    assert "'morale' is almost constant within clusters" in found.sample_summary.remarks[1]
 
 
 def test_one_row_is_filled_in():
@@ -279,11 +279,11 @@ def test_filling_for_a_system():
     blank = once(rows, "id", "w", "m")
     equations = [jm.Equation("m", ["1", "w"], level=2), jm.Equation("y", ["1", "m", "x"], ["1"])]
     found = jm.read_moments(blank, jm.System(equations, "id"))
-    assert found.intake.filled == {"w": 300, "m": 300}
+    assert found.sample_summary.filled == {"w": 300, "m": 300}
     assert jm.fit(blank, jm.System(equations, "id")).loglik == jm.fit(rows, jm.System(equations, "id")).loglik
     row = jm.System([jm.Equation("m", ["1", "w"]), jm.Equation("y", ["1", "x"], ["1"])], "id")
-    assert jm.read_moments(blank, row).intake.filled == {"w": 300}
-    assert read(blank, row).intake.filled == {"w": 300}
+    assert jm.read_moments(blank, row).sample_summary.filled == {"w": 300}
+    assert read(blank, row).sample_summary.filled == {"w": 300}
 
 
 @pytest.mark.parametrize("route", ["pandas", "polars lazy"])
@@ -294,16 +294,16 @@ def test_indicators_are_filled_in_together_or_not_at_all(route, schools, tmp_pat
     varies = (schools["school"] == 2) & (schools.index % 2 == 1)
     rows.loc[varies, "sector"] = np.where(np.cumsum(varies[varies]) % 2, "public", "private")
     both = jm.System([jm.Equation("achievement", ["1", "sector[public]", "sector[church]"])], "school")
-    assert read(ROUTES[route](rows, tmp_path), both).intake.filled == {}
+    assert read(ROUTES[route](rows, tmp_path), both).sample_summary.filled == {}
 
 
 def test_moments_of_parts_of_the_clusters_add_up(schools):
     blank = once(schools, "school", "morale")
     first = blank["school"] <= 40
     total = jm.read_moments(blank[first], SCHOOLS) + jm.read_moments(blank[~first], SCHOOLS)
-    assert total.intake.filled == {"morale": 935}
+    assert total.sample_summary.filled == {"morale": 935}
     assert total.cluster_level == {"training", "morale"}
-    assert len(total.intake.remarks) == 2
+    assert len(total.sample_summary.remarks) == 2
     assert jm.fit(total, SCHOOLS).loglik == pytest.approx(jm.fit(schools, SCHOOLS).loglik, rel=1e-9)
 
 
@@ -313,12 +313,12 @@ def test_parts_in_which_a_column_of_the_rows_seemed_to_be_one_of_the_clusters():
     place = rows.groupby("id").cumcount()
     rows["x"] = rows["x"].where(place.isin([0, 2]))
     parts = [jm.read_moments(rows[half], MODEL) for half in (place < 2, place >= 2)]
-    assert parts[0].intake.filled == {"x": 60}
+    assert parts[0].sample_summary.filled == {"x": 60}
     with pytest.raises(
         jm.DataError, match=r"'x' has one value in each cluster of one part .*; read the data in one go"
     ):
         parts[0] + parts[1]
-    assert jm.read_moments(rows, MODEL).intake.filled == {}
+    assert jm.read_moments(rows, MODEL).sample_summary.filled == {}
 
 
 # Kept ----------------------------------------------------------------------------------------------------------------
@@ -328,12 +328,12 @@ def test_what_was_filled_in_and_said_is_saved(schools, tmp_path):
     blank = once(schools, "school", "morale")
     moments = jm.read_moments(blank, SCHOOLS)
     jm.save_moments(moments, tmp_path / "a.moments")
-    assert jm.load_moments(tmp_path / "a.moments").intake == moments.intake
+    assert jm.load_moments(tmp_path / "a.moments").sample_summary == moments.sample_summary
     fit = jm.fit(blank, SCHOOLS)
     fit.save(tmp_path / "a.fit")
-    assert jm.load(tmp_path / "a.fit").intake == fit.intake
-    assert fit.intake.filled == {"morale": 935}
-    assert json.loads(fit.to_json())["rows"]["remarks"] == list(fit.intake.remarks)
+    assert jm.load(tmp_path / "a.fit").sample_summary == fit.sample_summary
+    assert fit.sample_summary.filled == {"morale": 935}
+    assert json.loads(fit.to_json())["rows"]["remarks"] == list(fit.sample_summary.remarks)
 
 
 def test_readings_of_earlier_versions_are_read(tmp_path):
@@ -346,7 +346,7 @@ def test_readings_of_earlier_versions_are_read(tmp_path):
     arrays["moments"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     with open(tmp_path / "b.moments", "wb") as stream:
         np.savez(stream, **arrays)
-    assert jm.load_moments(tmp_path / "b.moments").intake == moments.intake
+    assert jm.load_moments(tmp_path / "b.moments").sample_summary == moments.sample_summary
     plain = {"rows": 1, "used": [1], "missing": {}, "dropped": 0, "patterns": {}, "ranges": {}}
     assert sample_from_dict(later_fields(plain)) == SampleSummary(1, (1,), {}, 0)
 
@@ -355,9 +355,9 @@ def test_a_fit_of_an_earlier_version_is_read(tmp_path):
     from jaxmed._inference.record import fields_from_dict
 
     plain = json.loads(jm.fit(make_rows(), MODEL).to_json())
-    expected = fields_from_dict(plain)["intake"]
+    expected = fields_from_dict(plain)["sample_summary"]
     del plain["rows"]["filled"], plain["rows"]["remarks"]
-    assert fields_from_dict(plain)["intake"] == expected
+    assert fields_from_dict(plain)["sample_summary"] == expected
 
 
 def test_readings_add_up():
@@ -375,15 +375,15 @@ def test_remarks_for_a_model_with_fewer_columns(schools):
         "training", "morale", "achievement", "school", covariates=["sector", "climate"], reference={"sector": "public"}
     )
     moments = jm.read_moments(blank, model)
-    assert {remark.split()[0] for remark in moments.intake.remarks} == {"'sector'", "'climate'", "'morale'"}
+    assert {remark.split()[0] for remark in moments.sample_summary.remarks} == {"'sector'", "'climate'", "'morale'"}
     indicators = {"sector[church]", "sector[private]"}
     for spec, filled, about in (
         (SCHOOLS, {"morale"}, ["'morale'"]),
         (SECTORS, {"morale", *indicators}, ["'sector'", "'morale'"]),
     ):
-        intake = jm.fit(moments, spec).intake
-        assert set(intake.filled) == filled
-        assert [remark.split()[0] for remark in intake.remarks] == about
+        sample = jm.fit(moments, spec).sample_summary
+        assert set(sample.filled) == filled
+        assert [remark.split()[0] for remark in sample.remarks] == about
 
 
 # Almost constant within clusters -------------------------------------------------------------------------------------
@@ -403,7 +403,7 @@ def test_values_that_rounding_tells_apart_are_one(digits, route, tmp_path):
     rows, x = rounded_means(digits)
     found = jm.read_moments(ROUTES[route](rows, tmp_path), MODEL)
     assert found.cluster_level == {"x"}
-    (said,) = found.intake.remarks
+    (said,) = found.sample_summary.remarks
     spread = rows.groupby("id")["x"].max() - rows.groupby("id")["x"].min()
     different = np.sum(spread > 1e-10 * (rows["x"].max() - rows["x"].min()))
     assert said == (
@@ -510,7 +510,7 @@ def test_a_value_of_the_cluster_that_is_wrong_in_a_row(route, schools, tmp_path,
     at = rows.index[rows["school"] == 13][5], rows.index[rows["school"] == 62][2]
     rows.loc[list(at), "training"] = 1 - rows.loc[list(at), "training"]
     moments = jm.read_moments(ROUTES[route](rows, tmp_path), SCHOOLS)
-    (said,) = moments.intake.remarks
+    (said,) = moments.sample_summary.remarks
     assert moments.cluster_level == {"morale"}
     head = "'training' has one value in 88 of 90 clusters but varies in 2: "
     if route in LAZY:
@@ -588,14 +588,14 @@ def test_a_value_entered_once_per_cluster_but_in_one_twice(route, schools, tmp_p
     blank = once(schools, "school", "morale")
     blank.loc[133, "morale"] = 9.5
     data = ROUTES[route](blank, tmp_path)
-    intake = jm.read_moments(data, SCHOOLS).intake
-    assert intake.filled == {}
+    sample = jm.read_moments(data, SCHOOLS).sample_summary
+    assert sample.filled == {}
     first = int(np.flatnonzero(blank["school"] == blank["school"][133])[0])
     value = schools["morale"][first]
     what = f"row {first} has {value:g}, row 133 has 9.5" if route in IN_MEMORY else f"values from {value:g} to 9.5"
-    assert f"'morale' has one value in 89 of 90 clusters but varies in 1: school 13 ({what})" in intake.remarks[0]
+    assert f"'morale' has one value in 89 of 90 clusters but varies in 1: school 13 ({what})" in sample.remarks[0]
     blank.loc[133, "morale"] = np.nan
-    assert jm.read_moments(ROUTES[route](blank, tmp_path), SCHOOLS).intake.filled == {"morale": 935}
+    assert jm.read_moments(ROUTES[route](blank, tmp_path), SCHOOLS).sample_summary.filled == {"morale": 935}
 
 
 @pytest.mark.parametrize("clusters", [9, 30])
@@ -712,7 +712,7 @@ def test_outcomes_with_two_values(route, tmp_path):
     assert y == (
         "'y' has two values (0 and 1): effects on it are differences of the probability of 1, and its residual "
         "variance depends on its mean, which joint standard errors do not take into account; look at "
-        "fit.effects(se='robust'), and at predictions outside 0 to 1"
+        "fit.effects(covariance='robust'), and at predictions outside 0 to 1"
     )
     assert m.startswith("'m' has two values (1 and 3): effects on it are 2 times differences of the probability of 3")
 
@@ -721,8 +721,8 @@ def test_the_other_standard_errors_of_a_binary_outcome():
     rows = make_rows()
     rows["y"] = rows["y"] > 0
     fit = jm.fit(rows, jm.Mediation(**ROLES, random={"m": ["1"], "y": ["1"]}))
-    assert "has two values (0 and 1)" in fit.intake.remarks[0]
-    assert not fit.effects(se="robust")["se"].equals(fit.effects(se="joint")["se"])
+    assert "has two values (0 and 1)" in fit.sample_summary.remarks[0]
+    assert not fit.effects(covariance="robust")["se"].equals(fit.effects(covariance="joint")["se"])
 
 
 @each_route
@@ -737,7 +737,7 @@ def test_ordinal_outcomes_and_counts(route, tmp_path):
     )
     assert y.startswith(f"'y' looks like a count (whole numbers from 0 to {rows['y'].max()}, {rows['y'].mean():.3g} on")
     assert "effects on it are differences of the mean count, and its residual variance grows with its mean" in y
-    assert y.endswith("look at fit.effects(se='robust')")
+    assert y.endswith("look at fit.effects(covariance='robust')")
 
 
 @each_route
@@ -783,7 +783,7 @@ def test_remarks_do_not_depend_on_chunks(schools, tmp_path, request):
 def test_notes_of_a_description(schools):
     found = jm.describe(once(schools, "school", "morale"), SCHOOLS)
     assert str(found).endswith(f"\nNotes\n- {found.notes[0]}")
-    assert found.notes == found.intake.remarks
+    assert found.notes == found.sample_summary.remarks
     assert "Notes" not in str(jm.describe(schools, SCHOOLS))
 
 

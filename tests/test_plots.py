@@ -336,7 +336,7 @@ def test_conditional(moderated, axes):
 def test_regions_on_both_sides(moderated):
     """An effect that changes sign differs from zero on two sides: the difference from zero of a by itself, shifted."""
     regions = jm.johnson_neyman(moderated, "climate", "a", level=0.5)
-    low, high = moderated.intake.ranges["climate"]
+    low, high = moderated.sample_summary.ranges["climate"]
     assert (regions["upper"] <= high).all()
     assert (regions["lower"] >= low).all()
     for limit in regions[["lower", "upper"]].to_numpy().ravel():

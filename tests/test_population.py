@@ -329,7 +329,7 @@ def test_rows_or_moments():
     rows = jm.simulate({"a": 0.3}, clusters=30, size={"poisson": 6}, seed=4)
     moments = jm.simulate({"a": 0.3}, clusters=30, size={"poisson": 6}, seed=4, moments=True)
     assert moments.n_clusters == 30
-    assert moments.intake.rows == len(rows)
+    assert moments.sample_summary.rows == len(rows)
     expected = rows["id"].value_counts(sort=False).sort_index()
     assert moments.sums("x")[0].tolist() == expected.tolist()
     pd.testing.assert_frame_equal(rows, jm.simulate(jm.Population(a=0.3), clusters=30, size={"poisson": 6}, seed=4))

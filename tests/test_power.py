@@ -58,7 +58,7 @@ def test_bootstrap_and_profile_intervals_are_those_of_the_fit():
     fit = jm.fit(jm.simulate(**DESIGN, seed=int(row["seed"])), x="x", m="m", y="y", cluster="id")
     replicates = jm.bootstrap(fit, 99, seed=int(row["seed"]))
     tables = {kind: replicates.intervals(kind) for kind in kinds[:2]} | {"profile": fit.intervals("profile")}
-    tables["robust"] = fit.intervals(se="robust")
+    tables["robust"] = fit.intervals(covariance="robust")
     errors = study.table.query("interval == 'robust'").iloc[0]
     assert errors["mean_se"] > 0
     assert study.table.query("interval == 'percentile'")["mean_se"].isna().all()

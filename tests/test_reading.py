@@ -81,7 +81,7 @@ def write(rows, path):
 def same(found, expected):
     np.testing.assert_array_equal(found.clusters, expected.clusters)
     assert found.clusters.dtype == expected.clusters.dtype
-    assert found.intake == expected.intake
+    assert found.sample_summary == expected.sample_summary
     np.testing.assert_array_equal(found.shift, expected.shift)
     np.testing.assert_array_equal(found.scale, expected.scale)
     assert [pattern.observed for pattern in found.patterns] == [pattern.observed for pattern in expected.patterns]
@@ -339,7 +339,7 @@ def test_queries_find_the_scale_of_columns_far_from_zero_and_with_nan(offset, no
     frame = pl.from_pandas(rows).with_columns(m=pl.when(pl.int_range(pl.len()) == 3).then(nothing).otherwise("m"))
     found = read(frame.lazy(), SYSTEM)
     same(found, read(frame, SYSTEM))
-    assert found.intake.missing["m"] == 1
+    assert found.sample_summary.missing["m"] == 1
 
 
 PEAK = """
@@ -350,7 +350,7 @@ def peak():
 model = jm.Mediation(x="x", m="m", y="y", cluster="id")
 jm.read_moments(jm.datasets.load_example(), model)
 before = peak()
-assert jm.read_moments(sys.argv[1], model).intake.rows == int(sys.argv[2])
+assert jm.read_moments(sys.argv[1], model).sample_summary.rows == int(sys.argv[2])
 print((peak() - before) / 1024)
 """
 
@@ -464,7 +464,7 @@ def test_moments_of_parts_of_a_model_add_up():
     rows = make_rows(2, clusters=50)
     whole = jm.read_moments(rows, MODEL)
     total = jm.read_moments(rows[::2], MODEL) + jm.read_moments(rows[1::2], MODEL)
-    assert total.intake == whole.intake
+    assert total.sample_summary == whole.sample_summary
     total = total.rescaled(whole.shift, whole.scale)
     for one, other in zip(total.patterns, whole.patterns, strict=True):
         np.testing.assert_allclose(one.products, other.products, rtol=1e-9, atol=1e-9)
@@ -507,7 +507,7 @@ def test_a_part_whose_ids_are_all_missing(monkeypatch, make):
     ids[150:] = None
     found = jm.read_moments(data.assign(id=ids), PLAIN)
     assert found.n_clusters == 30
-    assert found.intake.missing["id"] == 50
+    assert found.sample_summary.missing["id"] == 50
     np.testing.assert_allclose(
         np.sort(found.spread("x")), np.sort(jm.read_moments(whole, PLAIN).spread("x")), rtol=1e-10
     )

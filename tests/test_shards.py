@@ -63,7 +63,7 @@ def assert_same_fit(found: jm.Fit, expected: jm.Fit, tolerance: float = 1e-10) -
         expected.n_clusters,
         expected.cluster_sizes,
     )
-    assert found.intake == expected.intake
+    assert found.sample_summary == expected.sample_summary
     assert found.null == pytest.approx(expected.null)
 
 

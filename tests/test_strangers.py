@@ -87,12 +87,12 @@ def test_arrays_that_are_not_what_they_claim(moments, tmp_path, change, compress
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("columns", "xmy", "columns is 'xmy', not a list"),
+        ("columns", "xmy", r"Expected `array`, got `str` - at `\$.columns`"),
         ("observed", [["x", "z"]], "columns must be among those it lists"),
-        ("intake", {"rows": -1}, "rows is -1, not a count"),
+        ("intake", {"rows": -1}, r"Expected `int` >= 0 - at `\$.intake.rows`"),
         ("groups", [["x", "m"]], "counts of rows are not those of its equations"),
         ("format", 7, "format 7, and this version of jaxmed reads 1"),
-        ("cluster", "DEEP", "it is nested too deeply"),
+        ("not of a header", "DEEP", "it is nested too deeply"),
     ],
 )
 def test_headers_that_are_not_what_jaxmed_writes(moments, tmp_path, name, value, message):
@@ -220,7 +220,7 @@ def test_working_estimates_that_are_others(tmp_path):
 def test_a_saved_fit_that_is_no_table(tmp_path, plain):
     moments = jm.read_moments(jm.simulate(clusters=10, size=4, seed=1), jm.Mediation("x", "m", "y", "id"))
     moments_file.write(tmp_path / "fit.jaxmed", plain, moments)
-    with pytest.raises(jm.DataError, match=r"is not a fit that jaxmed saved, or is damaged \(it is .*, not a table\)"):
+    with pytest.raises(jm.DataError, match=r"is not a fit that jaxmed saved, or is damaged \(Expected `object`, got"):
         jm.load(tmp_path / "fit.jaxmed")
 
 
@@ -250,7 +250,9 @@ def test_the_call_of_a_report_says_what_became_of_missing_values(missing, said):
     data = jm.simulate(clusters=10, size=4, seed=1)
     data.loc[3, "y"] = np.nan
     read = jm.read_moments(data, MODEL, missing)
-    fit = SimpleNamespace(spec=MODEL, system=MODEL.system(), moments=read, intake=read.intake, reml=True)
+    fit = SimpleNamespace(
+        spec=MODEL, system=MODEL.system(), moments=read, sample_summary=read.sample_summary, reml=True
+    )
     assert said in report_text.call(fit)
 
 

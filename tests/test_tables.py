@@ -97,8 +97,8 @@ def test_moderators_are_columns():
 def test_refusals(fit):
     with pytest.raises(jm.SpecError, match="table='efects' is not known; choose one of"):
         fit.to_latex("efects")
-    with pytest.raises(jm.SpecError, match="se='odd' is not known"):
-        fit.to_csv(se="odd")
+    with pytest.raises(jm.SpecError, match="covariance='odd' is not known"):
+        fit.to_csv(covariance="odd")
     with pytest.raises(jm.SpecError, match="level=95 is not a confidence level"):
         fit.to_markdown(level=95)
 
@@ -106,13 +106,13 @@ def test_refusals(fit):
 def test_every_kind_of_standard_error(fit):
     """Effects, coefficients and variances with cluster-robust errors, in the digits that are written."""
     for table, expected in {
-        "effects": fit.effects(se="robust")["se"],
+        "effects": fit.effects(covariance="robust")["se"],
         "coefficients": fit.standard_errors("robust"),
     }.items():
-        rows = [line.split(",") for line in fit.to_csv(table, se="robust").splitlines()]
+        rows = [line.split(",") for line in fit.to_csv(table, covariance="robust").splitlines()]
         at = rows[0].index("se")
         assert [float(row[at]) for row in rows[1:]] == pytest.approx(expected.to_list(), rel=1e-3)
-    rows = [line.split(",") for line in fit.to_csv("variances", se="robust").splitlines()]
+    rows = [line.split(",") for line in fit.to_csv("variances", covariance="robust").splitlines()]
     found = {row[0]: row for row in rows[1:]}
     error = fit.residual_cov_errors("robust").loc["y", "y"]
     assert float(found["var(residual y)"][rows[0].index("se")]) == pytest.approx(error, rel=1e-3)

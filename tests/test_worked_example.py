@@ -144,7 +144,7 @@ def values_of(fit: jm.Fit) -> dict[tuple[str, str], float]:
     test = fit.lr_test() if single else fit.lr_test("pooled")
     values = {
         ("loglik", ""): fit.loglik,
-        ("Wald chi2", ""): fit.wald(kind="block").statistic,
+        ("Wald chi2", ""): fit.wald(covariance="block").statistic,
         ("LR", f"chi2({test.df})"): test.statistic,
     }
 
@@ -216,7 +216,7 @@ def parse_summary(text: str) -> dict[tuple[str, str], str]:
 def test_every_printed_number_is_in_the_summary(fitted):
     """Each printed cell is the precise value, rounded where the summary rounds (0.51 units: fits differ by 1e-9)."""
     tables = (*SINGLE, "stacked_REML", "final")
-    texts = {table: parse_summary(seed_fit(fitted, table).summary(se="bauer")) for table in tables}
+    texts = {table: parse_summary(seed_fit(fitted, table).summary(covariance="bauer")) for table in tables}
     visited, wrong = [], []
     for table, quantity, _, precise in seed_rows():
         row, column = locate(table, quantity)

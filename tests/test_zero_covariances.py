@@ -190,7 +190,7 @@ def test_saved_and_computed_from(tmp_path):
     test = jm.compare(fit, larger)
     assert test.df == 1
     assert fit.satterthwaite(terms=["m~within(x)"])["df"].iloc[0] > 10
-    robust = fit.effects(se="robust")["se"] / fit.effects()["se"]
+    robust = fit.effects(covariance="robust")["se"] / fit.effects()["se"]
     assert robust.between(0.5, 2).all()
 
 

@@ -8,7 +8,6 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
@@ -32,14 +31,12 @@ from jaxmed._cli.options import (
     KindOption,
     Level,
     M,
-    Method,
     MissingOption,
     Moderators,
     Random,
     Reference,
     ResidualsOption,
     Serial,
-    StandardErrors,
     X,
     Y,
     Zero,
@@ -51,11 +48,11 @@ from jaxmed._cli.schedulers import find_shard
 from jaxmed._data import describe as describe_data
 from jaxmed._data import is_moments, save_moments
 from jaxmed._data import stack as stack_data
-from jaxmed._inference import check_level, plain_data
+from jaxmed._inference import EffectCovariance, check_level, plain_data
 from jaxmed._model import Spec
 from jaxmed._results import Fit, load
 from jaxmed._results import fit as fit_model
-from jaxmed._simulation import KINDS, Replicates, bootstrap, load_replicates
+from jaxmed._simulation import BootstrapMethod, IntervalKind, Replicates, bootstrap, load_replicates
 from jaxmed._support import (
     ConvergenceWarning,
     DataError,
@@ -138,7 +135,7 @@ def fit(
     ml: ML = None,
     missing: MissingOption = None,
     se: Annotated[
-        StandardErrors | None,
+        EffectCovariance | None,
         typer.Option(
             help="joint: all parameters together (default, unless rows of a cluster are less alike than others). "
             "bauer: the formulas of Bauer et al. (2006). robust: cluster-robust (sandwich)."
@@ -179,8 +176,8 @@ def fit(
     given["reml"] = None if ml is None else not ml
     settings = jobs.settings_of("fit", job, given, FIT_SETTINGS)
     level, se = check_level(settings.get("level", 0.95)), settings.get("se")
-    if se is not None and se not in tuple(StandardErrors):
-        raise SpecError(f"se={se!r} is not known; choose one of {[choice.value for choice in StandardErrors]}")
+    if se is not None:
+        check_choice("se", se, EffectCovariance)
     shown = {name: settings[name] for name in ("at", "difference", "heterogeneity") if settings.get(name)}
     model = jobs.model_of(settings)
     if shown and not model.has_effects:
@@ -284,7 +281,7 @@ def bootstrap_command(
     ] = None,
     n: Annotated[int | None, typer.Option("--n", help="Replicates in all, of all shards together.")] = None,
     method: Annotated[
-        Method | None,
+        BootstrapMethod | None,
         typer.Option(help="How data sets are made (default: parametric). residual and two_stage need DATA."),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Same seed, same draws.")] = None,
@@ -326,7 +323,7 @@ def bootstrap_command(
         told = "--n is the number of replicates, --seed that of their draws"
         raise SpecError(f"give --{' and --'.join(absent)} ({told})")
     kind, level = settings.get("kind", "percentile"), check_level(settings.get("level", 0.95))
-    check_choice("kind", kind, KINDS)
+    check_choice("kind", kind, IntervalKind)
     part = find_shard(str(settings.get("shard", "0/1")), os.environ)
     if part[1] > 1 and settings.get("out") is None:
         raise SpecError("--shard needs --out FOLDER, where the shards are put together")
@@ -343,11 +340,11 @@ def bootstrap_command(
     if rows is not None and not is_moments(rows):
         options["data"] = Path(rows)
     with _notes():
-        found = bootstrap(fitted, settings["n"], seed=settings["seed"], shard=part, **options)
+        replicates = bootstrap(fitted, settings["n"], seed=settings["seed"], shard=part, **options)
     if part[1] > 1:
-        typer.echo(f"shard {part[0]} of {part[1]}: {len(found)} replicates in {settings['out']}")
+        typer.echo(f"shard {part[0]} of {part[1]}: {len(replicates)} replicates in {settings['out']}")
         return
-    _show(found, kind, level, fitted, settings.get("json"), bool(settings.get("quiet")))
+    _show(replicates, kind, level, fitted, settings.get("json"), bool(settings.get("quiet")))
 
 
 @app.command()
@@ -371,22 +368,24 @@ def merge(
     Refuses replicates of different models, data or seeds. Exit code 0: all replicates are there; 1: some are missing.
     """
     check_outputs({"out": out, "json": json}, "out", "json")
-    found = load_replicates(paths)
+    replicates = load_replicates(paths)
     if out is not None:
-        found.save(out)
-    if found.duplicates:
-        typer.echo(f"{found.duplicates} replicates were there twice and count once", err=True)
-    if len(found):
+        replicates.save(out)
+    if replicates.duplicates:
+        typer.echo(f"{replicates.duplicates} replicates were there twice and count once", err=True)
+    if len(replicates):
         fitted = None if fit is None else load(fit)
-        chosen = "percentile" if kind is None else kind.value
-        _show(found, chosen, check_level(0.95 if level is None else level), fitted, json, bool(quiet))
-    if found.gaps:
-        missing = ", ".join(f"{first}" if first == last else f"{first} to {last}" for first, last in found.gaps[:5])
-        more = f" and {len(found.gaps) - 5} more gaps" if len(found.gaps) > 5 else ""
-        count = sum(last - first + 1 for first, last in found.gaps)
+        chosen: IntervalKind = "percentile" if kind is None else kind
+        _show(replicates, chosen, check_level(0.95 if level is None else level), fitted, json, bool(quiet))
+    if replicates.gaps:
+        missing = ", ".join(
+            f"{first}" if first == last else f"{first} to {last}" for first, last in replicates.gaps[:5]
+        )
+        more = f" and {len(replicates.gaps) - 5} more gaps" if len(replicates.gaps) > 5 else ""
+        count = sum(last - first + 1 for first, last in replicates.gaps)
         raise FitError(
-            f"{count} of {found.origin.requested} replicates are missing: {missing}{more}; run the shards that are not "
-            "done again, they go on where they stopped"
+            f"{count} of {replicates.origin.requested} replicates are missing: {missing}{more}; run the shards that "
+            "are not done again, they go on where they stopped"
         )
 
 
@@ -403,20 +402,23 @@ def _notes() -> Iterator[None]:
         note(str(warning.message))
 
 
-def _show(found: Replicates, kind: str, level: float, fitted: Fit | None, json: Path | None, quiet: bool) -> None:
+def _show(
+    replicates: Replicates, kind: IntervalKind, level: float, fitted: Fit | None, json: Path | None, quiet: bool
+) -> None:
     """Intervals from replicates, as a table or as JSON."""
     with _notes():
-        table = found.intervals(kind, level, fit=fitted)
+        table = replicates.intervals(kind, level, fit=fitted)
     if not quiet and str(json) != "-":
         typer.echo(
-            f"{len(found)} replicates, {found.method} bootstrap, seed {found.seed}: {kind} intervals, level {level:g}\n"
+            f"{len(replicates)} replicates, {replicates.method} bootstrap, seed {replicates.seed}: {kind} intervals, "
+            f"level {level:g}\n"
         )
         typer.echo(escape_control(table.to_string(float_format=lambda value: f"{value:.4f}"), "\n"))
     if json is not None:
         rows = plain_data(
             table.reset_index(names=table.index.names if table.index.nlevels > 1 else "effect").to_dict("records")
         )
-        text = jobs.to_json(found.to_dict() | {"kind": kind, "level": level, "intervals": rows})
+        text = jobs.to_json(replicates.to_dict() | {"kind": kind, "level": level, "intervals": rows})
         typer.echo(text) if str(json) == "-" else write_text(Path(json), text + "\n")
 
 
@@ -440,15 +442,15 @@ FIT_SETTINGS = (
 
 
 def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of the command line as settings: enumerations as text, lists of names taken apart."""
-    found = {name: value.value if isinstance(value, StrEnum) else value for name, value in options.items()}
-    found["m"] = found["m"][0] if found.get("m") and len(found["m"]) == 1 else found.get("m") or None
-    found["covariates"] = jobs.parse_lists(found["covariates"], "--covariate", keys="OUTCOME")
-    found["formulas"] = found["formulas"] or None
-    found["moderators"] = _moderators(found["moderators"])
-    found["reference"] = _reference(found["reference"])
-    found["zero"] = [jobs.split_names(text) for text in found.get("zero") or ()] or None
-    return found
+    """Options of the command line as settings, lists of names taken apart."""
+    given = dict(options)
+    given["m"] = given["m"][0] if given.get("m") and len(given["m"]) == 1 else given.get("m") or None
+    given["covariates"] = jobs.parse_lists(given["covariates"], "--covariate", keys="OUTCOME")
+    given["formulas"] = given["formulas"] or None
+    given["moderators"] = _moderators(given["moderators"])
+    given["reference"] = _reference(given["reference"])
+    given["zero"] = [jobs.split_names(text) for text in given.get("zero") or ()] or None
+    return given
 
 
 def _data(settings: Mapping[str, Any]) -> Path:

@@ -3,78 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from jaxmed._data import Missing
+from jaxmed._model import Center, Intercepts, Residuals, Structure
+from jaxmed._simulation import IntervalKind
 from jaxmed._support import check_folder_of, check_path, escape_control
-
-
-class StandardErrors(StrEnum):
-    """Choices of --se."""
-
-    JOINT = "joint"
-    BAUER = "bauer"
-    ROBUST = "robust"
-
-
-class Covariance(StrEnum):
-    """Choices of --covariance."""
-
-    UNSTRUCTURED = "unstructured"
-    DIAGONAL = "diagonal"
-    BLOCK = "block"
-
-
-class Missing(StrEnum):
-    """Choices of --missing."""
-
-    AVAILABLE = "available"
-    LISTWISE = "listwise"
-    RAISE = "raise"
-
-
-class Residuals(StrEnum):
-    """Choices of --residuals."""
-
-    CORRELATED = "correlated"
-    INDEPENDENT = "independent"
-
-
-class Intercepts(StrEnum):
-    """Choices of --intercepts."""
-
-    INDEPENDENT = "independent"
-    CORRELATED = "correlated"
-
-
-class Method(StrEnum):
-    """Choices of --method."""
-
-    PARAMETRIC = "parametric"
-    CLUSTER = "cluster"
-    RESIDUAL = "residual"
-    TWO_STAGE = "two_stage"
-
-
-class Kind(StrEnum):
-    """Choices of --kind."""
-
-    PERCENTILE = "percentile"
-    BASIC = "basic"
-    BC = "bc"
-    BCA = "bca"
-    STUDENTIZED = "studentized"
-
-
-class Center(StrEnum):
-    """Choices of --center."""
-
-    CLUSTER = "cluster"
-    NONE = "none"
-
 
 DataPath = Annotated[
     Path | None,
@@ -144,7 +81,7 @@ Random = Annotated[
     ),
 ]
 CovarianceOption = Annotated[
-    Covariance | None,
+    Structure | None,
     typer.Option("--covariance", help="Covariance of the random effects: free, variances only, or within equations."),
 ]
 ResidualsOption = Annotated[
@@ -160,7 +97,9 @@ MissingOption = Annotated[
 ]
 Level = Annotated[float | None, typer.Option(help="Confidence level of the intervals (default 0.95).")]
 At = Annotated[list[str] | None, typer.Option("--at", help="Values of a moderator to show effects at: W=-1,0,1.")]
-KindOption = Annotated[Kind | None, typer.Option("--kind", help="Intervals from the replicates (default: percentile).")]
+KindOption = Annotated[
+    IntervalKind | None, typer.Option("--kind", help="Intervals from the replicates (default: percentile).")
+]
 Job = Annotated[
     Path | None,
     typer.Option("--job", metavar="TOML", help="A job file with the options of this command; options given here win."),

@@ -40,16 +40,16 @@ def report(
         "fit": fit,
         "replicates": replicates,
         "out": out,
+        "kind": kind,
         "level": level,
         "at": jobs.parse_values(at),
     }
-    given["kind"] = None if kind is None else kind.value
     settings = jobs.settings_of("report", job, given, SETTINGS)
     if settings.get("fit") is None:
         raise SpecError("which fit? Give the path of a fit that `jaxmed fit DATA ... --save FIT` saved")
     if settings.get("out") is None:
         raise SpecError("which file is to be written? Give -o report.html")
     fitted = load(settings["fit"])
-    found = None if settings.get("replicates") is None else load_replicates(settings["replicates"])
+    saved = None if settings.get("replicates") is None else load_replicates(settings["replicates"])
     options = {name: settings[name] for name in ("kind", "level", "at") if settings.get(name) is not None}
-    write_report(fitted, settings["out"], found, **options)
+    write_report(fitted, settings["out"], saved, **options)

@@ -149,7 +149,7 @@ def power_command(
     options = {name: settings[name] for name in names if settings.get(name) is not None}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # shown below
-        found = power(
+        study = power(
             _population(settings, _numbers(numbers, one=True)),
             _designs(settings),
             settings.get("replications", 1000),
@@ -157,25 +157,25 @@ def power_command(
             **options,
         )
     if part[1] > 1:
-        typer.echo(f"shard {part[0]} of {part[1]}: {len(found.replications)} data sets in {settings['out']}")
-        for text in found.notes:
+        typer.echo(f"shard {part[0]} of {part[1]}: {len(study.replications)} data sets in {settings['out']}")
+        for text in study.notes:
             note(text)
         return
-    _show(found, settings)
+    _show(study, settings)
 
 
-def _show(found: Power, settings: Mapping[str, Any]) -> None:
+def _show(study: Power, settings: Mapping[str, Any]) -> None:
     target = settings.get("json")
     if str(target) == "-" or settings.get("quiet"):
-        for text in found.notes:
+        for text in study.notes:
             note(text)
     if str(target) == "-":
-        typer.echo(found.to_json())
+        typer.echo(study.to_json())
         return
     if target is not None:
-        write_text(Path(target), found.to_json() + "\n")
+        write_text(Path(target), study.to_json() + "\n")
     if not settings.get("quiet"):
-        typer.echo(found.summary(settings.get("effects")))
+        typer.echo(study.summary(settings.get("effects")))
 
 
 def _population(settings: Mapping[str, Any], numbers: Mapping[str, Any]) -> Population:

@@ -6,18 +6,18 @@ from jaxmed._data.components import two_valued, variance_components
 from jaxmed._data.description import Description, describe, describe_moments, stack
 from jaxmed._data.design import Block, Design, make_design, outcome_values
 from jaxmed._data.identification import check_identified
-from jaxmed._data.moments import LARGEST, SAMPLE_FORM, Moments, Pattern, SampleSummary, later_fields, sample_from_dict
+from jaxmed._data.moments import LARGEST, Moments, Pattern, SampleSummary
 from jaxmed._data.moments_file import is_moments, load_moments, save_moments
-from jaxmed._data.reader import check_complete, equation_groups, read_moments, survey
+from jaxmed._data.reader import Missing, check_complete, equation_groups, read_moments, survey
 from jaxmed._data.source import no_ids
 from jaxmed._data.totals import Totals, add_up, packed_products, totals_from_dict
 
 __all__ = [
     "LARGEST",
-    "SAMPLE_FORM",
     "Block",
     "Description",
     "Design",
+    "Missing",
     "Moments",
     "Pattern",
     "SampleSummary",
@@ -29,14 +29,12 @@ __all__ = [
     "describe_moments",
     "equation_groups",
     "is_moments",
-    "later_fields",
     "load_moments",
     "make_design",
     "no_ids",
     "outcome_values",
     "packed_products",
     "read_moments",
-    "sample_from_dict",
     "save_moments",
     "stack",
     "survey",

@@ -47,8 +47,8 @@ def two_valued(moments: Moments, columns: Sequence[str]) -> dict[str, tuple[floa
     """Columns of two values: low, high, and the share of rows that have the high one."""
     found = {}
     for name in columns:
-        if name in moments.intake.ranges:
-            low, high = moments.intake.ranges[name]
+        if name in moments.sample_summary.ranges:
+            low, high = moments.sample_summary.ranges[name]
             mean, variance, _ = moments.spread(name)
             if abs(variance + (mean - low) * (mean - high)) <= 1e-9 * (high - low) ** 2:
                 found[name] = (float(low), float(high), float((mean - low) / (high - low)))

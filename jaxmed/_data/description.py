@@ -29,7 +29,7 @@ class Description:
         Pearson correlations over the rows that have every column.
     clusters : Series
         ``n_clusters``, and ``min, mean, median, max`` of the rows per cluster.
-    intake : SampleSummary
+    sample_summary : SampleSummary
         Rows read, used and left out.
     notes : tuple of str
         What looks odd in the data, and what was filled in, one sentence each.
@@ -38,18 +38,23 @@ class Description:
     variables: pd.DataFrame
     correlations: pd.DataFrame
     clusters: pd.Series
-    intake: SampleSummary
+    sample_summary: SampleSummary
 
     @property
     def notes(self) -> tuple[str, ...]:
         """Remarks on the data."""
-        return self.intake.remarks
+        return self.sample_summary.remarks
+
+    @property
+    def intake(self) -> SampleSummary:
+        """Former name of ``sample_summary``."""
+        return self.sample_summary
 
     def __str__(self) -> str:
-        missing = {name: count for name, count in self.intake.missing.items() if count}
+        missing = {name: count for name, count in self.sample_summary.missing.items() if count}
         sizes = self.clusters
         lines = [
-            f"{self.intake.rows} rows, {self.intake.dropped} without any complete equation"
+            f"{self.sample_summary.rows} rows, {self.sample_summary.dropped} without any complete equation"
             + (f"; missing values: {missing}" if missing else "; no missing values"),
             f"{int(sizes['n_clusters'])} clusters; rows per cluster: min {sizes['min']:g}, mean {sizes['mean']:.2f}, "
             f"median {sizes['median']:g}, max {sizes['max']:g}",
@@ -134,12 +139,12 @@ def describe_moments(moments: Moments) -> Description:
     for name in moments.columns:
         count = int(moments.sums(name)[0].sum())
         mean, around, _ = moments.spread(name) if count else (np.nan, np.nan, np.nan)
-        low, high = moments.intake.ranges[name]
+        low, high = moments.sample_summary.ranges[name]
         sd = np.sqrt(around * count / (count - 1)) if count > 1 else np.nan
-        own = {"count": count, "missing": moments.intake.missing.get(name, 0), "mean": mean, "sd": sd}
+        own = {"count": count, "missing": moments.sample_summary.missing.get(name, 0), "mean": mean, "sd": sd}
         found[name] = own | {"min": low, "max": high, "icc": _icc(moments, name)}
     variables = pd.DataFrame(found).T.astype({"count": int, "missing": int})
-    return Description(variables, _correlations(moments), _clusters(moments), moments.intake)
+    return Description(variables, _correlations(moments), _clusters(moments), moments.sample_summary)
 
 
 def _clusters(moments: Moments) -> pd.Series:

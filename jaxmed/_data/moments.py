@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxmed._model import INTERCEPT
-from jaxmed._support import DataError, Floats, escape_control, packed_index, packed_rows
+from jaxmed._support import Count, DataError, Floats, escape_control, packed_index, packed_rows
 
 Monomial: TypeAlias = tuple[str, ...]  # sorted columns of a product; () is the constant 1
 Polynomial: TypeAlias = Mapping[Monomial, "float | Floats"]  # coefficients, possibly one per cluster
@@ -27,16 +27,6 @@ FEW, FEW_SHARE = 5, 0.05  # clusters, of those with two rows, in which a column 
 LEAST = 10  # clusters: of fewer, a few are many
 EQUAL = 1e-3  # mean square between over that within clusters: five clusters have less by chance 1 time in 500,000
 SAME = 1e-10  # of a column's range: values this close differ by rounding in double precision
-SAMPLE_FORM = {  # as plain data
-    "rows": int,
-    "used": [int],
-    "missing": {str: int},
-    "dropped": int,
-    "patterns": {str: int},
-    "ranges": {str: (float, float)},
-    "filled": {str: int},
-    "remarks": [str],
-}
 
 
 @dataclass(frozen=True)
@@ -63,13 +53,13 @@ class SampleSummary:
         What looks odd in the data, one sentence each, without a full stop.
     """
 
-    rows: int
-    used: tuple[int, ...]
-    missing: dict[str, int]
-    dropped: int
-    patterns: dict[str, int] = field(default_factory=dict)
+    rows: Count
+    used: tuple[Count, ...]
+    missing: dict[str, Count]
+    dropped: Count
+    patterns: dict[str, Count] = field(default_factory=dict)
     ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
-    filled: dict[str, int] = field(default_factory=dict)
+    filled: dict[str, Count] = field(default_factory=dict)
     remarks: tuple[str, ...] = ()
 
     def __add__(self, other: SampleSummary) -> SampleSummary:
@@ -98,19 +88,6 @@ class SampleSummary:
 def _added(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
     """Counts by name, added."""
     return {name: one.get(name, 0) + other.get(name, 0) for name in (*one, *other)}
-
-
-def later_fields(plain: Any) -> Any:
-    """An intake as plain data with the fields that files of earlier versions lack."""
-    return {"filled": {}, "remarks": []} | plain if isinstance(plain, dict) else plain
-
-
-def sample_from_dict(plain: Mapping[str, Any]) -> SampleSummary:
-    """Inverse of ``dataclasses.asdict``, lists allowed for tuples."""
-    ranges = {name: (float(low), float(high)) for name, (low, high) in plain["ranges"].items()}
-    used, missing, patterns = tuple(plain["used"]), dict(plain["missing"]), dict(plain["patterns"])
-    filled, remarks = dict(plain["filled"]), tuple(plain["remarks"])
-    return SampleSummary(int(plain["rows"]), used, missing, int(plain["dropped"]), patterns, ranges, filled, remarks)
 
 
 @dataclass(frozen=True)
@@ -156,7 +133,7 @@ class Moments:
         Categorical column -> its categories, of which ``columns`` has indicators.
     constants : dict
         Columns that do not vary within any cluster -> their value by cluster, shape (n_clusters,), NaN where missing.
-    intake : SampleSummary
+    sample_summary : SampleSummary
     """
 
     cluster: str
@@ -170,10 +147,10 @@ class Moments:
     averaged: tuple[str, ...]
     categories: dict[str, tuple[str, ...]]
     constants: dict[str, Floats]
-    intake: SampleSummary = field(repr=False)
+    sample_summary: SampleSummary = field(repr=False)
 
     def __repr__(self) -> str:
-        rows, columns = self.intake.rows, ", ".join(self.columns)
+        rows, columns = self.sample_summary.rows, ", ".join(self.columns)
         return escape_control(
             f"<{type(self).__name__}: {columns} in {rows} rows of {self.n_clusters} clusters ({self.cluster})>"
         )
@@ -182,6 +159,11 @@ class Moments:
     def n_clusters(self) -> int:
         """Number of clusters."""
         return len(self.clusters)
+
+    @property
+    def intake(self) -> SampleSummary:
+        """Former name of ``sample_summary``."""
+        return self.sample_summary
 
     def monomials(self, observed: Iterable[str]) -> list[Monomial]:
         """What the products of a pattern are of: 1, the observed columns, and the row products among them."""
@@ -295,7 +277,7 @@ class Moments:
 
         Two, or one where the column is missing more often than there are clusters: it may have been entered once each.
         """
-        return 1 if self.intake.missing.get(column, 0) >= self.n_clusters else 2
+        return 1 if self.sample_summary.missing.get(column, 0) >= self.n_clusters else 2
 
     def lean(self) -> Moments:
         """These moments without row products that follow from the others: those with a column of the clusters."""
@@ -333,7 +315,7 @@ class Moments:
             )
         known = [{name for old in self.groups if set(old) <= set(group) for name in old} for group in groups]
         inside = all(set(group) == found for group, found in zip(groups, known, strict=True))
-        if not (inside and set(averaged) <= set(self.averaged)) and any(self.intake.missing.values()):
+        if not (inside and set(averaged) <= set(self.averaged)) and any(self.sample_summary.missing.values()):
             raise DataError(
                 "these moments were read for another model and the data has missing values, so rows may be absent that "
                 "this model would use; fit from the data instead"
@@ -347,10 +329,12 @@ class Moments:
             if set(averaged) & set(pattern.observed) or any(set(group) <= set(pattern.observed) for group in groups)
         )
         patterns = {", ".join(pattern.observed): int(pattern.products[0].sum()) for pattern in kept}
-        intake = replace(self.intake, used=used, dropped=self.intake.rows - in_any, patterns=patterns)
+        sample_summary = replace(
+            self.sample_summary, used=used, dropped=self.sample_summary.rows - in_any, patterns=patterns
+        )
         categorical = [name for name in self.categories if not any(other.startswith(f"{name}[") for other in columns)]
-        intake = intake.about(columns, (*(set(self.columns) - set(columns)), *categorical))
-        return replace(self, groups=groups, averaged=averaged, patterns=kept, intake=intake)
+        sample_summary = sample_summary.about(columns, (*(set(self.columns) - set(columns)), *categorical))
+        return replace(self, groups=groups, averaged=averaged, patterns=kept, sample_summary=sample_summary)
 
     def rescaled(self, shift: Floats, scale: Floats) -> Moments:
         """The same moments with other working columns, by a linear map per cross-product matrix (no data needed)."""
@@ -420,10 +404,10 @@ class Moments:
                 summed.setdefault(observed, empty)[:, at] += products
         patterns = tuple(Pattern(observed, products) for observed, products in sorted(summed.items()))
         constants = _common_constants(self, other, clusters)
-        _check_filled(self.intake.filled | other.intake.filled, constants)
-        used = tuple(other.intake.used[others.index(group)] for group in mine)
-        intake = self.intake + replace(other.intake, used=used)
-        return replace(self, clusters=clusters, patterns=patterns, constants=constants, intake=intake)
+        _check_filled(self.sample_summary.filled | other.sample_summary.filled, constants)
+        used = tuple(other.sample_summary.used[others.index(group)] for group in mine)
+        sample_summary = self.sample_summary + replace(other.sample_summary, used=used)
+        return replace(self, clusters=clusters, patterns=patterns, constants=constants, sample_summary=sample_summary)
 
 
 def _common_constants(one: Moments, other: Moments, clusters: NDArray[np.generic]) -> dict[str, Floats]:

@@ -10,28 +10,31 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxmed._data.moments import SAMPLE_FORM, Moments, Pattern, later_fields, sample_from_dict
-from jaxmed._support import DataError, FitError, Floats, check_form, check_path, parse, write_atomically
+from jaxmed._data.moments import Moments, Pattern, SampleSummary
+from jaxmed._support import Count, DataError, FitError, Floats, check_path, parse, write_atomically
 
 MOMENTS = ".moments"  # how the names of files of moments end
 FORMAT = 1  # of moments in a file
-HEADER_FORM = {
-    "format": int,
-    "cluster": str,
-    "columns": [str],
-    "row_products": [[str]],
-    "groups": [[str]],
-    "averaged": [str],
-    "categories": {str: [str]},
-    "constants": [str],
-    "observed": [[str]],
-    "intake": SAMPLE_FORM,
-}
+
+
+class Header(TypedDict):
+    """What a file of moments says of its arrays."""
+
+    format: Count
+    cluster: str
+    columns: tuple[str, ...]
+    row_products: tuple[tuple[str, ...], ...]
+    groups: tuple[tuple[str, ...], ...]
+    averaged: tuple[str, ...]
+    categories: dict[str, tuple[str, ...]]
+    constants: tuple[str, ...]
+    observed: tuple[tuple[str, ...], ...]
+    intake: SampleSummary
 
 
 def is_moments(path: str | os.PathLike[Any]) -> bool:
@@ -126,7 +129,7 @@ def _arrays(moments: Moments) -> dict[str, NDArray[Any]]:
         "categories": moments.categories,
         "constants": list(moments.constants),
         "observed": [pattern.observed for pattern in moments.patterns],
-        "intake": asdict(moments.intake),
+        "intake": asdict(moments.sample_summary),
     }
     arrays: dict[str, NDArray[Any]] = {"moments": _text(header), "clusters": moments.clusters}
     arrays |= {"shift": moments.shift, "scale": moments.scale}
@@ -185,10 +188,7 @@ def _text(plain: Any) -> NDArray[np.uint8]:
 
 
 def _moments(stored: Any) -> Moments:
-    header = parse(stored["moments"].tobytes())
-    if isinstance(header, dict) and "intake" in header:
-        header["intake"] = later_fields(header["intake"])
-    check_form(header, HEADER_FORM, "its header")
+    header = parse(stored["moments"].tobytes(), Header)
     if header["format"] != FORMAT:
         raise ValueError(f"format {header['format']}, and this version of jaxmed reads {FORMAT}; read the data again")
     clusters = stored["clusters"]
@@ -198,26 +198,29 @@ def _moments(stored: Any) -> Moments:
     shift, scale = (_floats(stored, name, (len(names),)) for name in ("shift", "scale"))
     if not (np.all(np.isfinite(shift)) and np.all((scale > 0) & np.isfinite(scale))):
         raise ValueError("shifts must be finite, and scales positive")
-    groups, row_products = (tuple(tuple(part) for part in header[name]) for name in ("groups", "row_products"))
     found = Moments(
         header["cluster"],
-        tuple(names),
-        row_products,
+        names,
+        header["row_products"],
         shift,
         scale,
         clusters,
         (),
-        groups,
-        tuple(header["averaged"]),
-        {name: tuple(of) for name, of in header["categories"].items()},
+        header["groups"],
+        header["averaged"],
+        header["categories"],
         {name: _floats(stored, f"constant{k}", (n,)) for k, name in enumerate(header["constants"])},
-        sample_from_dict(header["intake"]),
+        header["intake"],
     )
-    used = [*found.constants, *found.averaged, *(name for part in (*groups, *row_products) for name in part)]
+    used = [
+        *found.constants,
+        *found.averaged,
+        *(name for part in (*found.groups, *found.row_products) for name in part),
+    ]
     for named in (names, *header["observed"]):
         if len(set(named)) < len(named) or not {*named, *used} <= set(names):
             raise ValueError("columns must be among those it lists, each once")
-    if len(found.intake.used) != len(groups):
+    if len(found.sample_summary.used) != len(found.groups):
         raise ValueError("its counts of rows are not those of its equations")
     patterns = []
     for at, observed in enumerate(header["observed"]):
@@ -225,7 +228,7 @@ def _moments(stored: Any) -> Moments:
         products = _floats(stored, f"products{at}", (k * (k + 1) // 2, n))
         if not np.all(np.isfinite(products)) or np.any(products[0] < 0):
             raise ValueError("sums of products must be finite, and counts not negative")
-        patterns.append(Pattern(tuple(observed), products))
+        patterns.append(Pattern(observed, products))
     return replace(found, patterns=tuple(patterns))
 
 

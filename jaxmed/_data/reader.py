@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import narwhals as nw
 import numpy as np
@@ -23,7 +23,7 @@ from jaxmed._model import DataFacts, Mediation, Spec, System, category_text, che
 from jaxmed._support import DataError, DataTypeError, Floats, check_choice, check_path
 
 CATEGORIES = 100  # of one column, at the most
-MISSING = ("available", "listwise", "raise")
+Missing = Literal["available", "listwise", "raise"]
 
 
 def survey(data: Any, spec: Spec) -> tuple[Source, DataFacts]:
@@ -64,7 +64,7 @@ def _has_gaps(column: Column) -> bool:
     return column.missing > 0 and column.infinite == 0 and math.isfinite(column.minimum)
 
 
-def read_moments(data: Any, spec: Spec, missing: str = "available") -> Moments:
+def read_moments(data: Any, spec: Spec, missing: Missing = "available") -> Moments:
     """Read the data of a model once and for all: what a fit needs of them, by cluster.
 
     Moments stand for the data in :func:`jaxmed.fit`, :func:`jaxmed.save_moments` keeps them in a file, and those of
@@ -92,8 +92,8 @@ def read_moments(data: Any, spec: Spec, missing: str = "available") -> Moments:
     Notes
     -----
     A column that has one value in every cluster, and in some clusters is missing on some rows, is taken to be entered
-    once per cluster: these rows get the value of their cluster (``intake.filled``). y, and outcomes of the row in a
-    :class:`System`, are left as they are. What looks odd in the data is in ``intake.remarks``.
+    once per cluster: these rows get the value of their cluster (``sample_summary.filled``). y, and outcomes of the row
+    in a :class:`System`, are left as they are. What looks odd in the data is in ``sample_summary.remarks``.
 
     Examples
     --------
@@ -101,7 +101,7 @@ def read_moments(data: Any, spec: Spec, missing: str = "available") -> Moments:
     >>> rows = jm.datasets.load_example()
     >>> model = jm.Mediation(x="x", m="m", y="y", cluster="id")
     >>> moments = jm.read_moments(rows[:500], model) + jm.read_moments(rows[500:], model)
-    >>> moments.n_clusters, moments.intake.rows
+    >>> moments.n_clusters, moments.sample_summary.rows
     (100, 800)
     >>> jm.fit(moments, model).converged
     True
@@ -120,7 +120,7 @@ def sample_of(source: Source, spec: Spec, facts: DataFacts) -> SampleSummary:
     sources = spec.sources
     moments, refusal = _read(source, spec.system(facts), "available", facts, sources)
     remarks = (refusal,) if refusal else ()
-    return replace(moments.intake, remarks=(*remarks, *moments.intake.remarks))
+    return replace(moments.sample_summary, remarks=(*remarks, *moments.sample_summary.remarks))
 
 
 def open_data(data: Any, columns: Sequence[str]) -> Source:
@@ -176,16 +176,16 @@ def categories(source: Source, name: str) -> tuple[str, ...]:
     return tuple(category_text(value) for value in sorted(found))
 
 
-def equation_groups(system: System, missing: str) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
+def equation_groups(system: System, missing: Missing) -> tuple[tuple[tuple[str, ...], ...], tuple[str, ...]]:
     """Columns that a row must have observed, per equation, and columns of which every value counts in a mean."""
-    check_choice("missing", missing, MISSING)
+    check_choice("missing", missing, Missing)
     if missing == "listwise":
         return (system.columns,) * len(system.equations), ()
     return system.groups, system.averaged
 
 
 def read(
-    data: Any, system: System, missing: str = "available", facts: DataFacts | None = None, remarks: bool = True
+    data: Any, system: System, missing: Missing = "available", facts: DataFacts | None = None, remarks: bool = True
 ) -> Moments:
     """Read what a system needs from data, as moments.
 
@@ -218,7 +218,7 @@ def read(
 def _read(
     source: Source,
     system: System,
-    missing: str,
+    missing: Missing,
     facts: DataFacts | None,
     sources: Sequence[str] = (),
     remarks: bool = True,
@@ -235,15 +235,15 @@ def _read(
     ends = _ends(source, plan, moments)
     constants = {name: low / 2 + high / 2 for name, (low, high) in ends.items() if _is_one(source, moments, name, ends)}
     filled = {name: source.filled[name] for name in system.columns if name in source.filled}
-    moments = replace(moments, constants=constants, intake=replace(moments.intake, filled=filled))
+    moments = replace(moments, constants=constants, sample_summary=replace(moments.sample_summary, filled=filled))
     if not remarks:
         return moments, ""
     within, refusal = within_clusters(source, system, moments, ends, sources)
     found = (*filled_in(source, system), *within, *in_rows(source, system, summaries, moments))
-    return replace(moments, intake=replace(moments.intake, remarks=found)), refusal
+    return replace(moments, sample_summary=replace(moments.sample_summary, remarks=found)), refusal
 
 
-def check_complete(counts: dict[str, int], missing: str) -> None:
+def check_complete(counts: dict[str, int], missing: Missing) -> None:
     """Refuse missing values where the caller asked for that."""
     present = {name: count for name, count in counts.items() if count}
     if missing == "raise" and present:
@@ -357,7 +357,7 @@ def _to_moments(
     patterns.sort(key=lambda pattern: pattern.observed)
     by_pattern = {", ".join(pattern.observed): int(pattern.products[0].sum()) for pattern in patterns}
     ranges = {name: (column.minimum, column.maximum) for name, column in summaries.items()}
-    intake = SampleSummary(rows, tuple(int(count) for count in used), missing, dropped, by_pattern, ranges)
+    sample_summary = SampleSummary(rows, tuple(int(count) for count in used), missing, dropped, by_pattern, ranges)
     return Moments(
         system.cluster,
         system.columns,
@@ -370,7 +370,7 @@ def _to_moments(
         plan.averaged,
         dict(plan.categories),
         {},
-        intake,
+        sample_summary,
     )
 
 

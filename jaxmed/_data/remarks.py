@@ -78,7 +78,7 @@ def within_clusters(
 
 
 def _almost_constant(name: str, moments: Moments, spread: Floats) -> list[str]:
-    low, high = moments.intake.ranges[name]
+    low, high = moments.sample_summary.ranges[name]
     different = spread > SAME * (high - low)
     if not np.any(different):
         return []
@@ -327,7 +327,7 @@ def _outcome(source: Source, column: Column) -> str:
         whole = low == math.floor(low) and high == math.floor(high)
         values = _distinct(source, name) if whole else ()
         whole = whole and all(value == math.floor(value) for value in next(source.values(name), []) if value == value)
-    unknown = "which joint standard errors do not take into account; look at fit.effects(se='robust')"
+    unknown = "which joint standard errors do not take into account; look at fit.effects(covariance='robust')"
     if len(values) == 2:
         times = "" if high - low == 1 else f"{high - low:g} times "
         return (

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from jaxmed._inference.choices import (
+    OF_COEFFICIENTS,
+    OF_VARIANCES,
+    Covariance,
+    EffectCovariance,
+    IntervalCovariance,
+    ModelCovariance,
+    WholeCovariance,
+)
 from jaxmed._inference.covariance import Covariances, covariances, without_inverse
 from jaxmed._inference.dependence import barely_informed, negative_dependence, notes_on
-from jaxmed._inference.effect_tables import SE_KINDS, bauer_critical, effect_table, heterogeneity_table, omnibus_table
+from jaxmed._inference.effect_tables import bauer_critical, effect_table, heterogeneity_table, omnibus_table
 from jaxmed._inference.estimability import Estimable, Working, delta
-from jaxmed._inference.estimates import KINDS, Estimates, problem_of
+from jaxmed._inference.estimates import Estimates, problem_of
 from jaxmed._inference.hypothesis_tests import TestResult, chi_squared
 from jaxmed._inference.limits import (
     bias_corrected,
@@ -34,17 +43,22 @@ from jaxmed._inference.targets import Quantities, Targets, estimands_of, make_ta
 from jaxmed._inference.views import Optimizer, Sample
 
 __all__ = [
-    "KINDS",
-    "SE_KINDS",
+    "OF_COEFFICIENTS",
+    "OF_VARIANCES",
+    "Covariance",
     "Covariances",
+    "EffectCovariance",
     "Estimable",
     "Estimates",
+    "IntervalCovariance",
+    "ModelCovariance",
     "Optimizer",
     "Quantities",
     "Sample",
     "Scores",
     "Targets",
     "TestResult",
+    "WholeCovariance",
     "Working",
     "are_singular",
     "barely_informed",

@@ -10,29 +10,28 @@ import pandas as pd
 from scipy.special import chdtrc
 
 from jaxmed._inference import effects
+from jaxmed._inference.choices import Covariance, EffectCovariance, WholeCovariance
 from jaxmed._inference.estimates import Estimates
 from jaxmed._inference.limits import critical_value, limits_on_scale, normal_table
 from jaxmed._inference.targets import estimands_of, make_targets, moderator_points, path_weights
 from jaxmed._support import FitError, Floats, SpecError, check_choice
 
-SE_KINDS = ("joint", "bauer", "robust")
-
 
 def effect_table(
-    found: Estimates, se: str, level: float, at: Mapping[str, Any] | None, difference: bool
+    fit: Estimates, covariance: EffectCovariance, level: float, at: Mapping[str, Any] | None, difference: bool
 ) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.effects`."""
     critical: float | Floats = critical_value(level)
-    check_choice("se", se, SE_KINDS)
-    targets = make_targets(found, at, difference)
+    check_choice("covariance", covariance, EffectCovariance)
+    targets = make_targets(fit, at, difference)
     estimate, slope = effects.linear_combinations_and_jacobian(
-        targets.plan, found.values, targets.weights, targets.combination
+        targets.plan, fit.values, targets.weights, targets.combination
     )
-    if se != "bauer":
-        error = found.errors(slope, se)
+    if covariance != "bauer":
+        error = fit.errors(slope, covariance)
     else:
-        _check_bauer(found)
-        error = effects.bauer(targets.plan, targets.names, slope, found.block)
+        _check_bauer(fit)
+        error = effects.bauer(targets.plan, targets.names, slope, fit.block)
         critical = bauer_critical(targets.names, level)
     table = normal_table(targets.names, estimate, error, critical)
     table.index = targets.rows
@@ -46,22 +45,22 @@ def bauer_critical(names: Sequence[str], level: float) -> Floats:
 
 
 def heterogeneity_table(
-    found: Estimates, level: float, at: Mapping[str, Any] | None, se: str = "joint"
+    fit: Estimates, level: float, at: Mapping[str, Any] | None, covariance: WholeCovariance = "joint"
 ) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.heterogeneity`."""
     critical = critical_value(level)
-    check_choice("se", se, ("joint", "robust"))
-    estimands = estimands_of(found)
+    check_choice("covariance", covariance, WholeCovariance)
+    estimands = estimands_of(fit)
     rows = [row for row in estimands.rows if row.kind in ("indirect", "total") and row.suffix != "_between"]
     if not rows:
         raise FitError("no effect of this model varies between clusters: x has no variation within clusters")
     shares = [row for row in rows if len(row.terms) == 1 and len(row.terms[0][1]) == 2]
-    points = moderator_points(found, at)
-    plan = effects.make_index(estimands, found.labels, rows)
+    points = moderator_points(fit, at)
+    plan = effects.make_index(estimands, fit.labels, rows)
     value, jacobian = effects.value_and_jacobian(
-        effects.heterogeneity, plan, found.values, path_weights(found, estimands, points)
+        effects.heterogeneity, plan, fit.values, path_weights(fit, estimands, points)
     )
-    error = found.errors(jacobian, se)
+    error = fit.errors(jacobian, covariance)
     n = len(rows)
     variance = np.maximum(value[:, :n], 0.0)
     sd = np.sqrt(variance)
@@ -82,20 +81,20 @@ def heterogeneity_table(
     return pd.DataFrame(table, index=index, columns=["estimate", "se", "ci_lower", "ci_upper"])
 
 
-def omnibus_table(found: Estimates, kind: str, at: Mapping[str, Any] | None = None) -> pd.DataFrame:
+def omnibus_table(fit: Estimates, covariance: Covariance, at: Mapping[str, Any] | None = None) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.omnibus`."""
-    targets = make_targets(found, at)
-    contrasts = found.spec.contrasts(found.facts)
+    targets = make_targets(fit, at)
+    contrasts = fit.spec.contrasts(fit.facts)
     if not contrasts:
         raise FitError(
             "tests over categories are of an x with at least three categories, reference={x: category}; effects() has "
             "the test of every single effect"
         )
     value, slope = effects.linear_combinations_and_jacobian(
-        targets.plan, found.values, targets.weights, targets.combination
+        targets.plan, fit.values, targets.weights, targets.combination
     )
-    covariance = slope @ found.generalized(kind) @ slope.T
-    error = found.errors(slope, kind)
+    matrix = slope @ fit.generalized(covariance) @ slope.T
+    error = fit.errors(slope, covariance)
     groups: dict[Any, list[int]] = {}
     for k, (name, *point) in enumerate(targets.rows if targets.rows.nlevels > 1 else ((n,) for n in targets.rows)):
         if name.endswith(tuple(f"[{one}]" for one in contrasts)) and " - " not in name:
@@ -107,7 +106,7 @@ def omnibus_table(found: Estimates, kind: str, at: Mapping[str, Any] | None = No
         if np.all(error[own] == 0):  # held at zero by the model
             continue
         known = bool(np.all(error[own] > 0))
-        statistic = float(value[own] @ np.linalg.pinv(covariance[np.ix_(own, own)]) @ value[own]) if known else np.nan
+        statistic = float(value[own] @ np.linalg.pinv(matrix[np.ix_(own, own)]) @ value[own]) if known else np.nan
         rows[key] = {"chi2": statistic, "df": len(own), "p": float(chdtrc(len(own), statistic)) if known else np.nan}
     table = pd.DataFrame(list(rows.values()), columns=["chi2", "df", "p"])
     table.index = pd.Index([name for name, *_ in rows])
@@ -117,9 +116,9 @@ def omnibus_table(found: Estimates, kind: str, at: Mapping[str, Any] | None = No
     return table
 
 
-def _check_bauer(found: Estimates) -> None:
-    if not found.spec.is_simple(found.facts):
+def _check_bauer(fit: Estimates) -> None:
+    if not fit.spec.is_simple(fit.facts):
         raise SpecError(
-            "se='bauer' are the formulas of Bauer, Preacher & Gil (2006) for one mediator without moderators or "
-            "centring; use se='joint'"
+            "covariance='bauer' stands for the formulas of Bauer, Preacher & Gil (2006), for one mediator without "
+            "moderators or centring; use covariance='joint'"
         )

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from jaxmed._data import Moments, SampleSummary
+from jaxmed._inference.choices import Covariance, WholeCovariance
 from jaxmed._inference.estimability import Estimable, Working, delta
 from jaxmed._inference.hypothesis_tests import TestResult, chi_squared
 from jaxmed._inference.messages import fewer_covariances, negative_icc_notes, parameter_in_words
-from jaxmed._inference.record import FORMAT, arrays_to_dict, frame_to_dict, plain_data
+from jaxmed._inference.record import estimates_to_dict
 from jaxmed._likelihood import Problem, make_problem
 from jaxmed._model import INTERCEPT, DataFacts, Spec, System
 from jaxmed._support import (
@@ -25,18 +26,19 @@ from jaxmed._support import (
     check_flag,
     escape_control,
     one_or_more,
+    renamed,
     root,
     symmetric,
 )
 
 NAMED = 8  # parameters in a message; ``Estimates.unknown`` has all
+Null = Literal["separate", "pooled"]
 IMPRECISE = 1e7  # standard errors are right to 1e-6 at 1e6, and wrong in the second digit at 1e8
-KINDS = ("joint", "block", "robust")
 
 
 def problem_of(fit: Estimates, moments: Moments) -> Problem:
     """The likelihood that a fit maximised, given the moments of its data."""
-    return make_problem(fit.system, moments, fit.reml, known_rows=fit.intake.used)
+    return make_problem(fit.system, moments, fit.reml, known_rows=fit.sample_summary.used)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,7 +75,7 @@ class Estimates:
         Maximised log likelihood (restricted if ``reml``).
     null, null_pooled : (float, int)
         Log likelihood without random effects and its number of residual variances: one per outcome, and one for all.
-    intake : SampleSummary
+    sample_summary : SampleSummary
         Rows read, used and left out.
     cluster_sizes : (int, float, int)
         Smallest, mean and largest number of stacked rows per cluster.
@@ -107,7 +109,7 @@ class Estimates:
     loglik: float
     null: tuple[float, int]
     null_pooled: tuple[float, int]
-    intake: SampleSummary
+    sample_summary: SampleSummary
     cluster_sizes: tuple[int, float, int]
     n_clusters: int
     status: int
@@ -138,16 +140,22 @@ class Estimates:
         """What the data changed about the model, and what looks odd in the data or in the model on them."""
         changed = self.spec.notes(self.facts)
         negative = negative_icc_notes(self.negative_icc, self.facts)
-        return tuple(dict.fromkeys((*changed, *self.intake.remarks, *self.remarks, *negative)))
+        return tuple(dict.fromkeys((*changed, *self.sample_summary.remarks, *self.remarks, *negative)))
 
     @property
-    def default_se(self) -> str:
-        """Kind of the standard errors of effects by default: "joint", or "robust" where there is ``negative_icc``."""
+    def default_covariance(self) -> WholeCovariance:
+        """Covariance of standard errors of effects by default: "joint", or "robust" where there is ``negative_icc``."""
         return "robust" if self.negative_icc else "joint"
 
-    def chosen_se(self, se: str | None) -> str:
-        """A kind of standard error; by default :attr:`default_se`."""
-        return self.default_se if se is None else se
+    @property
+    def default_se(self) -> WholeCovariance:
+        """Former name of :attr:`default_covariance`."""
+        return self.default_covariance
+
+    @property
+    def intake(self) -> SampleSummary:
+        """Former name of ``sample_summary``; see also :attr:`jaxmed.Fit.sample`."""
+        return self.sample_summary
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -175,8 +183,9 @@ class Estimates:
         """Joint standard errors of the fixed effects by label."""
         return self.standard_errors("joint")
 
-    def standard_errors(self, kind: str = "joint") -> pd.Series:
-        """Standard errors of the fixed effects, ``kind`` "joint", "block" or "robust".
+    @renamed(kind="covariance")
+    def standard_errors(self, covariance: Covariance = "joint") -> pd.Series:
+        """Standard errors of the fixed effects by any covariance: "joint", "block" or "robust".
 
         Examples
         --------
@@ -185,29 +194,31 @@ class Estimates:
         >>> (fit.standard_errors("joint") / fit.standard_errors("block")).round(3).to_dict()
         {'m~1': 1.002, 'm~x': 1.004, 'y~1': 1.027, 'y~m': 1.057, 'y~x': 1.094}
         """
-        diagonal = np.diag(self.covariance(kind))[: self._n_fixed]
+        diagonal = np.diag(self.covariance(covariance))[: self._n_fixed]
         return pd.Series(root(diagonal), index=self.system.labels, name="se")
 
-    def covariance(self, kind: str = "joint") -> Floats:
+    @renamed(kind="covariance")
+    def covariance(self, covariance: Covariance = "joint") -> Floats:
         """Covariance of ``values``, shape (p + n, p + n); ``"robust"`` of a fit that holds its moments.
 
         Raises
         ------
         SpecError
-            Another kind.
+            Another covariance.
         FitError
             ``"robust"`` of estimates alone, or of a fit that holds only some of its clusters.
         """
-        check_choice("kind", kind, KINDS)
-        if kind == "robust":
+        check_choice("covariance", covariance, Covariance)
+        if covariance == "robust":
             return self._where_identified(self._robust)
-        return self.joint if kind == "joint" else self.block
+        return self.joint if covariance == "joint" else self.block
 
     def _where_identified(self, covariance: Floats) -> Floats:
         """A covariance with NaN where the joint one has it."""
         return np.where(np.isnan(self.joint), np.nan, covariance)
 
-    def errors(self, jacobian: Any, kind: str = "joint") -> Floats:
+    @renamed(kind="covariance")
+    def errors(self, jacobian: Any, covariance: Covariance = "joint") -> Floats:
         """First-order standard errors of functions of ``values``, from their derivatives, shape (..., p + n).
 
         NaN where the function is not identified. At a flat maximum some functions are, such as the total effect
@@ -216,7 +227,7 @@ class Estimates:
         Raises
         ------
         SpecError
-            Derivatives that are no numbers by parameter; another kind.
+            Derivatives that are no numbers by parameter; another covariance.
         FitError
             As :meth:`covariance`.
 
@@ -228,7 +239,7 @@ class Estimates:
         >>> bool(np.allclose(fit.errors(np.eye(22)[:5]), fit.bse))
         True
         """
-        covariance = self.generalized(kind)
+        matrix = self.generalized(covariance)
         try:
             jacobian = np.asarray(jacobian, dtype=float)
         except (TypeError, ValueError):
@@ -236,10 +247,11 @@ class Estimates:
         if jacobian.shape[-1:] != (self.n_params,):
             raise SpecError(f"jacobian must be numbers with one column for each of the {self.n_params} parameters")
         if self.estimable is None:
-            return delta(jacobian, covariance)
-        return self.estimable.errors(jacobian, covariance, self._n_fixed if kind == "block" else 0)
+            return delta(jacobian, matrix)
+        return self.estimable.errors(jacobian, matrix, self._n_fixed if covariance == "block" else 0)
 
-    def generalized(self, kind: str = "joint") -> Floats:
+    @renamed(kind="covariance")
+    def generalized(self, covariance: Covariance = "joint") -> Floats:
         """As :meth:`covariance`; at a flat maximum whole, by a generalised inverse.
 
         Right for what :meth:`errors` gives an error of, and meaningless for the rest.
@@ -256,20 +268,21 @@ class Estimates:
         >>> bool((fit.generalized() == fit.covariance()).all())
         True
         """
-        check_choice("kind", kind, KINDS)
+        check_choice("covariance", covariance, Covariance)
         if self.estimable is None:
-            return self.covariance(kind)
-        if kind == "robust":
+            return self.covariance(covariance)
+        if covariance == "robust":
             return self._robust
         whole = self.estimable
-        return whole.joint if kind == "joint" else whole.block
+        return whole.joint if covariance == "joint" else whole.block
 
     @property
     def _robust(self) -> Floats:
         """Cluster-robust covariance of ``values``: a :class:`jaxmed.Fit` has it, estimates alone do not suffice."""
-        raise FitError("kind='robust' needs the moments of a fit, and these are estimates alone")
+        raise FitError("covariance='robust' needs the moments of a fit, and these are estimates alone")
 
-    def cov_params(self, kind: str = "joint", full: bool = False) -> pd.DataFrame:
+    @renamed(kind="covariance")
+    def cov_params(self, covariance: Covariance = "joint", full: bool = False) -> pd.DataFrame:
         """Covariance of the fixed effects; with ``full``, of all parameters (labels as in :attr:`labels`).
 
         ``"joint"`` takes account of the variance parameters being estimated; ``"block"`` does not, as in nlme, lme4
@@ -289,7 +302,8 @@ class Estimates:
         ((5, 5), (22, 22))
         """
         labels = self.labels if check_flag("full", full) else self.system.labels
-        return pd.DataFrame(self.covariance(kind)[: len(labels), : len(labels)], index=labels, columns=labels)
+        matrix = self.covariance(covariance)[: len(labels), : len(labels)]
+        return pd.DataFrame(matrix, index=labels, columns=labels)
 
     @property
     def _in_g(self) -> slice:
@@ -305,9 +319,10 @@ class Estimates:
         """Joint standard errors of the entries of G; NaN for entries held at zero."""
         return self.random_cov_errors("joint")
 
-    def random_cov_errors(self, kind: str = "joint") -> pd.DataFrame:
+    @renamed(kind="covariance")
+    def random_cov_errors(self, covariance: Covariance = "joint") -> pd.DataFrame:
         """Standard errors of the entries of G by any covariance; NaN for entries held at zero."""
-        return self._random_table(root(np.diag(self.covariance(kind))), np.nan)
+        return self._random_table(root(np.diag(self.covariance(covariance))), np.nan)
 
     def _random_table(self, of: Floats, elsewhere: float) -> pd.DataFrame:
         labels = self.system.random_labels
@@ -338,9 +353,10 @@ class Estimates:
         """Joint standard errors of :attr:`residual_cov`; NaN for entries held at zero."""
         return self.residual_cov_errors("joint")
 
-    def residual_cov_errors(self, kind: str = "joint") -> pd.DataFrame:
+    @renamed(kind="covariance")
+    def residual_cov_errors(self, covariance: Covariance = "joint") -> pd.DataFrame:
         """Standard errors of :attr:`residual_cov` by any covariance; NaN for entries held at zero."""
-        return self._residual_table(root(np.diag(self.covariance(kind))), np.nan)
+        return self._residual_table(root(np.diag(self.covariance(covariance))), np.nan)
 
     def _residual_table(self, of: Floats, elsewhere: float) -> pd.DataFrame:
         outcomes = self.system.outcomes
@@ -353,7 +369,7 @@ class Estimates:
     @property
     def nobs(self) -> int:
         """Stacked rows: the rows of every equation together; of an equation of level 2, clusters."""
-        return sum(self.intake.used)
+        return sum(self.sample_summary.used)
 
     @property
     def n_params(self) -> int:
@@ -448,7 +464,7 @@ class Estimates:
 
     # Tests -----------------------------------------------------------------------------------------------------------
 
-    def lr_test(self, null: str = "separate") -> TestResult:
+    def lr_test(self, null: Null = "separate") -> TestResult:
         """Likelihood-ratio test against the model without random effects.
 
         Parameters
@@ -480,7 +496,7 @@ class Estimates:
         >>> round(test.statistic, 1), test.df
         (987.0, 15)
         """
-        check_choice("null", null, ("separate", "pooled"))
+        check_choice("null", null, Null)
         loglik, n_variances = self.null if null == "separate" else self.null_pooled
         df = len(self.free) + len(self.system.outcomes) + len(self.system.residual_pairs) - n_variances
         what = "one residual variance per outcome" if null == "separate" else "a single residual variance"
@@ -488,15 +504,18 @@ class Estimates:
             what += ", independent residuals"
         return chi_squared(2 * (self.loglik - loglik), df, f"no random effects ({what})")
 
-    def wald(self, terms: str | tuple[str, ...] | list[str] | None = None, kind: str = "joint") -> TestResult:
+    @renamed(kind="covariance")
+    def wald(
+        self, terms: str | tuple[str, ...] | list[str] | None = None, covariance: Covariance = "joint"
+    ) -> TestResult:
         """Wald test that fixed effects are all zero.
 
         Parameters
         ----------
         terms : str or list of str, optional
             Labels to test. By default all; with a single equation all but its intercept, the usual overall test.
-        kind : {"joint", "block", "robust"}
-            Covariance; Stata's ``mixed`` prints the block one.
+        covariance : {"joint", "block", "robust"}
+            Of the fixed effects; Stata's ``mixed`` prints the block one.
 
         Returns
         -------
@@ -506,7 +525,7 @@ class Estimates:
         Raises
         ------
         SpecError
-            Unknown or repeated terms, another kind.
+            Unknown or repeated terms, another covariance.
         FitError
             As :meth:`covariance`.
 
@@ -529,14 +548,14 @@ class Estimates:
             raise SpecError(f"terms={terms!r}: choose from {labels}, each once")
         at = [labels.index(term) for term in terms]
         hypothesis = f"{', '.join(terms)} = 0"
-        covariance = self.covariance(kind)[np.ix_(at, at)]
-        if not np.all(np.isfinite(covariance)):
-            told = np.isfinite(np.diag(covariance))
-            without = [term for term, one in zip(terms, told, strict=True) if not one]
+        matrix = self.covariance(covariance)[np.ix_(at, at)]
+        if not np.all(np.isfinite(matrix)):
+            identified = np.isfinite(np.diag(matrix))
+            without = [term for term, one in zip(terms, identified, strict=True) if not one]
             why = f"{hypothesis} (no standard error of {', '.join(without)}: read fit.message)"
             return TestResult(float("nan"), len(at), float("nan"), why)
         try:
-            statistic = float(self.values[at] @ np.linalg.solve(covariance, self.values[at]))
+            statistic = float(self.values[at] @ np.linalg.solve(matrix, self.values[at]))
         except np.linalg.LinAlgError:  # x so far from zero that intercept and slope are one number
             statistic = float("nan")
         return chi_squared(statistic, len(at), hypothesis)
@@ -545,53 +564,4 @@ class Estimates:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data (dicts, lists, numbers, text; NaN as None) under the public names."""
-        plain = {
-            "format": FORMAT,
-            "model": self.spec.to_dict(),
-            "categories": {name: list(found) for name, found in self.facts.categories.items()},
-            "cluster_level": sorted(self.facts.cluster_level),
-            "equal_means": sorted(self.facts.equal_means),
-            "remarks": list(self.remarks),
-            "cautions": list(self.cautions),
-            "negative_icc": self.negative_icc,
-            "moderator_means": self.moderator_means,
-            "moderator_values": {name: list(found) for name, found in self.moderator_values.items()},
-            "notes": list(self.notes),
-            "reml": self.reml,
-            "loglik": self.loglik,
-            "aic": self.aic,
-            "bic": self.bic,
-            "nobs": self.nobs,
-            "n_clusters": self.n_clusters,
-            "cluster_sizes": list(self.cluster_sizes),
-            "params": self.params.to_dict(),
-            "bse": self.bse.to_dict(),
-            "bse_block": self.standard_errors("block").to_dict(),
-            "random_cov": frame_to_dict(self.random_cov),
-            "random_cov_se": frame_to_dict(self.random_cov_se),
-            "residual_var": self.residual_var.to_dict(),
-            "residual_var_se": self.residual_var_se.to_dict(),
-            "residual_cov": frame_to_dict(self.residual_cov),
-            "residual_cov_se": frame_to_dict(self.residual_cov_se),
-            "labels": list(self.labels),
-            "values": self.values.tolist(),
-            "cov_joint": self.joint.tolist(),
-            "cov_block": self.block.tolist(),
-            "working": arrays_to_dict(self.working),
-            "estimable": None if self.estimable is None else arrays_to_dict(self.estimable),
-            "free": [list(pair) for pair in self.free],
-            "null": list(self.null),
-            "null_pooled": list(self.null_pooled),
-            "converged": self.converged,
-            "status": self.status,
-            "message": self.message,
-            "singular": self.singular,
-            "reduced_rank": self.reduced_rank,
-            "largest_share": self.largest_share,
-            "n_iter": self.n_iter,
-            "grad_norm": self.grad_norm,
-            "decrement": self.decrement,
-            "trace": [list(row) for row in self.trace],
-            "rows": asdict(self.intake),
-        }
-        return {key: plain_data(value) for key, value in plain.items()}
+        return estimates_to_dict(self)

@@ -10,8 +10,8 @@ from jaxmed._model import DataFacts, Spec
 def negative_icc_notes(negative_icc: Mapping[str, float], facts: DataFacts) -> list[str]:
     """What is noted of outcomes whose residuals are negatively correlated within clusters, a sentence each."""
     kinds = (
-        "those of effects are cluster-robust by default (se='joint' gives the others; profile and Satterthwaite stay "
-        "joint)"
+        "those of effects are cluster-robust by default (covariance='joint' gives the others; profile and "
+        "Satterthwaite stay joint)"
     )
     return [
         f"centring {outcome!r} by cluster left its rows an intraclass correlation of about {value:.2f}, for which "

@@ -19,7 +19,6 @@ at the nearest one before (:mod:`jaxmed._inference.constrained_fit`).
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,7 +32,16 @@ from jaxmed._inference.estimates import Estimates, problem_of
 from jaxmed._inference.limits import critical_value
 from jaxmed._inference.targets import Quantities, quantities
 from jaxmed._likelihood import Layout, full_evaluation
-from jaxmed._support import ConvergenceWarning, FitError, Floats, SpecError, check_list, is_number, progress
+from jaxmed._support import (
+    ConvergenceWarning,
+    FitError,
+    Floats,
+    SpecError,
+    check_list,
+    is_number,
+    progress,
+    warn_caller,
+)
 
 REFITS = 40  # of a limit
 APPROACHES = 12  # of a value that a refit does not reach at once
@@ -140,7 +148,7 @@ def _beside(layout: Layout, point: Point) -> Point:
 
 
 def profile_intervals(
-    found: Estimates,
+    fit: Estimates,
     moments: Moments,
     labels: Sequence[str],
     level: float,
@@ -150,7 +158,7 @@ def profile_intervals(
 
     Parameters
     ----------
-    found : Estimates
+    fit : Estimates
     theta : ndarray
         The optimiser's parameters at the fit.
     moments : Moments
@@ -180,8 +188,8 @@ def profile_intervals(
         A limit, or z, could not be found and is NaN.
     """
     critical = critical_value(level)
-    known = quantities(found, at)
-    problems = _problems(found, moments, labels, known)
+    known = quantities(fit, at)
+    problems = _problems(fit, moments, labels, known)
     rows = []
     with progress("profile intervals") as say:
         for k, (label, problem) in enumerate(zip(labels, problems, strict=True)):
@@ -199,14 +207,14 @@ def profile_intervals(
                 z = -path.zeta(none) if none is not None else np.nan
             unknown = {"a limit": np.isnan(sum(limits)), "z": np.isnan(z) and not problem.is_variance}
             if missing := [what for what, is_missing in unknown.items() if is_missing]:
-                _warn(label, " and ".join(missing), stacklevel=5)
+                _warn(label, " and ".join(missing))
             rows.append((estimate, error, z, 2 * ndtr(-np.abs(z)), *limits))
     columns = ["estimate", "se", "z", "p", "ci_lower", "ci_upper"]
     return pd.DataFrame(rows, index=pd.Index(labels), columns=columns, dtype=float)
 
 
 def profile_curve(
-    found: Estimates,
+    fit: Estimates,
     moments: Moments,
     label: str,
     values: Sequence[float] | Floats | None = None,
@@ -223,7 +231,7 @@ def profile_curve(
         Columns ``value``, ``zeta`` and ``loglik``, with the other parameters at their best; NaN where a refit fails.
         For REML ``loglik`` is minus the criterion F of the module's head.
     """
-    (problem,) = _problems(found, moments, [label], quantities(found, at))
+    (problem,) = _problems(fit, moments, [label], quantities(fit, at))
     if problem is None:
         raise SpecError(f"{label!r} is fixed in this model: there is no likelihood along it")
     path = _Path(problem)
@@ -249,27 +257,27 @@ def profile_curve(
             if there is not None:
                 table[k, 1:] = path.zeta(there), problem.scale.loglik - there.value
     if np.any(np.isnan(table)):
-        _warn(label, "the likelihood at some values", stacklevel=4)
+        _warn(label, "the likelihood at some values")
     return pd.DataFrame(table, columns=["value", "zeta", "loglik"])
 
 
-def _problems(found: Estimates, moments: Moments, labels: Sequence[str], known: Quantities) -> list[Profiled | None]:
+def _problems(fit: Estimates, moments: Moments, labels: Sequence[str], known: Quantities) -> list[Profiled | None]:
     """Problems of some quantities; None for what no parameter moves."""
     unknown = [label for label in labels if not isinstance(label, str) or label not in known.labels]
     if unknown:
         raise SpecError(f"{unknown[0]!r} is no parameter or effect of this fit; choose from {list(known.labels)}")
-    problem = problem_of(found, moments)
+    problem = problem_of(fit, moments)
     totals = problem.totals
-    if totals.clusters != found.n_clusters:
+    if totals.clusters != fit.n_clusters:
         raise FitError(
-            f"these moments hold {totals.clusters} of the {found.n_clusters} clusters of the fit; profile intervals of "
+            f"these moments hold {totals.clusters} of the {fit.n_clusters} clusters of the fit; profile intervals of "
             "a fit over several processes are not available, use method='delta' or 'monte_carlo'"
         )
     layout, scale, shards = problem.layout, problem.scale, problem.shards()
     p, n_free = layout.n_fixed, len(layout.free)
-    beta = found.working.values[:p]
+    beta = fit.working.values[:p]
     none = np.zeros((layout.n_random, layout.n_random)), np.arange(layout.n_random), np.zeros(layout.n_residual)
-    root, order, log_sds, tau, variances = moved(layout, *none, found.working.theta)
+    root, order, log_sds, tau, variances = moved(layout, *none, fit.working.theta)
     f = float(full_evaluation(layout, root, tau, beta, shards).value)
     diagonal = {p + k for k, (row, col) in enumerate(layout.free) if row == col}
     diagonal |= set(range(p + n_free, p + n_free + layout.n_equations))
@@ -277,12 +285,12 @@ def _problems(found: Estimates, moments: Moments, labels: Sequence[str], known: 
     for label in labels:
         k = known.labels.index(label)
         quantity, estimate, unit = _quantity(known, k), float(known.values[k]), float(known.errors[k])
-        if k >= known.n_params and not np.any(quantity(found.values)[1]):
+        if k >= known.n_params and not np.any(quantity(fit.values)[1]):
             made.append(None)
             continue
         if not unit > 1e-12 * abs(estimate) or not np.isfinite(unit):
             # A hundredth of what a residual is, as a variance of working columns.
-            slope = np.abs(quantity(found.values)[1] @ scale.matrix)
+            slope = np.abs(quantity(fit.values)[1] @ scale.matrix)
             unit = 0.01 * float(np.max(slope)) * float(variances[n_free : n_free + layout.n_equations].min())
         best = Solved(estimate, f, 0.0, Point(beta, root, order, log_sds))
         made.append(Profiled(layout, shards, scale, quantity, estimate, unit, k in diagonal, best))
@@ -304,11 +312,10 @@ def _quantity(known: Quantities, k: int) -> Callable[[Floats], tuple[float, Floa
     return effect
 
 
-def _warn(label: str, missing: str, stacklevel: int) -> None:
-    """Say what is NaN, at the line that called the method of the fit."""
-    warnings.warn(
+def _warn(label: str, missing: str) -> None:
+    """Say what is NaN."""
+    warn_caller(
         f"profile of {label!r}: {missing} not found by constrained refits and is NaN; use the bootstrap, or "
         "method='monte_carlo'",
         ConvergenceWarning,
-        stacklevel=stacklevel,
     )

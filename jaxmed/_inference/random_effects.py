@@ -79,32 +79,32 @@ def _predict(layout: Layout, theta: Array, beta: Array, data: Data) -> Predictio
     return posterior(layout, root, tau, beta, data)
 
 
-def predict_clusters(found: Estimates, moments: Moments) -> pd.DataFrame:
+def predict_clusters(fit: Estimates, moments: Moments) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.ranef`."""
-    problem = _problem(found, moments)
+    problem = _problem(fit, moments)
     design, linear = problem.design, problem.scale.linear
     unit = _unit(problem)
-    estimands = found.spec.estimands(found.facts) if found.spec.has_effects else None
+    estimands = fit.spec.estimands(fit.facts) if fit.spec.has_effects else None
     names = set() if estimands is None else moderators_of(estimands)
-    moderators = {name: moderator_by_cluster(found, moments, name) for name in names}
+    moderators = {name: moderator_by_cluster(fit, moments, name) for name in names}
     parts: list[dict[str, Floats]] = []
     for first in range(0, design.n_clusters, SHARD):  # some at a time: what is in between is larger than the table
         some = slice(first, first + SHARD)
-        predicted = _predict_some(problem, found.working, design.part(some))
+        predicted = _predict_some(problem, fit.working, design.part(some))
         columns: dict[str, Floats] = {}
-        for label, row in zip(found.system.random_labels, unit, strict=True):
+        for label, row in zip(fit.system.random_labels, unit, strict=True):
             columns[label], variance = row @ predicted.effects, np.einsum("b,bcj,c->j", row, predicted.error, row)
             columns[f"{label}_se"] = _root(variance)
         if estimands is not None:
             own = {name: value[some] for name, value in moderators.items()}
-            columns |= _paths(found, estimands, predicted, linear, unit, own)
+            columns |= _paths(fit, estimands, predicted, linear, unit, own)
         parts.append(columns)
     whole = {name: np.concatenate([columns[name] for columns in parts]) for name in parts[0]}
-    table = pd.DataFrame(whole, index=pd.Index(moments.clusters, name=found.system.cluster))
+    table = pd.DataFrame(whole, index=pd.Index(moments.clusters, name=fit.system.cluster))
     return table[design.sizes > 0]  # a cluster may have no row that counts
 
 
-def predict_working(found: Estimates, moments: Moments) -> tuple[NDArray[np.int64], ClusterPredictions, Floats]:
+def predict_working(fit: Estimates, moments: Moments) -> tuple[NDArray[np.int64], ClusterPredictions, Floats]:
     """Positions of the clusters that have rows, their predictions, and the map from these to the user's scale, (q, q).
 
     Raises
@@ -112,20 +112,20 @@ def predict_working(found: Estimates, moments: Moments) -> tuple[NDArray[np.int6
     FitError
         The model has no random effects.
     """
-    problem = _problem(found, moments)
+    problem = _problem(fit, moments)
     present = np.flatnonzero(problem.design.sizes > 0)
     parts = [
-        _predict_some(problem, found.working, problem.design.part(present[first : first + SHARD]))
+        _predict_some(problem, fit.working, problem.design.part(present[first : first + SHARD]))
         for first in range(0, len(present), SHARD)
     ]
     whole = ClusterPredictions(*(np.concatenate(several, axis=-1) for several in zip(*parts, strict=True)))
     return present, whole, _unit(problem)
 
 
-def _problem(found: Estimates, moments: Moments) -> Problem:
-    if not found.system.random_labels:
+def _problem(fit: Estimates, moments: Moments) -> Problem:
+    if not fit.system.random_labels:
         raise FitError("this model has no random effects, so there is nothing to predict by cluster")
-    return problem_of(found, moments)
+    return problem_of(fit, moments)
 
 
 def _unit(problem: Problem) -> Floats:
@@ -146,7 +146,7 @@ def _predict_some(problem: Problem, working: Working, some: Design) -> ClusterPr
 
 
 def _paths(
-    found: Estimates,
+    fit: Estimates,
     estimands: Estimands,
     predicted: ClusterPredictions,
     linear: Floats,
@@ -158,10 +158,10 @@ def _paths(
     An error d of the fixed effects enters a_j as (unit vector - sensitivity) d. Given the data slopes are jointly
     normal, from which follow mean and variance of their products.
     """
-    labels, random = list(found.system.labels), list(found.system.random_labels)
+    labels, random = list(fit.system.labels), list(fit.system.random_labels)
     p = len(labels)
     # Slopes between clusters do not vary, and c' is no part of a route through a mediator.
-    edges = found.spec.edges_in(found.facts)
+    edges = fit.spec.edges_in(fit.facts)
     names = [edge.path(part) for edge in edges for part in ("", "_within") if edge.kind != "c_prime"]
     names = [name for name in names if name in estimands.paths]
     means, slopes, loads = [], [], []
@@ -171,7 +171,7 @@ def _paths(
         direction = np.zeros((p, n_clusters))
         for label, by in estimands.paths[name].pieces:
             weight = np.prod([moderators[column] for column in by], axis=0) * np.ones(n_clusters)
-            value += weight * found.params[label]
+            value += weight * fit.params[label]
             direction += linear[labels.index(label)][:, None] * weight
             if label in random:
                 row = unit[random.index(label)]
@@ -184,7 +184,7 @@ def _paths(
     if not names:
         return {}
     mean, slope, load = np.stack(means), np.stack(slopes), np.stack(loads)
-    covariance = np.einsum("apj,pr,brj->abj", slope, found.working.block[:p, :p], slope, optimize=True)
+    covariance = np.einsum("apj,pr,brj->abj", slope, fit.working.block[:p, :p], slope, optimize=True)
     covariance += np.einsum("akj,klj,blj->abj", load, predicted.covariance, load, optimize=True)
     columns: dict[str, Floats] = {}
     for k, name in enumerate(names):
@@ -209,11 +209,11 @@ def moderators_of(estimands: Estimands) -> set[str]:
     return {column for path in estimands.paths.values() for _, by in path.pieces for column in by}
 
 
-def moderator_by_cluster(found: Estimates, moments: Moments, column: str) -> Floats:
+def moderator_by_cluster(fit: Estimates, moments: Moments, column: str) -> Floats:
     """A moderator by cluster: its value where it belongs to the cluster, NaN if missing; else its overall mean."""
     if column in moments.constants:
         return moments.constants[column]
-    mean = found.moderator_means.get(column)
+    mean = fit.moderator_means.get(column)
     return np.full(moments.n_clusters, moments.spread(column)[0] if mean is None else mean)
 
 

@@ -3,88 +3,167 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 import pandas as pd
 
-from jaxmed._data import SAMPLE_FORM, later_fields, sample_from_dict
+from jaxmed._data import SampleSummary
 from jaxmed._inference.estimability import Estimable, Working
 from jaxmed._model import DataFacts, from_dict
-from jaxmed._support import Floats, check_form
+from jaxmed._support import Count, Floats, convert
 
 FORMAT = 3
-FORM = {  # of what is read back; NaN is None
-    "format": int,
-    "model": dict,
-    "categories": {str: [str]},
-    "cluster_level": [str],
-    "equal_means": [str],
-    "remarks": [str],
-    "cautions": [str],
-    "negative_icc": {str: float},
-    "moderator_means": {str: float},
-    "moderator_values": {str: [float | str]},
-    "reml": bool,
-    "values": [float | None],
-    "cov_joint": [[float | None]],
-    "cov_block": [[float | None]],
-    "working": {str: list},
-    "estimable": dict | None,
-    "free": [(int, int)],
-    "loglik": float | None,
-    "null": (float | None, int),
-    "null_pooled": (float | None, int),
-    "rows": SAMPLE_FORM,
-    "cluster_sizes": (int, float, int),
-    "n_clusters": int,
-    "status": int,
-    "n_iter": int,
-    "grad_norm": float | None,
-    "decrement": float | None,
-    "singular": bool,
-    "reduced_rank": bool,
-    "largest_share": float | None,
-    "trace": [(int, float | None, float | None)],
-}
+Number = float | None  # NaN is null
 
 
-def fields_from_dict(plain: Mapping[str, Any]) -> dict[str, Any]:
+class WorkingForm(TypedDict):
+    """:class:`Working` as plain data."""
+
+    theta: list[Number]
+    values: list[Number]
+    joint: list[list[Number]]
+    block: list[list[Number]]
+
+
+class EstimableForm(TypedDict):
+    """:class:`Estimable` as plain data."""
+
+    joint: list[list[Number]]
+    block: list[list[Number]]
+    directions: list[list[Number]]
+    changes: list[list[list[Number]]]
+
+
+class FitForm(TypedDict):
+    """What is read back of a fit; what may be absent is not in fits of earlier versions."""
+
+    model: dict[str, Any]
+    categories: dict[str, tuple[str, ...]]
+    cluster_level: tuple[str, ...]
+    equal_means: NotRequired[tuple[str, ...]]
+    remarks: NotRequired[tuple[str, ...]]
+    cautions: NotRequired[tuple[str, ...]]
+    negative_icc: NotRequired[dict[str, float]]
+    moderator_means: dict[str, float]
+    moderator_values: dict[str, tuple[float | str, ...]]
+    reml: bool
+    values: list[Number]
+    cov_joint: list[list[Number]]
+    cov_block: list[list[Number]]
+    working: WorkingForm
+    estimable: NotRequired[EstimableForm | None]
+    free: tuple[tuple[Count, Count], ...]
+    loglik: Number
+    null: tuple[Number, Count]
+    null_pooled: tuple[Number, Count]
+    rows: SampleSummary
+    cluster_sizes: tuple[Count, float, Count]
+    n_clusters: Count
+    status: Count
+    n_iter: Count
+    grad_norm: Number
+    decrement: Number
+    singular: bool
+    reduced_rank: bool
+    largest_share: NotRequired[Number]
+    trace: tuple[tuple[Count, Number, Number], ...]
+
+
+def fields_from_dict(plain: Any) -> dict[str, Any]:
     """Constructor arguments of :class:`Estimates` from ``to_dict``; ValueError where it has another form."""
-    check_form(plain, dict)
-    if plain.get("format") != FORMAT:
-        raise ValueError(f"format {plain.get('format')!r}; this version of jaxmed reads {FORMAT}: fit the data again")
-    # Not in fits of earlier versions.
-    absent: dict[str, Any] = {"equal_means": [], "remarks": [], "cautions": [], "negative_icc": {}}
-    plain = {"largest_share": None, "estimable": None, **absent, **plain}
-    plain["rows"] = later_fields(plain.get("rows"))
-    check_form(plain, FORM)
+    version = convert(plain, dict[str, Any]).get("format")
+    if version != FORMAT:
+        raise ValueError(f"format {version!r}; this version of jaxmed reads {FORMAT}: fit the data again")
+    form = convert(plain, FitForm)
+    estimable = form.get("estimable")
     return {
-        "spec": from_dict(plain["model"]),
+        "spec": from_dict(form["model"]),
         "facts": DataFacts(
-            {name: tuple(found) for name, found in plain["categories"].items()},
-            frozenset(plain["cluster_level"]),
-            frozenset(plain["equal_means"]),
+            form["categories"], frozenset(form["cluster_level"]), frozenset(form.get("equal_means", ()))
         ),
-        "remarks": tuple(plain["remarks"]),
-        "cautions": tuple(plain["cautions"]),
-        "negative_icc": plain["negative_icc"],
-        "moderator_means": plain["moderator_means"],
-        "moderator_values": {name: tuple(found) for name, found in plain["moderator_values"].items()},
-        "values": np.array(plain["values"], dtype=float),
-        "joint": np.array(plain["cov_joint"], dtype=float),
-        "block": np.array(plain["cov_block"], dtype=float),
-        "working": Working(**_read_arrays(plain["working"], {"theta": 1, "values": 1, "joint": 2, "block": 2})),
-        "estimable": _estimable(plain["estimable"]),
-        "free": tuple((row, col) for row, col in plain["free"]),
-        "null": (_number(plain["null"][0]), plain["null"][1]),
-        "null_pooled": (_number(plain["null_pooled"][0]), plain["null_pooled"][1]),
-        "intake": sample_from_dict(plain["rows"]),
-        "cluster_sizes": tuple(plain["cluster_sizes"]),
-        "trace": tuple((stage, _number(value), _number(left)) for stage, value, left in plain["trace"]),
-        **{name: _number(plain[name]) for name in ("loglik", "grad_norm", "decrement", "largest_share")},
-        **{name: plain[name] for name in ("reml", "n_clusters", "status", "n_iter", "singular", "reduced_rank")},
+        "remarks": form.get("remarks", ()),
+        "cautions": form.get("cautions", ()),
+        "negative_icc": form.get("negative_icc", {}),
+        "moderator_means": form["moderator_means"],
+        "moderator_values": form["moderator_values"],
+        "values": np.array(form["values"], dtype=float),
+        "joint": np.array(form["cov_joint"], dtype=float),
+        "block": np.array(form["cov_block"], dtype=float),
+        "working": Working(**_arrays(form["working"])),
+        "estimable": None if estimable is None else Estimable(**_arrays(estimable)),
+        "free": form["free"],
+        "null": (_number(form["null"][0]), form["null"][1]),
+        "null_pooled": (_number(form["null_pooled"][0]), form["null_pooled"][1]),
+        "sample_summary": form["rows"],
+        "cluster_sizes": form["cluster_sizes"],
+        "trace": tuple((stage, _number(value), _number(left)) for stage, value, left in form["trace"]),
+        "loglik": _number(form["loglik"]),
+        "grad_norm": _number(form["grad_norm"]),
+        "decrement": _number(form["decrement"]),
+        "largest_share": _number(form.get("largest_share")),
+        "reml": form["reml"],
+        "n_clusters": form["n_clusters"],
+        "status": form["status"],
+        "n_iter": form["n_iter"],
+        "singular": form["singular"],
+        "reduced_rank": form["reduced_rank"],
     }
+
+
+def estimates_to_dict(fit: Any) -> dict[str, Any]:
+    """:class:`jaxmed._inference.estimates.Estimates` as plain data under the public names."""
+    plain = {
+        "format": FORMAT,
+        "model": fit.spec.to_dict(),
+        "categories": {name: list(found) for name, found in fit.facts.categories.items()},
+        "cluster_level": sorted(fit.facts.cluster_level),
+        "equal_means": sorted(fit.facts.equal_means),
+        "remarks": list(fit.remarks),
+        "cautions": list(fit.cautions),
+        "negative_icc": fit.negative_icc,
+        "moderator_means": fit.moderator_means,
+        "moderator_values": {name: list(found) for name, found in fit.moderator_values.items()},
+        "notes": list(fit.notes),
+        "reml": fit.reml,
+        "loglik": fit.loglik,
+        "aic": fit.aic,
+        "bic": fit.bic,
+        "nobs": fit.nobs,
+        "n_clusters": fit.n_clusters,
+        "cluster_sizes": list(fit.cluster_sizes),
+        "params": fit.params.to_dict(),
+        "bse": fit.bse.to_dict(),
+        "bse_block": fit.standard_errors("block").to_dict(),
+        "random_cov": frame_to_dict(fit.random_cov),
+        "random_cov_se": frame_to_dict(fit.random_cov_se),
+        "residual_var": fit.residual_var.to_dict(),
+        "residual_var_se": fit.residual_var_se.to_dict(),
+        "residual_cov": frame_to_dict(fit.residual_cov),
+        "residual_cov_se": frame_to_dict(fit.residual_cov_se),
+        "labels": list(fit.labels),
+        "values": fit.values.tolist(),
+        "cov_joint": fit.joint.tolist(),
+        "cov_block": fit.block.tolist(),
+        "working": arrays_to_dict(fit.working),
+        "estimable": None if fit.estimable is None else arrays_to_dict(fit.estimable),
+        "free": [list(pair) for pair in fit.free],
+        "null": list(fit.null),
+        "null_pooled": list(fit.null_pooled),
+        "converged": fit.converged,
+        "status": fit.status,
+        "message": fit.message,
+        "singular": fit.singular,
+        "reduced_rank": fit.reduced_rank,
+        "largest_share": fit.largest_share,
+        "n_iter": fit.n_iter,
+        "grad_norm": fit.grad_norm,
+        "decrement": fit.decrement,
+        "trace": [list(row) for row in fit.trace],
+        "rows": asdict(fit.sample_summary),
+    }
+    return {key: plain_data(value) for key, value in plain.items()}
 
 
 def plain_data(value: Any) -> Any:
@@ -106,18 +185,9 @@ def arrays_to_dict(part: NamedTuple) -> dict[str, Any]:
     return {name: array.tolist() for name, array in part._asdict().items()}
 
 
-def _read_arrays(plain: Mapping[str, Any], dimensions: Mapping[str, int]) -> dict[str, Floats]:
-    """Arrays of so many dimensions by name, from :func:`arrays_to_dict`."""
-    forms: list[Any] = [float | None]
-    for _ in range(max(dimensions.values())):
-        forms.append([forms[-1]])
-    check_form(plain, {name: forms[n] for name, n in dimensions.items()})
-    return {name: np.array(plain[name], dtype=float) for name in dimensions}
-
-
-def _estimable(plain: Mapping[str, Any] | None) -> Estimable | None:
-    dimensions = {"joint": 2, "block": 2, "directions": 2, "changes": 3}
-    return None if plain is None else Estimable(**_read_arrays(plain, dimensions))
+def _arrays(plain: Mapping[str, Any]) -> dict[str, Floats]:
+    """Inverse of :func:`arrays_to_dict`."""
+    return {name: np.array(values, dtype=float) for name, values in plain.items()}
 
 
 def frame_to_dict(table: pd.DataFrame) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from scipy.special import stdtr, stdtrit
 
 from jaxmed._data import Moments
 from jaxmed._inference import effects
+from jaxmed._inference.choices import ModelCovariance
 from jaxmed._inference.covariance import covariances
 from jaxmed._inference.estimates import Estimates, problem_of
 from jaxmed._inference.limits import check_level, normal_table
@@ -27,8 +28,6 @@ from jaxmed._inference.targets import Quantities, Targets, quantities
 from jaxmed._likelihood import Data, Layout, evaluate, free_entries, log_sds_to_variances, lower, root_and_precision
 from jaxmed._support import FitError, Floats, check_choice
 from jaxmed._support.runtime import float64, jit_by_key
-
-KINDS = ("joint", "block")
 
 
 class Slopes(NamedTuple):
@@ -64,25 +63,25 @@ def _coordinates(layout: Layout, theta: Array) -> Array:
 
 @float64
 @partial(jit_by_key, static=2)
-def _slopes(layout: Layout, kind: str, theta: Array, steps: Array, data: Data) -> Array:
+def _slopes(layout: Layout, which: str, theta: Array, steps: Array, data: Data) -> Array:
     """Derivatives of a covariance along some steps of theta: third derivatives of the likelihood, by autodiff."""
 
     def covariance(theta: Array) -> Array:
         root, tau = root_and_precision(layout, theta)
         found = covariances(layout, theta, evaluate(layout, root, tau, data))
-        return found.joint if kind == "joint" else found.block
+        return found.joint if which == "joint" else found.block
 
     return lax.map(lambda step: jax.jvp(covariance, (theta,), (step,))[1], steps)
 
 
-def covariance_slopes(found: Estimates, moments: Moments, kind: str) -> Slopes:
+def covariance_slopes(fit: Estimates, moments: Moments, covariance: ModelCovariance) -> Slopes:
     """The joint or block covariance at the estimates and its derivatives."""
-    problem = problem_of(found, moments)
-    layout, theta = problem.layout, found.working.theta
+    problem = problem_of(fit, moments)
+    layout, theta = problem.layout, fit.working.theta
     steps = np.linalg.inv(np.asarray(_coordinates(layout, theta)))
-    slope = np.asarray(_slopes(layout, kind, theta, np.ascontiguousarray(steps.T), problem.data()))
-    covariance = found.working.joint if kind == "joint" else found.working.block
-    return Slopes(covariance, slope, problem.scale.matrix)
+    slope = np.asarray(_slopes(layout, covariance, theta, np.ascontiguousarray(steps.T), problem.data()))
+    at = fit.working.joint if covariance == "joint" else fit.working.block
+    return Slopes(at, slope, problem.scale.matrix)
 
 
 @float64
@@ -124,33 +123,33 @@ def degrees_of_freedom(slopes: Slopes, jacobian: Floats, bend: Floats) -> Floats
 
 
 def satterthwaite_table(
-    found: Estimates,
+    fit: Estimates,
     moments: Moments,
-    kind: str,
+    covariance: ModelCovariance,
     level: float,
     terms: str | Sequence[str] | None,
     at: Mapping[str, Any] | None,
 ) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.satterthwaite`."""
-    check_choice("kind", kind, KINDS)
+    check_choice("covariance", covariance, ModelCovariance)
     level = check_level(level)
-    known = quantities(found, at)
-    chosen = _chosen(found, known, terms)
-    if found.singular:
+    known = quantities(fit, at)
+    chosen = _chosen(fit, known, terms)
+    if fit.singular:
         raise FitError(
             "this fit is singular: the variance of an estimate has no derivative in a random-effect variance of zero "
             "(or a correlation of one); take fewer random effects, or intervals from the bootstrap"
         )
-    if found.flat:
-        raise FitError(f"this fit has no degrees of freedom of its standard errors ({found.message})")
-    slopes = covariance_slopes(found, moments, kind)
+    if fit.flat:
+        raise FitError(f"this fit has no degrees of freedom of its standard errors ({fit.message})")
+    slopes = covariance_slopes(fit, moments, covariance)
     jacobian, bend = np.eye(known.n_params), np.zeros((known.n_params, known.n_params))
     if known.targets is not None:
-        of, of_bend = _effect_slopes(known.targets, found, found.covariance(kind))
+        of, of_bend = _effect_slopes(known.targets, fit, fit.covariance(covariance))
         jacobian, bend = np.vstack([jacobian, of]), np.vstack([bend, of_bend])
     jacobian, bend = jacobian[chosen], bend[chosen]
     df = degrees_of_freedom(slopes, jacobian @ slopes.matrix, bend @ slopes.matrix)
-    error = found.errors(jacobian, kind)
+    error = fit.errors(jacobian, covariance)
     table = normal_table([known.labels[k] for k in chosen], known.values[chosen], error, 0.0)
     table = table.rename(columns={"z": "t"})
     finite = np.where(np.isfinite(df), df, 1e300)
@@ -162,13 +161,13 @@ def satterthwaite_table(
     return table
 
 
-def _chosen(found: Estimates, known: Quantities, terms: str | Sequence[str] | None) -> list[int]:
+def _chosen(fit: Estimates, known: Quantities, terms: str | Sequence[str] | None) -> list[int]:
     """Positions of some terms; by default of the fixed effects, and then the effects."""
     if terms is None:
-        return [*range(len(found.system.labels)), *range(known.n_params, len(known.labels))]
+        return [*range(len(fit.system.labels)), *range(known.n_params, len(known.labels))]
     return known.positions(terms)
 
 
-def _effect_slopes(targets: Targets, found: Estimates, covariance: Floats) -> tuple[Floats, Floats]:
-    jacobian, bend = _bend(targets.plan, found.values, targets.weights, targets.combination, covariance)
+def _effect_slopes(targets: Targets, fit: Estimates, covariance: Floats) -> tuple[Floats, Floats]:
+    jacobian, bend = _bend(targets.plan, fit.values, targets.weights, targets.combination, covariance)
     return np.asarray(jacobian), np.asarray(bend)

@@ -149,7 +149,7 @@ class Scores(NamedTuple):
         return np.asarray(np.linalg.solve(self.scale.matrix.T, self.values), dtype=float)
 
 
-def cluster_scores(found: Estimates, moments: Moments) -> Scores:
+def cluster_scores(fit: Estimates, moments: Moments) -> Scores:
     """Scores at the estimates: l_j the cluster's log likelihood, with e_j = y_j - X_j beta and C = (X'V^-1X)^-1,
 
     d l_j / d beta = X_j'V_j^-1 e_j,    d l_j / d theta_k = -(tr(V_j^-1 dV_k) - e_j'V_j^-1 dV_k V_j^-1 e_j) / 2,
@@ -164,16 +164,16 @@ def cluster_scores(found: Estimates, moments: Moments) -> Scores:
     FitError
         The moments are those of some of the fit's clusters only.
     """
-    problem = problem_of(found, moments)
+    problem = problem_of(fit, moments)
     design, layout = problem.design, problem.layout
     present = np.flatnonzero(design.sizes > 0)
-    if len(present) < found.n_clusters:
+    if len(present) < fit.n_clusters:
         raise FitError(
-            f"this fit holds {len(present)} of its {found.n_clusters} clusters (it was made over several processes), "
+            f"this fit holds {len(present)} of its {fit.n_clusters} clusters (it was made over several processes), "
             "and scores need them all; fit them in one"
         )
     p = layout.n_fixed
-    theta, beta, beta_cov = found.working.theta, found.working.values[:p], found.working.block[:p, :p]
+    theta, beta, beta_cov = fit.working.theta, fit.working.values[:p], fit.working.block[:p, :p]
     parts = list(_parts(layout, design, present, theta, beta, beta_cov, _point(layout, theta)))
     values, information, moved = zip(*parts, strict=True)
     return Scores(

@@ -129,7 +129,7 @@ class Combination(NamedTuple):
     terms: tuple[tuple[float, int, int], ...]
 
 
-def make_targets(found: Model, at: Mapping[str, Any] | None = None, difference: bool = False) -> Targets:
+def make_targets(model: Model, at: Mapping[str, Any] | None = None, difference: bool = False) -> Targets:
     """The effects of a fit's model at values of its moderators, or their differences between these values.
 
     Raises
@@ -140,19 +140,19 @@ def make_targets(found: Model, at: Mapping[str, Any] | None = None, difference: 
         Moderators or values that the model does not have.
     """
     check_flag("difference", difference)
-    estimands = estimands_of(found)
+    estimands = estimands_of(model)
     moderators = list(estimands.moderators)
     if difference and not moderators:
         raise SpecError("difference=True: this model has no moderators between whose values effects could differ")
-    points = moderator_points(found, at)
+    points = moderator_points(model, at)
     if difference:
         combinations = _differences(estimands, points)
         if not combinations:
             raise SpecError(f"difference=True needs a moderator with at least two values; got {points}")
     else:
-        indexed, points = _indices(found, estimands, points)
+        indexed, points = _indices(model, estimands, points)
         combinations = [*_levels(estimands, points, len(points) - indexed.extra), *indexed.combinations]
-    plan = effects.make_index(estimands, found.labels, estimands.rows)
+    plan = effects.make_index(estimands, model.labels, estimands.rows)
     combination = np.zeros((len(combinations), len(points), len(estimands.rows)))
     for row, chosen in enumerate(combinations):
         for weight, point, k in chosen.terms:
@@ -163,26 +163,26 @@ def make_targets(found: Model, at: Mapping[str, Any] | None = None, difference: 
         index = pd.MultiIndex.from_tuples(
             [(chosen.name, *chosen.at) for chosen in combinations], names=["effect", *moderators]
         )
-    weights = path_weights(found, estimands, points)
+    weights = path_weights(model, estimands, points)
     return Targets(index, names, plan, weights, combination.reshape(len(combinations), -1))
 
 
-def quantities(found: Estimates, at: Mapping[str, Any] | None = None) -> Quantities:
+def quantities(fit: Estimates, at: Mapping[str, Any] | None = None) -> Quantities:
     """Parameters and effects of a fit with their joint standard errors; effects at values of moderators."""
-    errors = root(np.diag(found.joint))
-    if not found.spec.has_effects:
+    errors = root(np.diag(fit.joint))
+    if not fit.spec.has_effects:
         if at is not None:
             raise SpecError("at is of effects, and this fit of a System has none")
-        return Quantities(found.labels, len(found.values), found.values, errors, None)
-    targets = make_targets(found, at)
+        return Quantities(fit.labels, len(fit.values), fit.values, errors, None)
+    targets = make_targets(fit, at)
     value, slope = effects.linear_combinations_and_jacobian(
-        targets.plan, found.values, targets.weights, targets.combination
+        targets.plan, fit.values, targets.weights, targets.combination
     )
     return Quantities(
-        (*found.labels, *targets.labels),
-        len(found.values),
-        np.concatenate([found.values, value]),
-        np.concatenate([errors, found.errors(slope)]),
+        (*fit.labels, *targets.labels),
+        len(fit.values),
+        np.concatenate([fit.values, value]),
+        np.concatenate([errors, fit.errors(slope)]),
         targets,
     )
 
@@ -200,18 +200,18 @@ def positions(terms: str | Sequence[str], labels: Sequence[str], n_params: int) 
     return [labels.index(name) for name in chosen]
 
 
-def estimands_of(found: Model) -> Estimands:
+def estimands_of(model: Model) -> Estimands:
     """The effects of a fit's model; only a mediation model has some."""
-    if not found.spec.has_effects:
+    if not model.spec.has_effects:
         raise FitError(
             "effects are defined for a jaxmed.Mediation; this fit is of a System, whose coefficients are in params"
         )
-    return found.spec.estimands(found.facts)
+    return model.spec.estimands(model.facts)
 
 
-def moderator_points(found: Model, at: Mapping[str, Any] | None) -> list[Point]:
+def moderator_points(model: Model, at: Mapping[str, Any] | None) -> list[Point]:
     """All combinations of the values of the moderators."""
-    moderators = dict(found.spec.moderators)
+    moderators = dict(model.spec.moderators)
     if at is None:
         at = {}
     if not isinstance(at, Mapping):
@@ -223,22 +223,22 @@ def moderator_points(found: Model, at: Mapping[str, Any] | None) -> list[Point]:
         raise SpecError(f"at has the key {unknown[0]!r}; the moderators of this model are {list(moderators)}")
     chosen = []
     for name in moderators:
-        given = at.get(name, found.moderator_values[name])
+        given = at.get(name, model.moderator_values[name])
         values = one_or_more(given)
         if not values:
             raise SpecError(f"at[{name!r}] is empty; give at least one value")
-        chosen.append([_value(found, name, value) for value in values])
+        chosen.append([_value(model, name, value) for value in values])
         if len(set(chosen[-1])) < len(values):
             raise SpecError(f"at[{name!r}]={values} names a value twice")
     return [dict(zip(moderators, values, strict=True)) for values in product(*chosen)]
 
 
-def _value(found: Model, name: str, value: Any) -> Value:
-    if name in found.facts.categories:
-        category = find_category(value, found.facts.categories[name])
+def _value(model: Model, name: str, value: Any) -> Value:
+    if name in model.facts.categories:
+        category = find_category(value, model.facts.categories[name])
         if category is None:
             raise SpecError(
-                f"at[{name!r}] has {value!r}; the categories of {name!r} are {list(found.facts.categories[name])}"
+                f"at[{name!r}] has {value!r}; the categories of {name!r} are {list(model.facts.categories[name])}"
             )
         return category
     if not isinstance(value, (bool, np.bool_)) and not is_number(value):
@@ -246,12 +246,12 @@ def _value(found: Model, name: str, value: Any) -> Value:
     return float(value)
 
 
-def path_weights(found: Model, estimands: Estimands, points: list[Point]) -> tuple[Floats, ...]:
+def path_weights(model: Model, estimands: Estimands, points: list[Point]) -> tuple[Floats, ...]:
     """Weights of the coefficients at some points; a category is a row of indicators."""
     values = {}
     for name, columns in estimands.moderators.items():
         for column in columns:
-            if name in found.facts.categories:
+            if name in model.facts.categories:
                 chosen = [float(column == f"{name}[{point[name]}]") for point in points]
             else:
                 chosen = [float(point[name]) for point in points]
@@ -290,7 +290,7 @@ class _Indices(NamedTuple):
     extra: int
 
 
-def _indices(found: Model, estimands: Estimands, points: list[Point]) -> tuple[_Indices, list[Point]]:
+def _indices(model: Model, estimands: Estimands, points: list[Point]) -> tuple[_Indices, list[Point]]:
     """Indices of moderated mediation, with the points they add: the slope of an indirect effect in one moderator.
 
     There is one where the effect is linear in the moderator, that is where it moves one path of each route at most.
@@ -298,7 +298,7 @@ def _indices(found: Model, estimands: Estimands, points: list[Point]) -> tuple[_
     every = list(points)
     combinations = []
     for name in estimands.moderators:
-        if name in found.facts.categories:
+        if name in model.facts.categories:
             continue
         others = list(dict.fromkeys(tuple((k, v) for k, v in point.items() if k != name) for point in points))
         for k, row in enumerate(estimands.rows):

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 
-from jaxmed._data import Design, Moments, SampleSummary, Totals, sample_from_dict, totals_from_dict
+from jaxmed._data import Design, Moments, SampleSummary, Totals, totals_from_dict
 from jaxmed._likelihood.processes import Hosts
-from jaxmed._support import DataError
+from jaxmed._support import DataError, convert
 
 Result = TypeVar("Result")
 
@@ -68,7 +68,7 @@ def agree(moments: Moments, hosts: Hosts, request: Mapping[str, Any]) -> tuple[M
         many clusters those with the smallest hashes are compared.
     """
     if hosts.count == 1:
-        return moments, moments.intake
+        return moments, moments.sample_summary
     clusters = moments.clusters
     wide = {"i": "int64", "u": "uint64", "f": "float64", "M": "datetime64[us]"}.get(clusters.dtype.kind)
     hashes = pd.util.hash_array(clusters if wide is None else clusters.astype(np.dtype(wide)))
@@ -85,7 +85,7 @@ def agree(moments: Moments, hosts: Hosts, request: Mapping[str, Any]) -> tuple[M
         "cluster_level": sorted(moments.cluster_level),
         "row_products": moments.row_products,
         "unit": [moments.shift.tolist(), moments.scale.tolist()],
-        "intake": asdict(moments.intake),
+        "intake": asdict(moments.sample_summary),
         "sketch": {f"{key:x}": str(label) for key, label in zip(hashes[least], moments.clusters[least], strict=True)},
     }
     headers = hosts.gather(header)
@@ -105,7 +105,7 @@ def agree(moments: Moments, hosts: Hosts, request: Mapping[str, Any]) -> tuple[M
                 )
             seen[hashed] = process
     shift, scale = (np.array(unit) for unit in headers[0]["unit"])
-    return moments.rescaled(shift, scale), reduce(add, (sample_from_dict(other["intake"]) for other in headers))
+    return moments.rescaled(shift, scale), reduce(add, (convert(other["intake"], SampleSummary) for other in headers))
 
 
 def common_blocks(design: Design, hosts: Hosts) -> Design:

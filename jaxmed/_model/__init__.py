@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxmed._model.choices import Center, Intercepts, Residuals, Structure
 from jaxmed._model.data_facts import DataFacts
 from jaxmed._model.estimands import Edge, Estimands, Row
 from jaxmed._model.mediation import MODEL, Mediation, Spec, check_spec, from_dict
@@ -11,13 +12,17 @@ from jaxmed._model.terms import INTERCEPT, category_text, check_terms, factors, 
 __all__ = [
     "INTERCEPT",
     "MODEL",
+    "Center",
     "DataFacts",
     "Edge",
     "Equation",
     "Estimands",
+    "Intercepts",
     "Mediation",
+    "Residuals",
     "Row",
     "Spec",
+    "Structure",
     "System",
     "category_text",
     "check_spec",

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from jaxmed._model.choices import Center, Intercepts, Residuals, Structure
 from jaxmed._model.compilation import Compilation
 from jaxmed._model.data_facts import DataFacts
 from jaxmed._model.mediation_options import (
@@ -100,11 +101,11 @@ class Mediation(Compilation):
     covariance: str | tuple[tuple[str, ...], ...] = "unstructured"
     covariates: Pairs = ()
     moderators: Pairs = ()
-    center: str | None = None
+    center: Center | None = None
     serial: bool = False
     reference: tuple[tuple[str, str], ...] = ()
-    residuals: str = "correlated"
-    intercepts: str | None = None
+    residuals: Residuals = "correlated"
+    intercepts: Intercepts | None = None
     zero: tuple[tuple[str, str], ...] = ()
 
     def __init__(
@@ -114,17 +115,16 @@ class Mediation(Compilation):
         y: str,
         cluster: str,
         random: str | Groups = "all",
-        covariance: str | Iterable[Iterable[str]] = "unstructured",
+        covariance: Structure | Iterable[Iterable[str]] = "unstructured",
         covariates: str | Iterable[str] | Groups | None = None,
         moderators: str | Iterable[str] | Mapping[str, str | Iterable[str]] | None = None,
-        center: str | None = None,
+        center: Center | None = None,
         serial: bool = False,
         reference: Mapping[str, Any] | None = None,
-        residuals: str = "correlated",
-        intercepts: str | None = None,
+        residuals: Residuals = "correlated",
+        intercepts: Intercepts | None = None,
         zero: Iterable[Iterable[str]] | None = None,
     ) -> None:
-        put = object.__setattr__
         mediators = tuple(m) if isinstance(m, (list, tuple)) else (m,)
         if not mediators:
             raise SpecError("m is an empty list; name at least one mediator")
@@ -132,30 +132,31 @@ class Mediation(Compilation):
         named = {f"m[{k}]" if several else "m": name for k, name in enumerate(mediators)}
         roles = {"x": x, **named, "y": y, "cluster": cluster}
         check_roles(roles)
-        put(self, "x", x)
-        put(self, "m", mediators if several else mediators[0])
-        put(self, "y", y)
-        put(self, "cluster", cluster)
-        put(self, "covariance", check_covariance(covariance))
         if center is not None:
-            check_choice("center", center, ("cluster", "none"), " or leave it out")
-        put(self, "center", center)
-        serial = check_flag("serial", serial)
-        if serial and not several:
+            check_choice("center", center, Center, " or leave it out")
+        if check_flag("serial", serial) and not several:
             raise SpecError("serial=True needs at least two mediators, m=['m1', 'm2'], in the order in which they act")
-        put(self, "serial", serial)
-        check_choice("residuals", residuals, ("correlated", "independent"))
-        put(self, "residuals", residuals)
         if intercepts is not None:
-            check_choice("intercepts", intercepts, ("independent", "correlated"), " or leave it out")
-        put(self, "intercepts", intercepts)
-        put(self, "zero", check_zero(zero))
+            check_choice("intercepts", intercepts, Intercepts, " or leave it out")
         columns_of_roles = tuple(roles.values())
-        put(self, "reference", check_reference(reference, columns_of_roles, x))
+        own = vars(self)  # the class is frozen: fields are set here and nowhere else
+        own.update(
+            x=x,
+            m=mediators if several else mediators[0],
+            y=y,
+            cluster=cluster,
+            covariance=check_covariance(covariance),
+            center=center,
+            serial=bool(serial),
+            residuals=check_choice("residuals", residuals, Residuals),
+            intercepts=intercepts,
+            zero=check_zero(zero),
+            reference=check_reference(reference, columns_of_roles, x),
+        )
         kinds = {edge.name: edge.kind for edge in self.edges}
-        put(self, "moderators", check_moderators(moderators, kinds, columns_of_roles))
+        own["moderators"] = check_moderators(moderators, kinds, columns_of_roles)
         outcomes = (*mediators, y)
-        put(self, "covariates", check_covariates(covariates, outcomes, columns_of_roles, self.categorical))
+        own["covariates"] = check_covariates(covariates, outcomes, columns_of_roles, self.categorical)
         used = [name for _, names in self.covariates for term in names for name in columns(term)]
         unused = [g for g, _ in self.reference if g not in (x, *used) and g not in dict(self.moderators)]
         if unused:
@@ -170,7 +171,7 @@ class Mediation(Compilation):
         unknown = self._unknown_facts()
         chosen = check_random(random, self._predictors(unknown), x, self._is_known_later)
         is_all = not isinstance(chosen, str) and dict(chosen) == self._all_random(unknown, unknown)
-        put(self, "random", "all" if is_all and not self.moderators else chosen)
+        own["random"] = "all" if is_all and not self.moderators else chosen
         self._compile(unknown)
 
     # What the data changed

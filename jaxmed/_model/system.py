@@ -11,13 +11,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jaxmed._model import terms
+from jaxmed._model.choices import Structure
 from jaxmed._model.data_facts import DataFacts
 from jaxmed._model.estimands import Edge, Estimands
 from jaxmed._model.formulas import common_cluster, parse
 from jaxmed._model.terms import INTERCEPT, check_name, check_terms
 from jaxmed._support import SpecError, check_choice, check_list, one_or_more
-
-COVARIANCES = ("unstructured", "diagonal", "block")
 
 
 @dataclass(frozen=True)
@@ -78,10 +77,8 @@ class Equation:
                 f"{outcome!r} belongs to the cluster (level=2): with one row per cluster its effects cannot vary "
                 "between clusters; leave out random"
             )
-        object.__setattr__(self, "outcome", outcome)
-        object.__setattr__(self, "predictors", fixed)
-        object.__setattr__(self, "random", tuple(name for name in fixed if name in varying))
-        object.__setattr__(self, "level", int(level))
+        random = tuple(name for name in fixed if name in varying)
+        vars(self).update(outcome=outcome, predictors=fixed, random=random, level=int(level))
 
     @cached_property
     def labels(self) -> tuple[str, ...]:
@@ -145,7 +142,7 @@ class System:
         self,
         equations: Iterable[Equation],
         cluster: str,
-        covariance: str | Iterable[Iterable[str]] = "unstructured",
+        covariance: Structure | Iterable[Iterable[str]] = "unstructured",
         residuals: Iterable[Iterable[str]] = (),
         zero: Iterable[Iterable[str]] | None = None,
     ) -> None:
@@ -173,14 +170,12 @@ class System:
                     "use different columns"
                 )
         groups = _residual_groups(residuals, equations)
-        object.__setattr__(self, "equations", equations)
-        object.__setattr__(self, "cluster", cluster)
-        object.__setattr__(self, "covariance", covariance)
-        object.__setattr__(self, "residuals", groups)
+        own = vars(self)
+        own.update(equations=equations, cluster=cluster, covariance=covariance, residuals=groups)
         labels_of_random = self._labels_in_order
         if not isinstance(covariance, str):
             _check_partition(covariance, labels_of_random)
-        object.__setattr__(self, "zero", check_zero(zero, labels_of_random))
+        own["zero"] = check_zero(zero, labels_of_random)
         _ = self.random_labels  # refuses zeros that leave a circle
 
     @classmethod
@@ -188,7 +183,7 @@ class System:
         cls,
         formulas: Iterable[str],
         cluster: str | None = None,
-        covariance: str | Iterable[Iterable[str]] = "unstructured",
+        covariance: Structure | Iterable[Iterable[str]] = "unstructured",
         residuals: Iterable[Iterable[str]] = (),
         zero: Iterable[Iterable[str]] | None = None,
     ) -> System:
@@ -476,7 +471,7 @@ def check_covariance(value: Any) -> str | tuple[tuple[str, ...], ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         example = "[['m~1'], ['y~1'], ['m~x', 'y~m']]"
         also = f" or list groups of labels of random effects that may covary, such as {example}"
-        return check_choice("covariance", value, COVARIANCES, also)
+        return check_choice("covariance", value, Structure, also)
     listed = check_list("covariance", value, "such as [['m~1'], ['y~1']]")
     groups = tuple(tuple(group) if isinstance(group, (list, tuple)) else (group,) for group in listed)
     names = [name for group in groups for name in group]

@@ -164,7 +164,7 @@ def leave_one_out(base: Fitted) -> tuple[Floats, NDArray[np.bool_]]:
     Shapes (J, p + n) and (J,).
     """
     refitter = make_refitter(replace(base, targets=None), "left_out")
-    size = len(base.found.working.values)
+    size = len(base.fit.working.values)
     working: dict[str, Any] = {"matrix": np.eye(size), "offset": np.zeros(size)}
     refitter = replace(refitter, setting=refitter.setting._replace(**working))
     parts = []
@@ -192,22 +192,22 @@ class Fitted:
 
     Attributes
     ----------
-    found : Estimates
+    fit : Estimates
     moments : Moments
     problem : Problem
     targets : Targets or None
         Effects to compute, of a mediation model.
     """
 
-    found: Estimates
+    fit: Estimates
     moments: Moments
     problem: Problem
     targets: Targets | None
 
 
-def fitted(found: Estimates, moments: Moments, targets: Targets | None) -> Fitted:
+def fitted(fit: Estimates, moments: Moments, targets: Targets | None) -> Fitted:
     """Prepare a fit for refits."""
-    return Fitted(found, moments, problem_of(found, moments), targets)
+    return Fitted(fit, moments, problem_of(fit, moments), targets)
 
 
 def make_refitter(
@@ -237,7 +237,7 @@ def make_refitter(
     together = 1 if devices[0].platform == "cpu" else size
     program = Program(layout, None if targets is None else targets.plan, source, plan, together, design.n_clusters)
     numbers: dict[str, Any] = {  # NumPy until a compiled program takes them in
-        "start": base.found.working.theta,
+        "start": base.fit.working.theta,
         "matrix": scale.matrix,
         "offset": np.concatenate([scale.offset, np.zeros(layout.n_theta)]),
         "weights": () if targets is None else targets.weights,
@@ -269,7 +269,7 @@ def _population(base: Fitted) -> sample_moments.Population:
     """The fitted model on the working scale."""
     layout = base.problem.layout
     n_free = len(layout.free)
-    working = base.found.working
+    working = base.fit.working
     root = np.zeros((layout.n_random, layout.n_random))
     if n_free:
         row, col = np.array(layout.free, dtype=int).T

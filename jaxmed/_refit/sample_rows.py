@@ -44,7 +44,7 @@ class Rows:
     numbers: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
 
-def read_rows(data: Any, found: Estimates, moments: Moments) -> Rows:
+def read_rows(data: Any, fit: Estimates, moments: Moments) -> Rows:
     """The rows that a fit's moments were read from.
 
     Raises
@@ -52,9 +52,9 @@ def read_rows(data: Any, found: Estimates, moments: Moments) -> Rows:
     DataError
         The data are others than those of the fit.
     """
-    source, facts = survey(data, found.spec)
-    system = found.system
-    if found.spec.system(replace(found.facts, categories=facts.categories)) != system:
+    source, facts = survey(data, fit.spec)
+    system = fit.system
+    if fit.spec.system(replace(fit.facts, categories=facts.categories)) != system:
         raise DataError("these data have other categories than those of the fit; give the data that were fitted")
     wide = source.to_pandas(system)
     names = [system.cluster, *system.columns]
@@ -161,12 +161,12 @@ def generated(
     return columns
 
 
-def drawn(rows: Rows, found: Estimates, rng: np.random.Generator) -> dict[str, Floats]:
+def drawn(rows: Rows, fit: Estimates, rng: np.random.Generator) -> dict[str, Floats]:
     """Outcomes drawn from the fitted model."""
     n = rows.moments.n_clusters
-    effects = symmetric_root(found.random_cov.to_numpy()) @ rng.standard_normal((len(found.random_cov), n))
-    errors = symmetric_root(found.residual_cov.to_numpy()) @ _noise(rows, rng)
-    return generated(rows, found.fixed, dict(zip(found.system.random_labels, effects, strict=True)), errors)
+    effects = symmetric_root(fit.random_cov.to_numpy()) @ rng.standard_normal((len(fit.random_cov), n))
+    errors = symmetric_root(fit.residual_cov.to_numpy()) @ _noise(rows, rng)
+    return generated(rows, fit.fixed, dict(zip(fit.system.random_labels, effects, strict=True)), errors)
 
 
 def _noise(rows: Rows, rng: np.random.Generator) -> Floats:
@@ -202,15 +202,15 @@ class Reflated:
     errors: tuple[tuple[tuple[int, ...], Floats], ...]
 
 
-def reflated(rows: Rows, found: Estimates, predicted: Floats) -> Reflated:
+def reflated(rows: Rows, fit: Estimates, predicted: Floats) -> Reflated:
     """From predicted random effects, shape (q, J), in the order of the labels."""
-    effects = dict(zip(found.system.random_labels, predicted, strict=True))
+    effects = dict(zip(fit.system.random_labels, predicted, strict=True))
     residuals = []
     for equation in rows.system.equations:
         nothing = np.zeros(len(rows.cluster))
-        fitted = outcome_values(equation, found.fixed, effects, nothing, rows.columns, rows.cluster)
+        fitted = outcome_values(equation, fit.fixed, effects, nothing, rows.columns, rows.cluster)
         residuals.append(rows.columns[equation.outcome] - fitted)
-    covariance = found.residual_cov.to_numpy()
+    covariance = fit.residual_cov.to_numpy()
     errors = []
     for group in rows.system.residual_groups:
         own = np.stack([residuals[e] for e in group])
@@ -219,7 +219,7 @@ def reflated(rows: Rows, found: Estimates, predicted: Floats) -> Reflated:
         own = own[:, ~np.isnan(own).any(axis=0)]
         errors.append((group, _inflated(own, covariance[np.ix_(group, group)])))
     present = predicted[:, ~np.isnan(predicted).any(axis=0)]
-    return Reflated(_inflated(present, found.random_cov.to_numpy()), tuple(errors))
+    return Reflated(_inflated(present, fit.random_cov.to_numpy()), tuple(errors))
 
 
 def _inflated(values: Floats, covariance: Floats) -> Floats:
@@ -233,7 +233,7 @@ def _inflated(values: Floats, covariance: Floats) -> Floats:
     return symmetric_root(covariance) @ inverse_root @ centred
 
 
-def from_residuals(rows: Rows, found: Estimates, pool: Reflated, rng: np.random.Generator) -> dict[str, Floats]:
+def from_residuals(rows: Rows, fit: Estimates, pool: Reflated, rng: np.random.Generator) -> dict[str, Floats]:
     """Outcomes from random effects and residuals drawn with replacement from the reflated ones."""
     n = rows.moments.n_clusters
     effects = pool.effects[:, rng.integers(0, pool.effects.shape[1], n)]
@@ -242,7 +242,7 @@ def from_residuals(rows: Rows, found: Estimates, pool: Reflated, rng: np.random.
         by_cluster = rows.system.equations[group[0]].level == 2
         chosen = rng.integers(0, own.shape[1], n if by_cluster else len(rows.cluster))
         errors[list(group)] = own[:, chosen[rows.cluster] if by_cluster else chosen]
-    return generated(rows, found.fixed, dict(zip(found.system.random_labels, effects, strict=True)), errors)
+    return generated(rows, fit.fixed, dict(zip(fit.system.random_labels, effects, strict=True)), errors)
 
 
 def two_stage(rows: Rows, rng: np.random.Generator) -> tuple[dict[str, Floats], Ints]:

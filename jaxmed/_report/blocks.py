@@ -8,12 +8,13 @@ from functools import cached_property
 from typing import Any
 
 import pandas as pd
+from markupsafe import Markup
 
 from jaxmed._report import figures
 from jaxmed._report.figures import Picture
-from jaxmed._report.html import Html, element, figure, join, table
+from jaxmed._report.html import element, figure, join, table
 from jaxmed._results import Conflation, Fit, conflation, tables
-from jaxmed._simulation import Replicates
+from jaxmed._simulation import IntervalKind, Replicates
 from jaxmed._support import DataError, FitError
 
 
@@ -38,7 +39,7 @@ class Content:
     level: float
     at: Mapping[str, Any] | None
     replicates: Replicates | None
-    kind: str
+    kind: IntervalKind
     effects: pd.DataFrame | None
 
     @cached_property
@@ -52,30 +53,30 @@ class Content:
             return str(error)
 
 
-def paragraph_list(words: Iterable[str]) -> list[Html]:
+def paragraph_list(words: Iterable[str]) -> list[Markup]:
     """A paragraph each."""
     return [element("p", text) for text in words]
 
 
-def paragraphs(words: Iterable[str]) -> Html:
+def paragraphs(words: Iterable[str]) -> Markup:
     """Paragraphs one after the other."""
     return join(paragraph_list(words))
 
 
-def code(text: str, name: str) -> Html:
+def code(text: str, name: str) -> Markup:
     """Code that scrolls inside its own box."""
     return element("pre", element("code", text), class_="scroll", tabindex=0, role="region", aria_label=name)
 
 
-def pictures(pictures: Iterable[Picture], wide: bool = False) -> Html:
+def pictures(pictures: Iterable[Picture], wide: bool = False) -> Markup:
     """Figures: side by side where there is room, or over the whole width."""
     made = [figure(figures.svg(picture), picture.caption, wide) for picture in pictures]
     if not made:
-        return Html("")
+        return Markup("")
     return join(made) if wide else element("div", *made, class_="figures")
 
 
-def number_table(name: str, found: tables.Numbers, note: str | None = None) -> Html:
+def number_table(name: str, found: tables.Numbers, note: str | None = None) -> Markup:
     """A table of numbers, rounded by their standard errors."""
     first, entries = tables.stub(found.values.index)
     body = tables.cells(found.values).to_numpy()
@@ -84,7 +85,7 @@ def number_table(name: str, found: tables.Numbers, note: str | None = None) -> H
     return table(name, found.title, heads, rows, len(first), note)
 
 
-def matrix(name: str, title: str, values: pd.DataFrame, digits: int) -> Html:
+def matrix(name: str, title: str, values: pd.DataFrame, digits: int) -> Markup:
     """The lower triangle of a symmetric table."""
     rows = [
         [str(label), *(tables.rounded(value, digits) if k <= at else "" for k, value in enumerate(row))]

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pandas as pd
+from markupsafe import Markup
 
 from jaxmed._report import figures, text
 from jaxmed._report.blocks import Content, number_table, paragraphs, pictures
-from jaxmed._report.html import Html, element, join, table
+from jaxmed._report.html import element, join, table
 from jaxmed._results import tables
 from jaxmed._support import FitError
 
@@ -15,18 +16,18 @@ FEW = 8  # rows of a table by kind of standard error
 EXPECTED = 0.01  # p below which a cluster's random effects are far out
 
 
-def diagnostics(of: Content) -> Html:
+def diagnostics(of: Content) -> Markup:
     """Standard errors by kind, influence of clusters, outlying clusters, paths within against between."""
     return join([_kinds(of), _influence(of), _outlying(of), _conflation(of)])
 
 
-def _kinds(of: Content) -> Html:
+def _kinds(of: Content) -> Markup:
     """Joint, cluster-robust and Satterthwaite's intervals side by side."""
     fit = of.fit
-    joint = fit.intervals(level=of.level, se="joint", at=of.at)
+    joint = fit.intervals(level=of.level, covariance="joint", at=of.at)
     chosen = [key for key in joint.index if _summed(key)] or list(joint.index)
     chosen = chosen[:FEW]
-    robust = fit.intervals(level=of.level, se="robust", at=of.at)
+    robust = fit.intervals(level=of.level, covariance="robust", at=of.at)
     shown = pd.DataFrame(
         {
             "estimate": joint["estimate"],
@@ -58,7 +59,7 @@ def _summed(key: object) -> bool:
     return name.startswith(("indirect", "total")) and " - " not in name
 
 
-def _influence(of: Content) -> Html:
+def _influence(of: Content) -> Markup:
     """Clusters by Cook's distance, and what the first indirect effect would be without each."""
     found = of.fit.influence(at=of.at)
     told = [str(name) for name in found if found[name].notna().any() and name not in ("cook", "cook_all")]
@@ -83,10 +84,10 @@ def _influence(of: Content) -> Html:
     )
 
 
-def _outlying(of: Content) -> Html:
+def _outlying(of: Content) -> Markup:
     """Clusters whose random effects are far from what the model expects."""
     if not of.fit.system.random_labels:
-        return Html("")
+        return Markup("")
     found = of.fit.cluster_residuals()
     far = found[found["p"] < EXPECTED].nsmallest(SHOWN, "p")
     expected = EXPECTED * len(found)
@@ -105,19 +106,19 @@ def _outlying(of: Content) -> Html:
     return join(parts)
 
 
-def _conflation(of: Content) -> Html:
+def _conflation(of: Content) -> Markup:
     """Whether paths within and between clusters differ."""
-    found = of.conflation
-    if not found:
-        return Html("")
+    conflation = of.conflation
+    if not conflation:
+        return Markup("")
     title = element("h3", "Within and between clusters")
-    if isinstance(found, str):
-        return join([title, element("p", f"Not tested: {found}.")])
-    test = " ".join(text.levels_differ(found)) or "There is no test of all: some of them are not identified."
+    if isinstance(conflation, str):
+        return join([title, element("p", f"Not tested: {conflation}.")])
+    test = " ".join(text.levels_differ(conflation)) or "There is no test of all: some of them are not identified."
     words = [
         "Cluster means of the predictor and the mediators, added to the equations, separate the paths between clusters "
         f"from those within. {test}"
     ]
-    shown = found.table[["within", "between", "estimate", "se", "z", "p"]]
+    shown = conflation.table[["within", "between", "estimate", "se", "z", "p"]]
     numbers = tables.Numbers("conflation", "Paths within and between clusters", shown, of.level)
     return join([title, paragraphs(words), number_table("conflation", numbers, "Estimate: between less within.")])

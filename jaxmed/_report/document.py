@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
 from jaxmed._data import describe_moments
 from jaxmed._inference import TestResult, check_level
@@ -17,9 +18,9 @@ from jaxmed._report import figures
 from jaxmed._report import text as report_text
 from jaxmed._report.blocks import Content, code, matrix, number_table, paragraph_list, paragraphs, pictures
 from jaxmed._report.diagnostics import diagnostics
-from jaxmed._report.html import Html, element, join, page, table
+from jaxmed._report.html import element, join, page, table
 from jaxmed._results import SE_NOTES, Fit, check_is_fit, johnson_neyman, legend, middle, numeric_moderators, tables
-from jaxmed._simulation import KINDS, Replicates, check_fit
+from jaxmed._simulation import IntervalKind, Replicates, check_fit
 from jaxmed._support import (
     ConvergenceWarning,
     FitError,
@@ -39,7 +40,7 @@ def report(
     path: str | Path,
     replicates: Replicates | None = None,
     *,
-    kind: str = "percentile",
+    kind: IntervalKind = "percentile",
     level: float = 0.95,
     at: Mapping[str, Any] | None = None,
 ) -> None:
@@ -80,7 +81,7 @@ def report(
     '<!DOCTYPE html>'
     """
     check_is_fit(fit, "report")
-    check_choice("kind", kind, KINDS)
+    check_choice("kind", kind, IntervalKind)
     if np.all(np.isnan(np.diag(fit.joint))):
         raise FitError(f"this fit has no joint standard errors to report ({fit.message})")
     path = check_path("path", path)
@@ -105,11 +106,11 @@ def _document(of: Content) -> str:
 # Sections ------------------------------------------------------------------------------------------------------------
 
 
-def _question(of: Content) -> Html:
+def _question(of: Content) -> Markup:
     return paragraphs(report_text.question(of.fit))
 
 
-def _answer(of: Content) -> Html:
+def _answer(of: Content) -> Markup:
     fit = of.fit
     warning = not fit.converged or fit.singular or fit.flat or fit.imprecise or fit.cautions
     parts = []
@@ -133,13 +134,13 @@ def _answers(of: Content) -> list[str]:
     return found
 
 
-def _data(of: Content) -> Html:
+def _data(of: Content) -> Markup:
     fit = of.fit
     found = describe_moments(fit.moments)
-    intake, sizes = fit.intake, found.clusters
+    sample_summary, sizes = fit.sample_summary, found.clusters
     used = report_text.listed(
         f"{count} {'rows' if equation.level == 1 else 'clusters'} (that of {equation.outcome})"
-        for equation, count in zip(fit.system.equations, intake.used, strict=True)
+        for equation, count in zip(fit.system.equations, sample_summary.used, strict=True)
     )
     low, high = sizes["min"], sizes["max"]
     each = (
@@ -147,9 +148,13 @@ def _data(of: Content) -> Html:
         if low == high
         else f"{low:g} to {high:g} rows (mean {sizes['mean']:.1f}, median {sizes['median']:g})"
     )
-    left = f"{intake.dropped} of them complete no equation and are left out" if intake.dropped else "none is left out"
+    left = (
+        f"{sample_summary.dropped} of them complete no equation and are left out"
+        if sample_summary.dropped
+        else "none is left out"
+    )
     words = [
-        f"{intake.rows} rows were read; {left}. The equations use {used}.",
+        f"{sample_summary.rows} rows were read; {left}. The equations use {used}.",
         f"There are {fit.n_clusters} clusters ({fit.spec.cluster}) of {each}.",
         *(f"{note}." for note in fit.notes),
     ]
@@ -165,13 +170,13 @@ def _data(of: Content) -> Html:
     )
     parts = [paragraphs(words), table("variables", "Variables", heads, rows, note=note)]
     parts.append(matrix("correlations", "Correlations (rows that have all variables)", found.correlations, 3))
-    if any(intake.missing.values()):
-        patterns = [[observed, str(count)] for observed, count in intake.patterns.items()]
+    if any(sample_summary.missing.values()):
+        patterns = [[observed, str(count)] for observed, count in sample_summary.patterns.items()]
         parts.append(table("patterns", "Rows by the columns that they have", ["observed", "rows"], patterns))
     return join(parts)
 
 
-def _model(of: Content) -> Html:
+def _model(of: Content) -> Markup:
     fit = of.fit
     rows = [
         [e.outcome, ", ".join(e.predictors), ", ".join(e.random) or "none", "row" if e.level == 1 else "cluster"]
@@ -184,9 +189,9 @@ def _model(of: Content) -> Html:
     return join(parts)
 
 
-def _effects(of: Content) -> Html:
+def _effects(of: Content) -> Markup:
     if of.effects is None:
-        return Html("")
+        return Markup("")
     fit = of.fit
     note = "; ".join(legend(fit)).replace("->", "→") + "."
     if fit.flat:
@@ -233,11 +238,11 @@ def _region(row: pd.Series) -> list[str]:
     return ["positive" if row["sign"] > 0 else "negative", f"{row['lower']:.3g}", f"{row['upper']:.3g}"]
 
 
-def _clusters(of: Content) -> Html:
+def _clusters(of: Content) -> Markup:
     fit = of.fit
     drawn = pictures(figures.clusters(fit, of.level))
     if not fit.system.random_labels or not drawn:
-        return Html("")
+        return Markup("")
     parts = []
     if of.effects is not None and report_text.effects_vary(fit):
         note = (
@@ -250,17 +255,17 @@ def _clusters(of: Content) -> Html:
     return join([*parts, drawn])
 
 
-def _bootstrap(of: Content) -> Html:
+def _bootstrap(of: Content) -> Markup:
     if of.replicates is None:
-        return Html("")
-    found = of.replicates
+        return Markup("")
+    replicates = of.replicates
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", ConvergenceWarning)
-        intervals = found.intervals(of.kind, of.level, fit=of.fit)
+        intervals = replicates.intervals(of.kind, of.level, fit=of.fit)
     words = [
-        f"{len(found)} replicates of {found.origin.requested} asked for, seed {found.seed}, made by the "
-        f"{report_text.METHODS.get(found.method, found.method)}; {len(found.failures())} did not converge and are left "
-        "out of the intervals.",
+        f"{len(replicates)} replicates of {replicates.origin.requested} asked for, seed {replicates.seed}, made by the "
+        f"{report_text.METHODS.get(replicates.method, replicates.method)}; {len(replicates.failures())} did not "
+        "converge and are left out of the intervals.",
         *dict.fromkeys(f"Note: {warning.message}." for warning in said),
     ]
     shown = intervals[["estimate", "se", "ci_lower", "ci_upper", "ci_lower_mcse", "ci_upper_mcse"]]
@@ -269,16 +274,16 @@ def _bootstrap(of: Content) -> Html:
         f"Intervals: {of.kind}. SE: standard deviation of the replicates. Error: Monte Carlo standard error of a limit."
     )
     numbers = tables.Numbers("bootstrap", "Bootstrap intervals of effects", shown, of.level)
-    labels = found.origin.labels[found.origin.n_params :]
+    labels = replicates.origin.labels[replicates.origin.n_params :]
     terms = [name for name in labels if name.startswith(("indirect", "total")) and " - " not in name][:MOST]
-    several = figures.bootstrapped(of.fit, found, terms, of.kind, of.level)
+    several = figures.bootstrapped(of.fit, replicates, terms, of.kind, of.level)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # said above
         drawn = pictures(several)
     return join([paragraphs(words), number_table("bootstrap", numbers, note), drawn])
 
 
-def _estimates(of: Content) -> Html:
+def _estimates(of: Content) -> Markup:
     fit = of.fit
     parts = [
         number_table("coefficients", tables.numbers(fit, "coefficients", level=of.level), SE_NOTES[fit.default_se]),
@@ -300,7 +305,7 @@ def _estimates(of: Content) -> Html:
     return join(parts)
 
 
-def _fit(of: Content) -> Html:
+def _fit(of: Content) -> Markup:
     fit = of.fit
     wald = fit.wald()
     facts = [
@@ -326,10 +331,10 @@ def _test(test: TestResult) -> str:
     return f"χ²({test.df}) = {test.statistic:.2f}, p {text.replace('<', '< ') if '<' in text else f'= {text}'}"
 
 
-def _checks(of: Content) -> Html:
+def _checks(of: Content) -> Markup:
     drawn = pictures(figures.checks(of.fit, of.level))
     if not drawn:
-        return Html("")
+        return Markup("")
     words = (
         "If the model holds, points lie along the line. Heavy tails or a bend speak against normal random effects; the "
         "averages stand up to that better than their intervals and the distribution of effects over clusters."
@@ -337,7 +342,7 @@ def _checks(of: Content) -> Html:
     return join([element("p", words), drawn])
 
 
-def _methods(of: Content) -> Html:
+def _methods(of: Content) -> Markup:
     found = report_text.references(of.fit, of.replicates)
     parts = [
         element("p", "For a paper; edit to taste."),
@@ -348,7 +353,7 @@ def _methods(of: Content) -> Html:
     return join(parts)
 
 
-def _again(of: Content) -> Html:
+def _again(of: Content) -> Markup:
     model = json.dumps(of.fit.spec.to_dict(), indent=1, ensure_ascii=False)
     versions = [[name, version] for name, version in report_text.versions().items()]
     return join(
@@ -363,7 +368,7 @@ def _again(of: Content) -> Html:
 
 
 # A section is a function of the content; one that returns nothing is left out.
-SECTIONS: tuple[tuple[str, str, Callable[[Content], Html]], ...] = (
+SECTIONS: tuple[tuple[str, str, Callable[[Content], Markup]], ...] = (
     ("question", "Question", _question),
     ("answer", "In brief", _answer),
     ("data", "Data", _data),

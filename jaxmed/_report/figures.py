@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 
 from jaxmed import plots
 from jaxmed._inference import estimands_of
-from jaxmed._report.html import Html, element, join
+from jaxmed._report.html import element, join
 from jaxmed._results import Fit, Route, cluster_slopes, numeric_moderators, varying_routes
-from jaxmed._simulation import Replicates
+from jaxmed._simulation import IntervalKind, Replicates
 from jaxmed._support import FitError
 from jaxmed.plots._style import words
 
@@ -51,7 +52,7 @@ class Picture(NamedTuple):
     size: tuple[float, float] = SIZE
 
 
-def svg(picture: Picture) -> Html:
+def svg(picture: Picture) -> Markup:
     """A picture as an SVG element, its ids its own, without anything that a reader would have to fetch."""
     try:
         import matplotlib as mpl
@@ -67,13 +68,13 @@ def svg(picture: Picture) -> Html:
     return inline(stream.getvalue(), picture.name, picture.alternative)
 
 
-def inline(text: str, name: str, alternative: str) -> Html:
+def inline(text: str, name: str, alternative: str) -> Markup:
     """SVG of a file as an element of a page.
 
     Examples
     --------
-    >>> inline('<?xml version="1.0"?><svg><g id="a"/><use xlink:href="#a"/></svg>', "f", "A < B")[42:]
-    '<title id="f-title">A &lt; B</title><g id="f-a"/><use href="#f-a"/></svg>'
+    >>> print(inline('<?xml version="1.0"?><svg><g id="a"/><use xlink:href="#a"/></svg>', "f", "A < B")[42:])
+    <title id="f-title">A &lt; B</title><g id="f-a"/><use href="#f-a"/></svg>
     """
     text = text[text.index("<svg") :]
     for unwanted in (r"<!--.*?-->", r"<metadata>.*?</metadata>"):
@@ -86,7 +87,7 @@ def inline(text: str, name: str, alternative: str) -> Html:
     rest = re.sub(r"\n\s*", "\n", rest).strip()
     title = element("title", alternative, id=f"{name}-title")
     head = f'<svg{f" {box.group()}" if box else ""} role="img" aria-labelledby="{name}-title">'
-    return join([Html(head), title, Html(rest)])
+    return join([Markup(head), title, Markup(rest)])
 
 
 def diagram(fit: Fit, level: float, told: str) -> Iterator[Picture]:
@@ -195,7 +196,9 @@ def checks(fit: Fit, level: float) -> Iterator[Picture]:
             )
 
 
-def bootstrapped(fit: Fit, replicates: Replicates, terms: list[str], kind: str, level: float) -> Iterator[Picture]:
+def bootstrapped(
+    fit: Fit, replicates: Replicates, terms: list[str], kind: IntervalKind, level: float
+) -> Iterator[Picture]:
     """Distributions of effects over the replicates."""
     for k, term in enumerate(terms):
         yield Picture(

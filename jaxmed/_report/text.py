@@ -13,7 +13,7 @@ from jaxmed._data import equation_groups
 from jaxmed._inference import estimands_of
 from jaxmed._model import Mediation
 from jaxmed._results import Conflation, Fit, decimals, p_value, rounded
-from jaxmed._simulation import Replicates
+from jaxmed._simulation import IntervalKind, Replicates
 from jaxmed._version import __version__
 from jaxmed.plots._style import words
 
@@ -132,13 +132,13 @@ def effects_vary(fit: Fit) -> bool:
     return any(row.suffix != "_between" for row in estimands_of(fit).rows if row.kind == "indirect")
 
 
-def levels_differ(found: Conflation | str) -> list[str]:
+def levels_differ(conflation: Conflation | str) -> list[str]:
     """Whether the paths within and between clusters differ, in one sentence, and what to do; nothing without a test."""
-    if isinstance(found, str) or np.isnan(found.test.p):
+    if isinstance(conflation, str) or np.isnan(conflation.test.p):
         return []
-    spec = found.fit.spec
-    test = f"χ²({found.test.df})\u00a0=\u00a0{found.test.statistic:.2f}, p\u00a0{_p(found.test.p)}"
-    if found.test.p >= DIFFERENT:
+    spec = conflation.fit.spec
+    test = f"χ²({conflation.test.df})\u00a0=\u00a0{conflation.test.statistic:.2f}, p\u00a0{_p(conflation.test.p)}"
+    if conflation.test.p >= DIFFERENT:
         return [f"There is no sign that paths within and between clusters differ ({test})."]
     if not isinstance(spec, Mediation):  # the model with cluster means that was fitted for the test
         do = "one path for both is a mixture of the two, so fit the model with center='cluster' and read its effects"
@@ -210,10 +210,10 @@ def convergence(fit: Fit) -> list[str]:
     return [first, second, *extra]
 
 
-def methods(fit: Fit, level: float, replicates: Replicates | None, kind: str) -> str:
+def methods(fit: Fit, level: float, replicates: Replicates | None, kind: IntervalKind) -> str:
     """A paragraph for the methods section of a paper."""
     spec = fit.spec
-    rows = fit.intake.rows - fit.intake.dropped
+    rows = fit.sample_summary.rows - fit.sample_summary.dropped
     reml = "restricted maximum likelihood (REML; Patterson & Thompson, 1971)" if fit.reml else "maximum likelihood"
     sentences = []
     if isinstance(spec, Mediation):
@@ -228,14 +228,14 @@ def methods(fit: Fit, level: float, replicates: Replicates | None, kind: str) ->
         f" to {rows} observations in {fit.n_clusters} clusters ({spec.cluster}; on average "
         f"{rows / fit.n_clusters:.1f} observations per cluster)."
     )
-    used = {n for n, e in zip(fit.intake.used, fit.system.equations, strict=True) if e.level == 1}
+    used = {n for n, e in zip(fit.sample_summary.used, fit.system.equations, strict=True) if e.level == 1}
     if len(used) > 1:
         sentences.append(
             "Rows with missing values counted in the equations that they complete, which takes values as missing at "
             "random."
         )
-    if fit.intake.dropped:
-        sentences.append(f"{fit.intake.dropped} rows with missing values were left out.")
+    if fit.sample_summary.dropped:
+        sentences.append(f"{fit.sample_summary.dropped} rows with missing values were left out.")
     several = len(fit.system.outcomes) > 1
     sentences.append(
         f"{'All equations were estimated jointly' if several else 'The model was estimated'} by {reml}, in jaxmed "
@@ -345,7 +345,7 @@ def call(fit: Fit) -> str:
         model = "jm.Mediation(\n" + "".join(f"    {name}={value!r},\n" for name, value in given.items()) + ")"
     available, listwise = (equation_groups(fit.system, missing) for missing in ("available", "listwise"))
     read = fit.moments.groups, fit.moments.averaged
-    left_out = any(fit.intake.missing.values()) and read == listwise != available
+    left_out = any(fit.sample_summary.missing.values()) and read == listwise != available
     missing = ", missing='listwise'" if left_out else ""
     return f"import jaxmed as jm\n\nmodel = {model}\nfit = jm.fit(DATA, model, reml={fit.reml}{missing})\n"
 

@@ -46,15 +46,15 @@ def compare(fit0: Fit, fit1: Fit) -> TestResult:
     >>> jm.compare(small, jm.fit(data, **roles)).df
     5
     """
-    for found in (fit0, fit1):
-        check_is_fit(found, "compare")
-        if not found.converged:
-            raise FitError(f"one of the fits did not converge, so its likelihood is not a maximum: {found.message}")
-    small, large = sorted((fit0, fit1), key=lambda found: found.n_params)
+    for fit in (fit0, fit1):
+        check_is_fit(fit, "compare")
+        if not fit.converged:
+            raise FitError(f"one of the fits did not converge, so its likelihood is not a maximum: {fit.message}")
+    small, large = sorted((fit0, fit1), key=lambda fit: fit.n_params)
     _check_same(small, large)
-    parameters = [{_key(label) for label in found.labels} for found in (small, large)]
-    fixed = [set(found.system.labels) for found in (small, large)]
-    random = [set(found.system.random_labels) for found in (small, large)]
+    parameters = [{_key(label) for label in fit.labels} for fit in (small, large)]
+    fixed = [set(fit.system.labels) for fit in (small, large)]
+    random = [set(fit.system.random_labels) for fit in (small, large)]
     if small.reml and fixed[0] != fixed[1]:
         raise FitError(
             "restricted likelihoods of models with different fixed effects do not compare, nor do their aic and bic; "
@@ -105,14 +105,14 @@ def _check_same(small: Fit, large: Fit) -> None:
             f"the fits have different clusters ({small.n_clusters} of {small.system.cluster!r}, {large.n_clusters} of "
             f"{large.system.cluster!r}); fit both to the same data"
         )
-    rows = [dict(zip(found.system.outcomes, found.intake.used, strict=True)) for found in (small, large)]
+    rows = [dict(zip(fit.system.outcomes, fit.sample_summary.used, strict=True)) for fit in (small, large)]
     if rows[0] != rows[1]:
         raise FitError(
             f"the fits use different rows ({rows[0]} and {rows[1]}), because of missing values in columns that only "
             "one of them has; fit both to the rows that are complete"
         )
     for outcome in small.system.outcomes:
-        spread = np.array([found.moments.spread(outcome)[:2] for found in (small, large)])
+        spread = np.array([fit.moments.spread(outcome)[:2] for fit in (small, large)])
         if not np.allclose(spread[0], spread[1], rtol=1e-9, atol=1e-9 * np.sqrt(spread[0, 1])):
             means = " and ".join(f"{mean:.6g}" for mean in spread[:, 0])
             raise FitError(f"the fits are of different data: {outcome!r} has the means {means}, or other variances")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxmed._data import (
+    Missing,
     Moments,
     SampleSummary,
     check_complete,
@@ -60,6 +60,7 @@ from jaxmed._support import (
     Status,
     check_count,
     check_flag,
+    warn_caller,
 )
 
 FitLike = TypeVar("FitLike", bound=FitEffects)
@@ -71,7 +72,7 @@ def estimate(
     spec: Spec,
     *,
     reml: bool,
-    missing: str = "available",
+    missing: Missing = "available",
     max_iter: int = 100,
     distributed: bool = False,
 ) -> FitLike:
@@ -86,7 +87,7 @@ def estimate(
         alike = [frozenset(names) for names in hosts.gather(sorted(facts.equal_means))]
         facts = replace(facts, equal_means=frozenset.intersection(*alike))
     request = {"model": spec.to_dict(), "reml": bool(reml), "missing": missing, "max_iter": int(max_iter)}
-    moments, intake = agree(moments, hosts, request)
+    moments, sample_summary = agree(moments, hosts, request)
     system = spec.system(facts)
     problem = make_problem(system, moments, bool(reml), hosts)
     check_identified(problem.design, problem.totals, hosts.add)
@@ -94,12 +95,12 @@ def estimate(
     cautions: tuple[str, ...] = ()
     if hosts == ALONE and solution.status == Status.CONVERGED:
         solution, covariances, cautions = check_intercepts(spec, facts, problem, solution, covariances, int(max_iter))
-    values = _moderator_values(spec, facts, moments, intake, hosts)
-    fit = _assemble(kind, spec, facts, problem, moments, intake, values, solution, covariances, cautions)
+    values = _moderator_values(spec, facts, moments, sample_summary, hosts)
+    fit = _assemble(kind, spec, facts, problem, moments, sample_summary, values, solution, covariances, cautions)
     return fit if hosts == ALONE else replace(fit, moderator_means=_moderator_means(fit, hosts))
 
 
-def _facts_and_moments(data: Any, spec: Spec, missing: str) -> tuple[DataFacts, Moments]:
+def _facts_and_moments(data: Any, spec: Spec, missing: Missing) -> tuple[DataFacts, Moments]:
     """Read the data of a model, and what they say about it."""
     if isinstance(data, (str, os.PathLike)) and moments_file.is_moments(data):
         data = moments_file.load_moments(data)
@@ -108,7 +109,7 @@ def _facts_and_moments(data: Any, spec: Spec, missing: str) -> tuple[DataFacts, 
         system = spec.system(facts)
         groups, averaged = equation_groups(system, missing)
         own = (spec.cluster, *system.columns)
-        check_complete({name: count for name, count in data.intake.missing.items() if name in own}, missing)
+        check_complete({name: count for name, count in data.sample_summary.missing.items() if name in own}, missing)
         moments = data.for_columns(spec.cluster, system.columns, groups, averaged)
     else:
         moments = read_moments(data, spec, missing)
@@ -132,7 +133,7 @@ def _assemble(
     facts: DataFacts,
     problem: Problem,
     moments: Moments,
-    intake: SampleSummary,
+    sample_summary: SampleSummary,
     moderator_values: dict[str, tuple[float | str, ...]],
     solution: Solution,
     found: Covariances,
@@ -176,7 +177,7 @@ def _assemble(
         loglik=float(scale.loglik - solution.evaluation.value),
         null=null,
         null_pooled=null_pooled,
-        intake=replace(intake, used=problem.used),
+        sample_summary=replace(sample_summary, used=problem.used),
         cluster_sizes=(totals.smallest, totals.rows / totals.clusters, totals.largest),
         n_clusters=totals.clusters,
         status=int(solution.status),
@@ -190,9 +191,9 @@ def _assemble(
         moments=moments,
     )
     if not fit.converged or fit.imprecise or fit.flat or fit.too_few_clusters or fit.cautions:
-        warnings.warn(fit.message, ConvergenceWarning, stacklevel=4)
+        warn_caller(fit.message, ConvergenceWarning)
     for note in fit.notes:
-        warnings.warn(note, DesignWarning, stacklevel=4)
+        warn_caller(note, DesignWarning)
     return fit
 
 
@@ -214,7 +215,7 @@ def _without(covariance: Floats, unknown: NDArray[np.bool_]) -> Floats:
 
 
 def _moderator_values(
-    spec: Spec, facts: DataFacts, moments: Moments, intake: SampleSummary, hosts: Hosts
+    spec: Spec, facts: DataFacts, moments: Moments, sample_summary: SampleSummary, hosts: Hosts
 ) -> dict[str, tuple[float | str, ...]]:
     """Values at which to show effects: mean and mean -+ sd, the two values of a binary column, or all categories.
 
@@ -225,7 +226,7 @@ def _moderator_values(
         if name in facts.categories:
             found[name] = facts.categories[name]
             continue
-        low, high = intake.ranges[name]
+        low, high = sample_summary.ranges[name]
         shift, scale = moments.unit(name)
 
         def spread(sums: Floats, shift: float = shift, scale: float = scale) -> tuple[float, float, float]:

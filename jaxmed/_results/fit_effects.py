@@ -12,10 +12,14 @@ import pandas as pd
 
 from jaxmed._data import Moments
 from jaxmed._inference import (
+    EffectCovariance,
     Estimates,
+    IntervalCovariance,
+    ModelCovariance,
     Optimizer,
     Sample,
     Scores,
+    WholeCovariance,
     cluster_scores,
     effect_table,
     heterogeneity_table,
@@ -24,8 +28,8 @@ from jaxmed._inference import (
     robust,
     satterthwaite_table,
 )
-from jaxmed._results.interval_tables import interval_table
-from jaxmed._support import ArgumentTypeError, Floats, check_choice
+from jaxmed._results.interval_tables import IntervalMethod, interval_table
+from jaxmed._support import ArgumentTypeError, Floats, check_choice, renamed
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -42,17 +46,17 @@ class FitEffects(Estimates):
     @property
     def sample(self) -> Sample:
         """Which data were used: rows, used, dropped, clusters, cluster_sizes, missing, filled, patterns."""
-        intake = self.intake
-        used = dict(zip(self.system.outcomes, intake.used, strict=True))
+        sample_summary = self.sample_summary
+        used = dict(zip(self.system.outcomes, sample_summary.used, strict=True))
         return Sample(
-            intake.rows,
+            sample_summary.rows,
             used,
-            intake.dropped,
+            sample_summary.dropped,
             self.n_clusters,
             self.cluster_sizes,
-            dict(intake.missing),
-            dict(intake.filled),
-            dict(intake.patterns),
+            dict(sample_summary.missing),
+            dict(sample_summary.filled),
+            dict(sample_summary.patterns),
         )
 
     @property
@@ -71,9 +75,10 @@ class FitEffects(Estimates):
         known = np.isfinite(np.diag(self.joint))
         return pd.Series(known, index=list(self.labels), name="identified")
 
+    @renamed(se="covariance")
     def effects(
         self,
-        se: str | None = None,
+        covariance: EffectCovariance | None = None,
         level: float = 0.95,
         at: Mapping[str, Any] | None = None,
         difference: bool = False,
@@ -82,12 +87,12 @@ class FitEffects(Estimates):
 
         Parameters
         ----------
-        se : {"joint", "bauer", "robust"}, optional
-            By default joint, or robust where residuals are negatively correlated within clusters (``default_se``).
-            First-order delta method on the joint covariance of all parameters or on the cluster-robust one
-            (:meth:`robust_cov`), or the formulas of Bauer, Preacher & Gil (2006) on the block covariance, as in the
-            worked Stata example (one mediator, no moderators). For ``"bauer"`` at level .95 the limits of indirect and
-            total use that example's 1.96; all others use the exact normal quantile.
+        covariance : {"joint", "bauer", "robust"}, optional
+            By default joint, or robust where residuals are negatively correlated within clusters
+            (``default_covariance``). First-order delta method on the joint covariance of all parameters or on the
+            cluster-robust one (:meth:`robust_cov`), or the formulas of Bauer, Preacher & Gil (2006) on the block
+            covariance, as in the worked Stata example (one mediator, no moderators). For ``"bauer"`` at level .95 the
+            limits of indirect and total use that example's 1.96; all others use the exact normal quantile.
         level : float
             Confidence level.
         at : dict, optional
@@ -122,14 +127,16 @@ class FitEffects(Estimates):
         >>> fit.effects().loc["indirect", ["estimate", "se", "ci_lower", "ci_upper"]].round(3).tolist()
         [0.557, 0.068, 0.424, 0.69]
         """
-        return effect_table(self, self.chosen_se(se), level, at, difference)
+        chosen: EffectCovariance = self.default_covariance if covariance is None else covariance
+        return effect_table(self, chosen, level, at, difference)
 
-    def omnibus(self, se: str | None = None, at: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    @renamed(se="covariance")
+    def omnibus(self, covariance: WholeCovariance | None = None, at: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """Wald tests that an effect is zero for all categories of x at once, of an x with three or more.
 
         Parameters
         ----------
-        se : {"joint", "robust"}, optional
+        covariance : {"joint", "robust"}, optional
             Covariance of all parameters; by default as for :meth:`effects`.
         at : dict, optional
             Values of moderators, as in :meth:`effects`.
@@ -143,7 +150,7 @@ class FitEffects(Estimates):
         Raises
         ------
         SpecError
-            Another kind; moderators or values that the model does not have.
+            Another covariance; moderators or values that the model does not have.
         FitError
             x is numeric or has two categories.
 
@@ -159,11 +166,13 @@ class FitEffects(Estimates):
         >>> int(fit.omnibus().loc["indirect", "df"])
         2
         """
-        kind = check_choice("se", self.chosen_se(se), ("joint", "robust"))
-        return omnibus_table(self, kind, at)
+        chosen = self.default_covariance if covariance is None else covariance
+        check_choice("covariance", chosen, WholeCovariance)
+        return omnibus_table(self, chosen, at)
 
+    @renamed(se="covariance")
     def heterogeneity(
-        self, level: float = 0.95, at: Mapping[str, Any] | None = None, se: str = "joint"
+        self, level: float = 0.95, at: Mapping[str, Any] | None = None, covariance: WholeCovariance = "joint"
     ) -> pd.DataFrame:
         """How much indirect and total effects vary between clusters, in the population.
 
@@ -177,7 +186,7 @@ class FitEffects(Estimates):
         level : float
         at : dict, optional
             Values of moderators, as in :meth:`effects`.
-        se : {"joint", "robust"}
+        covariance : {"joint", "robust"}
             Covariance of all parameters.
 
         Returns
@@ -190,7 +199,7 @@ class FitEffects(Estimates):
         FitError
             The model is not a :class:`Mediation`.
         SpecError
-            Another level or kind; moderators or values that the model does not have.
+            Another level or covariance; moderators or values that the model does not have.
 
         Examples
         --------
@@ -199,15 +208,16 @@ class FitEffects(Estimates):
         >>> fit.heterogeneity()["estimate"].round(2).to_dict()
         {'sd_indirect': 0.58, 'sd_total': 0.64, 'share_indirect_positive': 0.94}
         """
-        return heterogeneity_table(self, level, at, se)
+        return heterogeneity_table(self, level, at, covariance)
 
+    @renamed(se="covariance")
     def intervals(
         self,
-        method: str = "delta",
+        method: IntervalMethod = "delta",
         level: float = 0.95,
         seed: int | None = None,
         *,
-        se: str | None = None,
+        covariance: IntervalCovariance | None = None,
         terms: str | Sequence[str] = "effects",
         at: Mapping[str, Any] | None = None,
         draws: int = 20_000,
@@ -223,7 +233,7 @@ class FitEffects(Estimates):
         level : float
         seed : int
             Required for ``"monte_carlo"``.
-        se : {"joint", "block", "robust", "bauer", "independent"}, optional
+        covariance : {"joint", "block", "robust", "bauer", "independent"}, optional
             By default as for :meth:`effects`. Covariance of all parameters that ``"delta"`` (joint, block, robust,
             bauer) and ``"monte_carlo"`` (joint, block, robust, independent) rest on; ``"independent"`` draws every
             parameter by itself, as Preacher & Selig (2012) do for a and b, for comparison.
@@ -244,7 +254,7 @@ class FitEffects(Estimates):
         Raises
         ------
         SpecError
-            An unknown method, kind, level or term; no seed where one is needed.
+            An unknown method, covariance, level or term; no seed where one is needed.
         FitError
             The covariance asked for is not available at this fit.
 
@@ -255,7 +265,7 @@ class FitEffects(Estimates):
         >>> fit.intervals("monte_carlo", seed=1).loc["indirect", ["ci_lower", "ci_upper"]].round(2).tolist()
         [0.43, 0.7]
         """
-        return interval_table(self, self.moments, method, level, seed, se, terms, at, draws)
+        return interval_table(self, self.moments, method, level, seed, covariance, terms, at, draws)
 
     def profile(
         self, term: str, values: Sequence[float] | None = None, at: Mapping[str, Any] | None = None
@@ -300,9 +310,10 @@ class FitEffects(Estimates):
     def _robust(self) -> Floats:
         return robust.sandwich(self, self._scores)
 
+    @renamed(kind="covariance")
     def satterthwaite(
         self,
-        kind: str = "joint",
+        covariance: ModelCovariance = "joint",
         level: float = 0.95,
         *,
         terms: str | Sequence[str] | None = None,
@@ -315,9 +326,9 @@ class FitEffects(Estimates):
 
         Parameters
         ----------
-        kind : {"joint", "block"}
-            Covariance that V comes from. With one equation ``"block"`` gives the degrees of freedom of fixed effects
-            that lmerTest gives.
+        covariance : {"joint", "block"}
+            Of all parameters, that V comes from. With one equation ``"block"`` gives the degrees of freedom of fixed
+            effects that lmerTest gives.
         level : float
         terms : "effects", "parameters", "all" or list of str, optional
             By default the fixed effects, and then the effects of a mediation model. A t distribution supposes that
@@ -333,7 +344,7 @@ class FitEffects(Estimates):
         Raises
         ------
         SpecError
-            An unknown kind, level or term.
+            An unknown covariance, level or term.
         FitError
             The fit is singular.
 
@@ -344,7 +355,7 @@ class FitEffects(Estimates):
         >>> fit.satterthwaite()["df"].loc[["m~x", "y~m", "indirect", "total"]].round(1).to_dict()
         {'m~x': 95.1, 'y~m': 112.9, 'indirect': 30.8, 'total': 43.4}
         """
-        return satterthwaite_table(self, self.moments, kind, level, terms, at)
+        return satterthwaite_table(self, self.moments, covariance, level, terms, at)
 
 
 def check_is_fit(value: Any, function: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from jaxmed._data import Missing
 from jaxmed._model import MODEL, Mediation, Spec, check_spec
 from jaxmed._results.estimation import estimate
 from jaxmed._results.result import Fit
@@ -26,7 +27,7 @@ def fit(
     y: str | None = None,
     cluster: str | None = None,
     reml: bool = True,
-    missing: str = "available",
+    missing: Missing = "available",
     max_iter: int = 100,
     distributed: bool = False,
     **options: Any,

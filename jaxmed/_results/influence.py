@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +11,13 @@ import pandas as pd
 from jaxmed._data import Moments
 from jaxmed._inference import Estimates, Scores, effects, quantities
 from jaxmed._refit import fitted, leave_one_out
-from jaxmed._support import ConvergenceWarning, Floats, check_flag
+from jaxmed._support import ConvergenceWarning, Floats, check_flag, warn_caller
 
 LEAST = 1e-10  # of |I - C X_j'V_j^-1X_j|: below it the other clusters do not identify the fixed effects
 
 
 def influence_table(
-    found: Estimates,
+    fit: Estimates,
     moments: Moments,
     scores: Scores,
     exact: bool,
@@ -28,14 +27,14 @@ def influence_table(
     """Table of :meth:`jaxmed.Fit.influence`."""
     for name, value in (("exact", exact), ("standardized", standardized)):
         check_flag(name, value)
-    known = quantities(found, at)
-    p = len(found.system.labels)
-    inside = _refitted(found, moments) if exact else one_step(found, scores)
+    known = quantities(fit, at)
+    p = len(fit.system.labels)
+    inside = _refitted(fit, moments) if exact else one_step(fit, scores)
     moved = inside @ scores.scale.matrix.T
     of_effects = np.zeros((0, len(moved)))
     if known.targets is not None:
         of = known.targets
-        without = effects.linear_combinations_at(of.plan, found.values - moved, of.weights, of.combination)
+        without = effects.linear_combinations_at(of.plan, fit.values - moved, of.weights, of.combination)
         of_effects = known.values[known.n_params :] - without
     shown = slice(known.n_params, None) if known.targets is not None else slice(0, p)
     changes, error = of_effects if known.targets is not None else moved[:, :p], known.errors[shown]
@@ -43,17 +42,17 @@ def influence_table(
     if standardized:
         changes = np.divide(changes, error, out=np.zeros_like(changes), where=error > 0)
     table = pd.DataFrame(
-        changes, index=pd.Index(scores.clusters, name=found.system.cluster), columns=list(known.labels[shown])
+        changes, index=pd.Index(scores.clusters, name=fit.system.cluster), columns=list(known.labels[shown])
     )
-    told, joint = np.arange(len(found.labels)), found.working.joint
-    if found.flat:  # others move along the flat direction at no loss, and refits end anywhere on it
-        told = np.flatnonzero(np.isfinite(np.diag(found.joint)))
+    told, joint = np.arange(len(fit.labels)), fit.working.joint
+    if fit.flat:  # others move along the flat direction at no loss, and refits end anywhere on it
+        told = np.flatnonzero(np.isfinite(np.diag(fit.joint)))
     for name, chosen in (("cook", told[told < p]), ("cook_all", told)):
         table[name] = cook(inside[:, chosen], joint[np.ix_(chosen, chosen)])
     return table
 
 
-def one_step(found: Estimates, scores: Scores) -> Floats:
+def one_step(fit: Estimates, scores: Scores) -> Floats:
     """Estimates less, about, those without each cluster, on the working scale, shape (J, p + n).
 
     B s_j with the joint covariance B and the derivative s_j of the gradient in the weight of cluster j: its score,
@@ -63,9 +62,9 @@ def one_step(found: Estimates, scores: Scores) -> Floats:
     c = scores.beta_cov
     p, values = len(c), np.array(scores.values)
     weight = np.einsum("ab,bcj,cd->jad", c, scores.information, c, optimize=True)
-    if found.reml:
+    if fit.reml:
         values[p:] += np.einsum("jab,kab->kj", weight, scores.moved, optimize=True) / 2
-    moved = (found.working.joint @ values).T
+    moved = (fit.working.joint @ values).T
     left = np.eye(p) - np.einsum("ab,bcj->jac", c, scores.information)
     finite = np.all(np.isfinite(left), axis=(1, 2))
     left[~finite] = 0.0
@@ -90,16 +89,15 @@ def cook(moved: Floats, covariance: Floats) -> Floats:
     return np.asarray(np.sum(along**2 / value[kept], axis=1) / np.count_nonzero(kept), dtype=float)
 
 
-def _refitted(found: Estimates, moments: Moments) -> Floats:
+def _refitted(fit: Estimates, moments: Moments) -> Floats:
     """Estimates less those of exact refits without each cluster, on the working scale, (J, p + n)."""
-    values, converged = leave_one_out(fitted(found, moments, None))
+    values, converged = leave_one_out(fitted(fit, moments, None))
     failed = ~converged
     if failed.any():
-        warnings.warn(
+        warn_caller(
             f"{failed.sum()} of {len(failed)} refits without a cluster did not converge: their rows are NaN",
             ConvergenceWarning,
-            stacklevel=4,
         )
-    moved = found.working.values - values
+    moved = fit.working.values - values
     moved[failed] = np.nan
     return moved

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from jaxmed._data import Moments
 from jaxmed._inference import (
+    Covariance,
     Estimates,
+    IntervalCovariance,
     Quantities,
     check_level,
     critical_value,
@@ -24,67 +26,89 @@ from jaxmed._inference import (
 )
 from jaxmed._support import MONTE_CARLO, FitError, Floats, SpecError, check_choice, check_count, lower_root, stream
 
-KINDS = {
+IntervalMethod = Literal["delta", "monte_carlo", "profile"]
+COVARIANCES: dict[IntervalMethod, tuple[IntervalCovariance, ...]] = {
     "delta": ("joint", "block", "robust", "bauer"),
     "monte_carlo": ("joint", "block", "robust", "independent"),
     "profile": ("joint",),
 }
+MATRICES: dict[IntervalCovariance, Covariance] = {
+    "joint": "joint",
+    "block": "block",
+    "robust": "robust",
+    "bauer": "block",
+    "independent": "block",
+}
 
 
 def interval_table(
-    found: Estimates,
+    fit: Estimates,
     moments: Moments,
-    method: str,
+    method: IntervalMethod,
     level: float,
     seed: int | None,
-    se: str | None,
+    covariance: IntervalCovariance | None,
     terms: str | Sequence[str],
     at: Mapping[str, Any] | None,
     draws: int,
 ) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.intervals`."""
-    check_choice("method", method, KINDS, ", or intervals() of jaxmed.bootstrap")
-    default = "joint" if method == "profile" else found.default_se
-    se = check_choice(f"method={method!r}: se", default if se is None else se, KINDS[method])
+    check_choice("method", method, IntervalMethod, ", or intervals() of jaxmed.bootstrap")
+    chosen: IntervalCovariance = "joint" if method == "profile" else fit.default_covariance
+    if covariance is not None:
+        chosen = check_choice(f"method={method!r}: covariance", covariance, COVARIANCES[method])
     level = check_level(level)
-    known = quantities(found, at)
-    chosen = known.positions(terms)
+    known = quantities(fit, at)
+    places = known.positions(terms)
     if method == "profile":
-        table = profile.profile_intervals(found, moments, [known.labels[k] for k in chosen], level, at)
+        table = profile.profile_intervals(fit, moments, [known.labels[k] for k in places], level, at)
     elif method == "monte_carlo":
-        table = _monte_carlo(found, known, chosen, level, _seed(seed), se, check_count("draws", draws, 100, 10_000_000))
+        table = _monte_carlo(
+            fit, known, places, level, _seed(seed), chosen, check_count("draws", draws, 100, 10_000_000)
+        )
     else:
-        table = _delta(found, known, chosen, level, se, at)
-    table.index = known.rows(chosen)
+        table = _delta(fit, known, places, level, chosen, at)
+    table.index = known.rows(places)
     return table
 
 
 def _delta(
-    found: Estimates, known: Quantities, chosen: list[int], level: float, se: str, at: Mapping[str, Any] | None
+    fit: Estimates,
+    known: Quantities,
+    chosen: list[int],
+    level: float,
+    covariance: IntervalCovariance,
+    at: Mapping[str, Any] | None,
 ) -> pd.DataFrame:
-    if se == "bauer":
+    if covariance == "bauer":
         if min(chosen) < known.n_params:
-            raise SpecError("se='bauer' is of effects; for parameters choose 'joint', 'block' or 'robust'")
-        return effect_table(found, se, level, at, False).iloc[[k - known.n_params for k in chosen]]
-    errors = known.errors if se == "joint" else found.errors(known.jacobian(found.values), se)
+            raise SpecError("covariance='bauer' is of effects; for parameters choose 'joint', 'block' or 'robust'")
+        return effect_table(fit, covariance, level, at, False).iloc[[k - known.n_params for k in chosen]]
+    errors = known.errors if covariance == "joint" else fit.errors(known.jacobian(fit.values), MATRICES[covariance])
     labels = [known.labels[k] for k in chosen]
     return normal_table(labels, known.values[chosen], errors[chosen], critical_value(level))
 
 
 def _monte_carlo(
-    found: Estimates, known: Quantities, chosen: list[int], level: float, seed: int, se: str, draws: int
+    fit: Estimates,
+    known: Quantities,
+    chosen: list[int],
+    level: float,
+    seed: int,
+    covariance: IntervalCovariance,
+    draws: int,
 ) -> pd.DataFrame:
     """Quantiles at parameters from N(estimate, covariance).
 
     At a flat maximum NaN of all that depends on a parameter without an error: what is known of a sum in the first order
     is not so of the product of two draws in it.
     """
-    covariance = found.covariance("block" if se == "independent" else se)
-    if se == "independent":
-        covariance = np.diag(np.diag(covariance))
-    if np.all(np.isnan(np.diag(covariance))):
-        raise FitError(f"the {se} covariance of this fit is not available ({found.message}); use the bootstrap")
-    drawn = draw_all(known, found.values, covariance, seed, draws)[:, chosen]
+    matrix = fit.covariance(MATRICES[covariance])
+    if covariance == "independent":
+        matrix = np.diag(np.diag(matrix))
+    if np.all(np.isnan(np.diag(matrix))):
+        raise FitError(f"the {covariance} covariance of this fit is not available ({fit.message}); use the bootstrap")
+    drawn = draw_all(known, fit.values, matrix, seed, draws)[:, chosen]
     limits = [quantile_limits(column, level) for column in drawn.T]
     labels = [known.labels[k] for k in chosen]
     return draws_table(labels, known.values[chosen], drawn.std(axis=0, ddof=1), limits)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import pandas as pd
 
@@ -11,12 +9,23 @@ from jaxmed._inference import are_singular, mean_squares, problem_of
 from jaxmed._likelihood import WARM_UP, Layout
 from jaxmed._results.fit_effects import FitEffects, check_is_fit
 from jaxmed._results.optimization import solve_from
-from jaxmed._support import STARTS, ConvergenceWarning, FitError, Floats, Status, check_count, stream
+from jaxmed._support import (
+    STARTS,
+    ConvergenceWarning,
+    FitError,
+    Floats,
+    Status,
+    check_count,
+    renamed,
+    stream,
+    warn_caller,
+)
 
 APART = 1e-5  # log likelihood units between two optima at the least
 
 
-def optima(found: FitEffects, starts: int = 50, *, seed: int) -> pd.DataFrame:
+@renamed(found="fit")
+def optima(fit: FitEffects, starts: int = 50, *, seed: int) -> pd.DataFrame:
     """Fit again from random starts and list the optima that they end in.
 
     Starts have standard deviations of random effects and residuals between 1/20 and 20 of the columns', and any
@@ -25,7 +34,7 @@ def optima(found: FitEffects, starts: int = 50, *, seed: int) -> pd.DataFrame:
 
     Parameters
     ----------
-    found : Fit
+    fit : Fit
     starts : int
         Random starts; the fit itself counts as one more.
     seed : int
@@ -40,7 +49,7 @@ def optima(found: FitEffects, starts: int = 50, *, seed: int) -> pd.DataFrame:
     Raises
     ------
     SpecError
-        ``found`` is no fit, or a count is none.
+        ``fit`` is no fit, or a count is none.
     FitError
         The fit did not converge.
 
@@ -56,14 +65,14 @@ def optima(found: FitEffects, starts: int = 50, *, seed: int) -> pd.DataFrame:
     >>> jm.optima(fit, 10, seed=1)["starts"].tolist()
     [11]
     """
-    check_is_fit(found, "optima")
-    if not found.converged:
-        raise FitError(f"this fit ended in no optimum that others could be compared with: {found.message}")
+    check_is_fit(fit, "optima")
+    if not fit.converged:
+        raise FitError(f"this fit ended in no optimum that others could be compared with: {fit.message}")
     starts, seed = check_count("starts", starts), check_count("seed", seed, 0)
-    problem = problem_of(found, found.moments)
+    problem = problem_of(fit, fit.moments)
     layout, scale, data = problem.layout, problem.scale, problem.data()
     rng = stream(seed, STARTS)
-    logliks, thetas, values = [found.loglik], [found.working.theta], [found.values]
+    logliks, thetas, values = [fit.loglik], [fit.working.theta], [fit.values]
     for _ in range(starts):
         solution, estimates = solve_from(layout, data, random_start(layout, rng), 100, WARM_UP)
         if solution.status == Status.CONVERGED:
@@ -79,14 +88,13 @@ def optima(found: FitEffects, starts: int = 50, *, seed: int) -> pd.DataFrame:
             "starts": np.diff(np.append(first, len(order))),
             "singular": are_singular(layout, np.array(thetas)[best], mean_squares(problem.system, problem.totals)),
         }
-    ).join(pd.DataFrame(np.array(values)[best], columns=list(found.labels)))
-    gain = table["loglik"].iloc[0] - found.loglik
+    ).join(pd.DataFrame(np.array(values)[best], columns=list(fit.labels)))
+    gain = table["loglik"].iloc[0] - fit.loglik
     if gain > APART:
-        warnings.warn(
+        warn_caller(
             f"an optimum is {gain:.3g} log likelihood units better than that of the fit: the likelihood has several "
             "and the model is too rich for the data; try fewer random effects or covariance='diagonal'",
             ConvergenceWarning,
-            stacklevel=2,
         )
     return table
 

@@ -72,7 +72,7 @@ def conditional_effects(
     if not isinstance(effect, str) or effect not in effects:
         raise SpecError(f"effect={effect!r}: the effects of this fit are {effects}")
     if values is None:
-        values = np.linspace(*fit.intake.ranges[moderator], GRID)
+        values = np.linspace(*fit.sample_summary.ranges[moderator], GRID)
     if not isinstance(at, Mapping | None):
         raise SpecError(f"at={at!r} must be a dict from the other moderators to values, such as {{'w': 0}}")
     fixed = {**middle(fit), **(at or {}), moderator: list(map(float, values))}

@@ -16,17 +16,17 @@ from jaxmed._support import FitError, Floats, symmetric
 RANK = 1e-8  # of the largest eigenvalue: below it predictions of a cluster do not vary
 
 
-def cluster_residual_table(found: Estimates, moments: Moments) -> pd.DataFrame:
+def cluster_residual_table(fit: Estimates, moments: Moments) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.cluster_residuals`."""
-    labels = list(found.system.random_labels)
-    present, predicted, user = predict_working(found, moments)
-    p, n_free = len(found.system.labels), len(found.free)
-    g = symmetric(len(labels), found.free, found.working.values[p : p + n_free])
+    labels = list(fit.system.random_labels)
+    present, predicted, user = predict_working(fit, moments)
+    p, n_free = len(fit.system.labels), len(fit.free)
+    g = symmetric(len(labels), fit.free, fit.working.values[p : p + n_free])
     variance = (g[:, :, None] - predicted.error).transpose(2, 0, 1)
     if not np.all(np.isfinite(variance)):
         raise FitError(
             "predictions of random effects have no standard deviations, because the covariance of the fixed effects is "
-            f"not available ({found.message})"
+            f"not available ({fit.message})"
         )
     unit = np.sqrt(np.where(np.diag(g) > 0, np.diag(g), 1.0))
     value, vector = np.linalg.eigh(variance / np.outer(unit, unit))
@@ -42,7 +42,7 @@ def cluster_residual_table(found: Estimates, moments: Moments) -> pd.DataFrame:
         columns[f"{label}_quantile"] = normal_quantiles(columns[label])
     distance, df = squares.sum(axis=1), kept.sum(axis=1)
     columns |= {"distance": distance, "df": df, "p": np.where(df > 0, chdtrc(np.maximum(df, 1), distance), np.nan)}
-    return pd.DataFrame(columns, index=pd.Index(moments.clusters[present], name=found.system.cluster))
+    return pd.DataFrame(columns, index=pd.Index(moments.clusters[present], name=fit.system.cluster))
 
 
 def normal_quantiles(values: Floats) -> Floats:
@@ -54,17 +54,17 @@ def normal_quantiles(values: Floats) -> Floats:
     return found
 
 
-def residual_table(found: Estimates, moments: Moments, data: Any) -> pd.DataFrame:
+def residual_table(fit: Estimates, moments: Moments, data: Any) -> pd.DataFrame:
     """Table of :meth:`jaxmed.Fit.residuals`."""
-    rows = read_rows(data, found, moments)
+    rows = read_rows(data, fit, moments)
     effects: dict[str, Floats] = {}
-    if found.system.random_labels:
-        present, predicted, user = predict_working(found, moments)
+    if fit.system.random_labels:
+        present, predicted, user = predict_working(fit, moments)
         whole = np.zeros((len(predicted.effects), moments.n_clusters))  # no rows, no effects
         whole[:, present] = user @ predicted.effects
-        effects = dict(zip(found.system.random_labels, whole, strict=True))
+        effects = dict(zip(fit.system.random_labels, whole, strict=True))
     parts = []
-    for e, equation in enumerate(found.system.equations):
+    for e, equation in enumerate(fit.system.equations):
         own = np.ones(len(rows.cluster), dtype=bool)
         for name in moments.groups[e]:
             own &= ~np.isnan(rows.columns[name])
@@ -73,7 +73,7 @@ def residual_table(found: Estimates, moments: Moments, data: Any) -> pd.DataFram
             chosen = chosen[np.unique(rows.cluster[chosen], return_index=True)[1]]
         nothing = np.zeros(len(rows.cluster))
         marginal, fitted = (
-            outcome_values(equation, found.fixed, own_effects, nothing, rows.columns, rows.cluster)[chosen]
+            outcome_values(equation, fit.fixed, own_effects, nothing, rows.columns, rows.cluster)[chosen]
             for own_effects in ({}, effects)
         )
         at = rows.cluster[chosen]
@@ -83,13 +83,13 @@ def residual_table(found: Estimates, moments: Moments, data: Any) -> pd.DataFram
             pd.DataFrame(
                 {
                     "outcome": equation.outcome,
-                    found.system.cluster: moments.clusters[at],
+                    fit.system.cluster: moments.clusters[at],
                     "row": -1 if equation.level == 2 else rows.numbers[chosen],
                     "observed": observed,
                     "fitted": fitted,
                     "marginal": observed - marginal,
                     "conditional": conditional,
-                    "standardized": conditional / np.sqrt(found.residual_var[equation.outcome]),
+                    "standardized": conditional / np.sqrt(fit.residual_var[equation.outcome]),
                 }
             )
         )

@@ -11,13 +11,13 @@ from typing import Any
 import pandas as pd
 
 from jaxmed._data import moments_file
-from jaxmed._inference import check_level, plain_data, predict_clusters, robust
+from jaxmed._inference import OF_VARIANCES, EffectCovariance, check_level, plain_data, predict_clusters, robust
 from jaxmed._results import local_optima, moderation, summary, within_between
 from jaxmed._results.fit_effects import FitEffects
 from jaxmed._results.influence import influence_table
 from jaxmed._results.residuals import cluster_residual_table, residual_table
-from jaxmed._results.tables import export, numbers
-from jaxmed._support import check_count, check_flag, escape_control
+from jaxmed._results.tables import TableName, export, numbers
+from jaxmed._support import check_count, check_flag, escape_control, renamed
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,14 +57,14 @@ class Fit(FitEffects):
         index = pd.Index(found.clusters, name=self.system.cluster)
         return pd.DataFrame(found.on_user_scale.T, index=index, columns=list(self.labels))
 
-    def robust_cov(self, correction: str = "CR1") -> pd.DataFrame:
+    def robust_cov(self, correction: robust.Correction = "CR1") -> pd.DataFrame:
         """Cluster-robust (sandwich) covariance of all parameters.
 
         B (sum_j s_j s_j') B, with s_j the :meth:`scores` of the clusters and B the joint covariance. With many
         clusters it is the covariance of the estimates whatever the distribution of random effects and residuals. It
         does not correct the estimates: m is a response and a predictor, so that with random effects that are not
         normal they have a bias of order 1/n_j, n_j the rows of a cluster.
-        ``kind="robust"`` and ``se="robust"`` elsewhere are ``"CR1"``.
+        ``covariance="robust"`` elsewhere is ``"CR1"``.
 
         Parameters
         ----------
@@ -229,9 +229,10 @@ class Fit(FitEffects):
         """
         return residual_table(self, self.moments, data)
 
+    @renamed(se="covariance")
     def summary(
         self,
-        se: str | None = None,
+        covariance: EffectCovariance | None = None,
         level: float = 0.95,
         at: Mapping[str, Any] | None = None,
         difference: bool = False,
@@ -241,7 +242,7 @@ class Fit(FitEffects):
 
         Parameters
         ----------
-        se : {"joint", "bauer", "robust"}, optional
+        covariance : {"joint", "bauer", "robust"}, optional
             By default as for :meth:`effects`. ``"bauer"`` prints the numbers of the worked Stata example: block
             standard errors, its effect formulas, and the variance of its extra random effect; ``"robust"``
             cluster-robust standard errors throughout.
@@ -258,7 +259,7 @@ class Fit(FitEffects):
         Raises
         ------
         SpecError, FitError
-            As :meth:`effects`; ``se="bauer"`` for another model than Bauer's.
+            As :meth:`effects`; ``covariance="bauer"`` for another model than Bauer's.
 
         Examples
         --------
@@ -267,24 +268,27 @@ class Fit(FitEffects):
         >>> print(fit.summary().splitlines()[0])
         Multilevel mediation: x -> m -> y within id
         """
-        se = self.chosen_se(se)
-        tables = self._effect_tables(se, level, at)
+        chosen: EffectCovariance = self.default_covariance if covariance is None else covariance
+        tables = self._effect_tables(chosen, level, at)
         check_flag("heterogeneity", heterogeneity)
         if check_flag("difference", difference):
-            tables["Differences of effects"] = self.effects(se, level, at, difference=True)
+            tables["Differences of effects"] = self.effects(chosen, level, at, difference=True)
         if heterogeneity:
-            tables["Effects over clusters (population)"] = self.heterogeneity(
-                level, at, "robust" if se == "robust" else "joint"
-            )
-        return summary.text(self, tables, se, check_level(level))
+            tables["Effects over clusters (population)"] = self.heterogeneity(level, at, OF_VARIANCES[chosen])
+        return summary.text(self, tables, chosen, check_level(level))
 
     def _effect_tables(
-        self, se: str | None = None, level: float = 0.95, at: Mapping[str, Any] | None = None
+        self, covariance: EffectCovariance, level: float = 0.95, at: Mapping[str, Any] | None = None
     ) -> dict[str, pd.DataFrame]:
-        return {"Effects": self.effects(se, level, at)} if self.spec.has_effects else {}
+        return {"Effects": self.effects(covariance, level, at)} if self.spec.has_effects else {}
 
+    @renamed(se="covariance")
     def to_latex(
-        self, table: str = "effects", se: str | None = None, level: float = 0.95, at: Mapping[str, Any] | None = None
+        self,
+        table: TableName = "effects",
+        covariance: EffectCovariance | None = None,
+        level: float = 0.95,
+        at: Mapping[str, Any] | None = None,
     ) -> str:
         r"""One table as LaTeX, in the style of booktabs, with every name escaped.
 
@@ -292,8 +296,8 @@ class Fit(FitEffects):
         ----------
         table : {"effects", "coefficients", "variances", "heterogeneity"}
             Effects; fixed effects; covariance of random effects and residuals; how effects vary between clusters.
-        se, level, at
-            As for :meth:`effects`; ``se="bauer"`` takes block standard errors for coefficients.
+        covariance, level, at
+            As for :meth:`effects`; ``covariance="bauer"`` takes block standard errors for coefficients.
 
         Returns
         -------
@@ -303,7 +307,7 @@ class Fit(FitEffects):
         Raises
         ------
         SpecError
-            An unknown table, kind of standard error, level or moderator.
+            An unknown table, covariance, level or moderator.
         FitError
             Effects of a model that is not a :class:`Mediation`.
 
@@ -314,10 +318,15 @@ class Fit(FitEffects):
         >>> print(fit.to_latex().splitlines()[6])
         a & 0.6517 & 0.0544 & 11.99 & $<0.001$ & 0.5452 & 0.7582 \\
         """
-        return export(numbers(self, table, se, level, at), "latex")
+        return export(numbers(self, table, covariance, level, at), "latex")
 
+    @renamed(se="covariance")
     def to_markdown(
-        self, table: str = "effects", se: str | None = None, level: float = 0.95, at: Mapping[str, Any] | None = None
+        self,
+        table: TableName = "effects",
+        covariance: EffectCovariance | None = None,
+        level: float = 0.95,
+        at: Mapping[str, Any] | None = None,
     ) -> str:
         r"""One table in Markdown; parameters and errors as for :meth:`to_latex`.
 
@@ -328,10 +337,15 @@ class Fit(FitEffects):
         >>> print(fit.to_markdown().splitlines()[2])
         | a | 0.6517 | 0.0544 | 11.99 | \<0.001 | 0.5452 | 0.7582 |
         """
-        return export(numbers(self, table, se, level, at), "markdown")
+        return export(numbers(self, table, covariance, level, at), "markdown")
 
+    @renamed(se="covariance")
     def to_csv(
-        self, table: str = "effects", se: str | None = None, level: float = 0.95, at: Mapping[str, Any] | None = None
+        self,
+        table: TableName = "effects",
+        covariance: EffectCovariance | None = None,
+        level: float = 0.95,
+        at: Mapping[str, Any] | None = None,
     ) -> str:
         """One table as comma-separated text with all digits; parameters and errors as for :meth:`to_latex`.
 
@@ -342,13 +356,13 @@ class Fit(FitEffects):
         >>> print(fit.to_csv().splitlines()[0])
         effect,estimate,se,z,p,ci_lower,ci_upper
         """
-        return export(numbers(self, table, se, level, at), "csv")
+        return export(numbers(self, table, covariance, level, at), "csv")
 
     def __str__(self) -> str:
         return self.summary()
 
     def _repr_html_(self) -> str:
-        return summary.html(self, self._effect_tables(), self.default_se, 0.95)
+        return summary.html(self, self._effect_tables(self.default_covariance), self.default_covariance, 0.95)
 
     def to_dict(
         self,
@@ -371,7 +385,7 @@ class Fit(FitEffects):
         Returns
         -------
         dict
-            ``effects`` holds a table by kind of standard error: rows by effect or, of a model with moderators, a list
+            ``effects`` holds a table by covariance: rows by effect or, of a model with moderators, a list
             of rows with the moderators as further columns. NaN is None.
 
         Raises
@@ -389,14 +403,18 @@ class Fit(FitEffects):
         for name, value in (("difference", difference), ("heterogeneity", heterogeneity), ("robust", robust)):
             check_flag(name, value)
         plain = super().to_dict()
-        robust = robust or self.default_se == "robust"
+        robust = robust or self.default_covariance == "robust"
         if robust:
             plain["bse_robust"] = plain_data(self.standard_errors("robust").to_dict())
             plain["cov_robust"] = plain_data(self.covariance("robust").tolist())
         if not self.spec.has_effects:
             return plain
-        kinds = ["joint", *(["bauer"] if self.spec.is_simple(self.facts) else []), *(["robust"] if robust else [])]
-        plain["effects"] = {se: _rows(self.effects(se, at=at)) for se in kinds}
+        known: dict[EffectCovariance, bool] = {
+            "joint": True,
+            "bauer": self.spec.is_simple(self.facts),
+            "robust": robust,
+        }
+        plain["effects"] = {name: _rows(self.effects(name, at=at)) for name, use in known.items() if use}
         if self.spec.contrasts(self.facts):
             plain["omnibus"] = _rows(self.omnibus(at=at))
         if difference:

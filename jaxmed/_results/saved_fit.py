@@ -86,7 +86,7 @@ def _check_whole(fit: Fit) -> None:
         ]
     if wrong:
         raise ValueError(f"{wrong[0]} are not those of its model")
-    if fit.free != system.random_pairs or len(fit.intake.used) != len(system.equations):
+    if fit.free != system.random_pairs or len(fit.sample_summary.used) != len(system.equations):
         raise ValueError("its equations are not those of its model")
     if fit.status not in set(Status):
         raise ValueError(f"status {fit.status} is not known")

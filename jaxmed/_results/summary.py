@@ -9,17 +9,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from jaxmed._inference import Estimates, TestResult, critical_value, normal_table, omnibus_table
+from jaxmed._inference import (
+    OF_COEFFICIENTS,
+    EffectCovariance,
+    Estimates,
+    TestResult,
+    critical_value,
+    normal_table,
+    omnibus_table,
+)
 from jaxmed._model import Mediation
 from jaxmed._results.tables import variance_table
 from jaxmed._support import check_choice, escape_control
 
-SE_NOTES = {
+SE_NOTES: dict[EffectCovariance, str] = {
     "joint": "Standard errors: joint (fixed effects, covariances and residual variances estimated together).",
     "bauer": "Standard errors: block, with the effect formulas of Bauer, Preacher & Gil (2006), as Stata prints.",
     "robust": "Standard errors: cluster-robust (sandwich), times J / (J - 1), of all parameters together.",
 }
-COVARIANCES = {"joint": "joint", "bauer": "block", "robust": "robust"}
 
 
 class Table(NamedTuple):
@@ -44,9 +51,9 @@ def fixed(value: float, digits: int) -> str:
     return f"{value:.{digits}f}" if np.isfinite(value) else "."
 
 
-def text(fit: Estimates, tables: dict[str, pd.DataFrame], se: str, level: float) -> str:
+def text(fit: Estimates, tables: dict[str, pd.DataFrame], covariance: EffectCovariance, level: float) -> str:
     """The whole summary as plain text."""
-    title, facts, shown, notes = _content(fit, tables, se, level)
+    title, facts, shown, notes = _content(fit, tables, covariance, level)
     title = escape_control(title)
     parts = [f"{title}\n{'=' * len(title)}", _columns([(name, escape_control(value)) for name, value in facts])]
     parts += ["\n".join(filter(None, [table.title, _align(table.cells), table.note])) for table in shown]
@@ -54,9 +61,9 @@ def text(fit: Estimates, tables: dict[str, pd.DataFrame], se: str, level: float)
     return "\n\n".join([*parts, "\n".join(wrapped)]) + "\n"
 
 
-def html(fit: Estimates, tables: dict[str, pd.DataFrame], se: str, level: float) -> str:
+def html(fit: Estimates, tables: dict[str, pd.DataFrame], covariance: EffectCovariance, level: float) -> str:
     """The whole summary as an HTML fragment; every name is escaped."""
-    title, facts, shown, notes = _content(fit, tables, se, level)
+    title, facts, shown, notes = _content(fit, tables, covariance, level)
     rows = "".join(f"<tr><th>{html_.escape(k)}</th><td>{html_.escape(v)}</td></tr>" for k, v in facts)
     parts = [f"<h3>{html_.escape(title)}</h3>", f"<table>{rows}</table>"]
     for table in shown:
@@ -68,17 +75,17 @@ def html(fit: Estimates, tables: dict[str, pd.DataFrame], se: str, level: float)
 
 
 def _content(
-    fit: Estimates, tables: dict[str, pd.DataFrame], se: str, level: float
+    fit: Estimates, tables: dict[str, pd.DataFrame], covariance: EffectCovariance, level: float
 ) -> tuple[str, list[tuple[str, str]], list[Table], list[str]]:
-    check_choice("se", se, SE_NOTES)
-    kind = COVARIANCES[se]
+    check_choice("covariance", covariance, EffectCovariance)
+    of_coefficients = OF_COEFFICIENTS[covariance]
     spec = fit.spec
     if isinstance(spec, Mediation):
         through = (" -> " if spec.serial else ", ").join(spec.mediators)
         title = f"Multilevel mediation: {spec.x} -> {through} -> {spec.y} within {spec.cluster}"
     else:
         title = f"Mixed model: {', '.join(fit.system.outcomes)} within {spec.cluster}"
-    wald = fit.wald(kind=kind)
+    wald = fit.wald(covariance=of_coefficients)
     low, mean, high = fit.cluster_sizes
     facts = [
         ("Method", "REML" if fit.reml else "ML"),
@@ -92,16 +99,16 @@ def _content(
     ]
     if fit.system.random_labels and (fit.system.covariance != "unstructured" or fit.system.zero):
         facts.insert(-1, ("Their covariance", covariance_words(fit)))
-    if any(fit.intake.missing.values()):
-        patterns = "; ".join(f"{observed}: {count}" for observed, count in fit.intake.patterns.items())
+    if any(fit.sample_summary.missing.values()):
+        patterns = "; ".join(f"{observed}: {count}" for observed, count in fit.sample_summary.patterns.items())
         facts.append(("Rows by observed columns", patterns))
     critical = critical_value(level)
     shown = [Table(title, _effect_cells(found, level)) for title, found in tables.items()]
     if shown:
         shown[0] = shown[0]._replace(note=_legend(fit))
-        shown += _omnibus(fit, se)
+        shown += _omnibus(fit, covariance)
     coefficients = normal_table(
-        list(fit.params.index), fit.params.to_numpy(), fit.standard_errors(kind).to_numpy(), critical
+        list(fit.params.index), fit.params.to_numpy(), fit.standard_errors(of_coefficients).to_numpy(), critical
     )
     shown.append(Table("Fixed effects", _coefficients(coefficients, level)))
     alone = "no random effects, independent residuals" if fit.system.residual_pairs else "no random effects"
@@ -109,7 +116,7 @@ def _content(
     if len(fit.system.outcomes) > 1:
         tests.append(("linear regression", fit.lr_test("pooled")))
     note = "\n".join(f"LR test vs. {against}: {_test(test)}" for against, test in tests)
-    shown.append(Table("Random effects (covariance G) and residuals", _variances(fit, level, se), note))
+    shown.append(Table("Random effects (covariance G) and residuals", _variances(fit, level, covariance), note))
     notes = [f"Note: {note}." for note in fit.notes]
     if not (fit.flat or fit.cautions) and spec.free_intercepts(fit.facts):
         notes.append(
@@ -120,20 +127,20 @@ def _content(
     products = [label for label in fit.system.random_labels if ":" in label]
     if isinstance(spec, Mediation) and spec.random == "all" and products:
         notes.append(f"Note: random='all' includes the slopes of products: {', '.join(products)}.")
-    notes.append(SE_NOTES[se])
+    notes.append(SE_NOTES[covariance])
     if fit.free:
         notes.append("LR tests are conservative: variances are tested on their boundary.")
     notes.append(f"After {fit.n_iter} iterations: {fit.message}.")
     return title, facts, shown, notes
 
 
-def _effect_cells(found: pd.DataFrame, level: float) -> pd.DataFrame:
+def _effect_cells(table: pd.DataFrame, level: float) -> pd.DataFrame:
     """Cells of a table of effects; what is fixed by the model has no uncertainty to show."""
-    held = found["se"].eq(0)
-    found = found.assign(**{column: found[column].mask(held) for column in ("se", "ci_lower", "ci_upper")})
-    if isinstance(found.index, pd.MultiIndex):
-        found.index = pd.Index([_at(key, found.index.names[1:]) for key in found.index])
-    return _coefficients(found, level)
+    held = table["se"].eq(0)
+    table = table.assign(**{column: table[column].mask(held) for column in ("se", "ci_lower", "ci_upper")})
+    if isinstance(table.index, pd.MultiIndex):
+        table.index = pd.Index([_at(key, table.index.names[1:]) for key in table.index])
+    return _coefficients(table, level)
 
 
 def _at(key: tuple[Any, ...], moderators: list[Any]) -> str:
@@ -158,12 +165,12 @@ def covariance_words(fit: Estimates) -> str:
     return f"{text}, but for {zero} = 0" if zero else text
 
 
-def _omnibus(fit: Estimates, se: str) -> list[Table]:
+def _omnibus(fit: Estimates, covariance: EffectCovariance) -> list[Table]:
     """Tests of all categories of x together, of a model without moderators; none where x is numeric."""
     spec = fit.spec
     if spec.moderators or not spec.contrasts(fit.facts):
         return []
-    found = omnibus_table(fit, COVARIANCES[se])
+    found = omnibus_table(fit, OF_COEFFICIENTS[covariance])
     cells = {"chi2": found["chi2"].map(lambda value: fixed(value, 2)), "df": found["df"].map("{:g}".format)}
     cells["P>chi2"] = found["p"].map(lambda p: fixed(p, 4))
     return [Table(f"Tests of all categories of {spec.sources[0]} together", pd.DataFrame(cells, index=found.index))]
@@ -201,12 +208,14 @@ def _legend(fit: Estimates) -> str:
 
 
 def _by_outcome(fit: Estimates) -> str:
-    return ", ".join(f"{name}: {count}" for name, count in zip(fit.system.outcomes, fit.intake.used, strict=True))
+    return ", ".join(
+        f"{name}: {count}" for name, count in zip(fit.system.outcomes, fit.sample_summary.used, strict=True)
+    )
 
 
 def _rows(fit: Estimates) -> str:
-    missing = ", ".join(f"{name} {count}" for name, count in fit.intake.missing.items() if count)
-    text = f"{fit.intake.rows} read, {fit.intake.dropped} left out"
+    missing = ", ".join(f"{name} {count}" for name, count in fit.sample_summary.missing.items() if count)
+    text = f"{fit.sample_summary.rows} read, {fit.sample_summary.dropped} left out"
     return f"{text} (missing values: {missing})" if missing else f"{text} (no missing values)"
 
 
@@ -233,9 +242,9 @@ def _coefficients(table: pd.DataFrame, level: float) -> pd.DataFrame:
     return pd.DataFrame(cells, index=table.index)
 
 
-def _variances(fit: Estimates, level: float, se: str) -> pd.DataFrame:
+def _variances(fit: Estimates, level: float, covariance: EffectCovariance) -> pd.DataFrame:
     """Cells of the table of (co)variances."""
-    found = variance_table(fit, level, se)
+    found = variance_table(fit, level, covariance)
     heads = ("estimate", "std. err.", *_heads(level))
     columns = zip(heads, found.columns, strict=True)
     return pd.DataFrame({head: found[column].map(number) for head, column in columns}, index=found.index)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from jaxmed._inference import (
-    SE_KINDS,
+    OF_COEFFICIENTS,
+    OF_VARIANCES,
+    EffectCovariance,
     Estimates,
     check_level,
     critical_value,
@@ -20,7 +22,7 @@ from jaxmed._inference import (
 )
 from jaxmed._support import check_choice, escape_control
 
-TABLES = ("effects", "coefficients", "variances", "heterogeneity")
+TableName = Literal["effects", "coefficients", "variances", "heterogeneity"]
 HEADS = {"estimate": "Estimate", "se": "SE", "z": "z", "p": "p"}
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -55,7 +57,11 @@ class Numbers(NamedTuple):
 
 
 def numbers(
-    fit: Estimates, table: str, se: str | None = None, level: float = 0.95, at: Mapping[str, Any] | None = None
+    fit: Estimates,
+    table: TableName,
+    covariance: EffectCovariance | None = None,
+    level: float = 0.95,
+    at: Mapping[str, Any] | None = None,
 ) -> Numbers:
     """One table of a fit by its name.
 
@@ -63,7 +69,7 @@ def numbers(
     ----------
     fit : Estimates
     table : {"effects", "coefficients", "variances", "heterogeneity"}
-    se : {"joint", "bauer", "robust"}, optional
+    covariance : {"joint", "bauer", "robust"}, optional
         As for :meth:`jaxmed.Fit.effects`; ``"bauer"`` takes the block covariance for coefficients.
     level : float
     at : dict, optional
@@ -72,36 +78,37 @@ def numbers(
     Raises
     ------
     SpecError
-        An unknown table, kind of standard error, level or moderator.
+        An unknown table, covariance, level or moderator.
     FitError
         Effects of a model that is not a mediation model.
     """
     check_level(level)
-    check_choice("table", table, TABLES)
-    se = fit.chosen_se(se)
-    check_choice("se", se, SE_KINDS)
-    of_all = "robust" if se == "robust" else "joint"
+    check_choice("table", table, TableName)
+    chosen: EffectCovariance = fit.default_covariance if covariance is None else covariance
+    check_choice("covariance", chosen, EffectCovariance)
     if table == "effects":
-        return Numbers(table, "Effects", effect_table(fit, se, level, at, False), level)
+        return Numbers(table, "Effects", effect_table(fit, chosen, level, at, False), level)
     if table == "heterogeneity":
-        return Numbers(table, "Effects over clusters (population)", heterogeneity_table(fit, level, at, of_all), level)
+        values = heterogeneity_table(fit, level, at, OF_VARIANCES[chosen])
+        return Numbers(table, "Effects over clusters (population)", values, level)
     if table == "coefficients":
-        error = fit.standard_errors("block" if se == "bauer" else of_all).to_numpy()
+        error = fit.standard_errors(OF_COEFFICIENTS[chosen]).to_numpy()
         values = normal_table(list(fit.params.index), fit.params.to_numpy(), error, critical_value(level))
         return Numbers(table, "Fixed effects", values, level)
     title = "Covariance of the random effects, and residuals"
-    return Numbers(table, title, variance_table(fit, level, se), level)
+    return Numbers(table, title, variance_table(fit, level, chosen), level)
 
 
-def variance_table(fit: Estimates, level: float, se: str = "joint") -> pd.DataFrame:
+def variance_table(fit: Estimates, level: float, covariance: EffectCovariance = "joint") -> pd.DataFrame:
     """Variances with limits from the log scale, then covariances with symmetric ones, in Stata's order.
 
     Parameters
     ----------
     fit : Estimates
     level : float
-    se : {"joint", "bauer", "robust"}
-        Kind of standard errors; ``"bauer"`` adds the variance of the extra random effect of the worked Stata example.
+    covariance : {"joint", "bauer", "robust"}
+        Of all parameters; ``"bauer"`` is the joint one, and adds the variance of the extra random effect of the worked
+        Stata example.
 
     Returns
     -------
@@ -110,9 +117,9 @@ def variance_table(fit: Estimates, level: float, se: str = "joint") -> pd.DataFr
     """
     critical = critical_value(level)
     random = fit.system.random_labels
-    kind = "robust" if se == "robust" else "joint"
-    g, g_se = fit.random_cov.to_numpy(), fit.random_cov_errors(kind).to_numpy()
-    residual_se = fit.residual_cov_errors(kind).to_numpy()
+    whole = OF_VARIANCES[covariance]
+    g, g_se = fit.random_cov.to_numpy(), fit.random_cov_errors(whole).to_numpy()
+    residual_se = fit.residual_cov_errors(whole).to_numpy()
     names, estimate, error = [], [], []
     for k, label in enumerate(random):
         names.append(f"var({label})")
@@ -131,7 +138,7 @@ def variance_table(fit: Estimates, level: float, se: str = "joint") -> pd.DataFr
         names.append(f"cov(residual {fit.system.outcomes[col]},{fit.system.outcomes[row]})")
         estimate.append(fit.residual_cov.iloc[row, col])
         error.append(residual_se[row, col])
-    if se == "bauer" and fit.spec.is_simple(fit.facts):
+    if covariance == "bauer" and fit.spec.is_simple(fit.facts):
         difference = fit.residual_var.iloc[0] - fit.residual_var.iloc[1]
         at = fit.joint[-2:, -2:]
         names.append("var(fid: sm) = difference")
@@ -222,9 +229,9 @@ def heads(columns: Any, level: float) -> list[str]:
 # Formats -------------------------------------------------------------------------------------------------------------
 
 
-def export(found: Numbers, form: str) -> str:
+def export(table: Numbers, form: str) -> str:
     """A table as text of one of the formats ``"latex"``, ``"markdown"`` and ``"csv"``."""
-    return {"latex": _latex, "markdown": _markdown, "csv": _csv}[form](found)
+    return {"latex": _latex, "markdown": _markdown, "csv": _csv}[form](table)
 
 
 def escape_latex(text: str) -> str:
@@ -245,18 +252,18 @@ def escape_markdown(text: str) -> str:
     )
 
 
-def _latex(found: Numbers) -> str:
-    first, entries = stub(found.values.index)
-    body = cells(found.values)
+def _latex(table: Numbers) -> str:
+    first, entries = stub(table.values.index)
+    body = cells(table.values)
     columns = "l" * len(first) + "r" * body.shape[1]
     rows = [
         " & ".join([*map(escape_latex, entry), *map(_latex_number, row)]) + r" \\"
         for entry, row in zip(entries, body.to_numpy(), strict=True)
     ]
-    top = " & ".join(map(escape_latex, [*first, *heads(body.columns, found.level)])) + r" \\"
+    top = " & ".join(map(escape_latex, [*first, *heads(body.columns, table.level)])) + r" \\"
     lines = [
         r"\begin{table}",
-        rf"\caption{{{escape_latex(found.title)}}}",
+        rf"\caption{{{escape_latex(table.title)}}}",
         rf"\begin{{tabular}}{{{columns}}}",
         *(r"\toprule", top, r"\midrule", *rows, r"\bottomrule"),
         r"\end{tabular}",
@@ -270,14 +277,14 @@ def _latex_number(text: str) -> str:
     return f"${text}$" if text[:1] in ("-", "<") else text
 
 
-def _markdown(found: Numbers) -> str:
-    first, entries = stub(found.values.index)
-    body = cells(found.values)
+def _markdown(table: Numbers) -> str:
+    first, entries = stub(table.values.index)
+    body = cells(table.values)
     rows = [
         [*map(escape_markdown, entry), *(cell.replace("<", "\\<") for cell in row)]
         for entry, row in zip(entries, body.to_numpy(), strict=True)
     ]
-    top = [*map(escape_markdown, first), *heads(body.columns, found.level)]
+    top = [*map(escape_markdown, first), *heads(body.columns, table.level)]
     rule = [":--"] * len(first) + ["--:"] * body.shape[1]
     return "".join(f"| {' | '.join(row)} |\n" for row in [top, rule, *rows])
 

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from jaxmed._data import equation_groups
-from jaxmed._inference import KINDS, TestResult, chi_squared, critical_value, normal_table
+from jaxmed._data import Missing, equation_groups
+from jaxmed._inference import Covariance, TestResult, chi_squared, critical_value, normal_table
 from jaxmed._model import INTERCEPT, Equation, Spec, System
 from jaxmed._results.estimation import estimate
 from jaxmed._results.fit_effects import FitEffects, check_is_fit
-from jaxmed._support import ConvergenceWarning, DesignWarning, FitError, check_choice, escape_control
+from jaxmed._support import (
+    ConvergenceWarning,
+    DesignWarning,
+    FitError,
+    check_choice,
+    escape_control,
+    renamed,
+    warn_caller,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +51,13 @@ class Conflation:
         return f"{self.table.rename(escape_control).round(4).to_string()}\n{escape_control(test)}"
 
 
+@renamed(kind="covariance", found="fit")
 def conflation(
-    found: FitEffects, data: Any = None, kind: str | None = None, level: float = 0.95, intercepts: str = "apart"
+    fit: FitEffects,
+    data: Any = None,
+    covariance: Covariance | None = None,
+    level: float = 0.95,
+    intercepts: Literal["apart", "free"] = "apart",
 ) -> Conflation:
     """Test whether the paths of a mediation model are the same within and between clusters.
 
@@ -55,13 +68,13 @@ def conflation(
 
     Parameters
     ----------
-    found : Fit
+    fit : Fit
         Of a :class:`Mediation`. Of one whose mediators are split the within and between coefficients are compared as
         they are; its slopes vary with the deviations alone, so that the uncentred model is not a special case of it.
     data : frame or path, optional
         The data, where values are missing and the moments do not say which rows a cluster mean is of.
-    kind : {"joint", "block", "robust"}, optional
-        Covariance of the fixed effects; by default as for :meth:`jaxmed.Fit.effects`.
+    covariance : {"joint", "block", "robust"}, optional
+        Of the fixed effects; by default as for :meth:`jaxmed.Fit.effects`.
     level : float
         Of the intervals.
     intercepts : {"apart", "free"}
@@ -101,20 +114,21 @@ def conflation(
     >>> bool(found.test.p > 0.05)
     True
     """
-    check_is_fit(found, "conflation")
-    kind = check_choice("kind", found.chosen_se(kind), KINDS)
-    check_choice("intercepts", intercepts, ("apart", "free"))
+    check_is_fit(fit, "conflation")
+    chosen: Covariance = fit.default_covariance if covariance is None else covariance
+    check_choice("covariance", chosen, Covariance)
+    check_choice("intercepts", intercepts, Literal["apart", "free"])
     critical = critical_value(level)
-    if not found.spec.has_effects:
+    if not fit.spec.has_effects:
         raise FitError("within and between paths are those of a jaxmed.Mediation; this fit is of a System")
-    centred = found.spec.is_split(found.facts)
-    pairs = _centred_pairs(found, found.spec) if centred else _contextual_pairs(found, found.spec)
+    centred = fit.spec.is_split(fit.facts)
+    pairs = _centred_pairs(fit, fit.spec) if centred else _contextual_pairs(fit, fit.spec)
     if not pairs:
         raise FitError(
             "no path of this model has a part within and a part between clusters: x and the mediators do not vary "
             "within clusters"
         )
-    whole = found if centred else _with_means(found, pairs, data, intercepts)
+    whole = fit if centred else _with_means(fit, pairs, data, intercepts)
     if not whole.converged:
         raise FitError(f"the model with cluster means has no estimates to compare: {whole.message}")
     labels = list(whole.system.labels)
@@ -125,7 +139,7 @@ def conflation(
         contrast[row, labels.index(one)] = -float(centred)
         within[row] = whole.params[one]
     difference = contrast @ whole.values[:p]
-    error = whole.errors(np.pad(contrast, ((0, 0), (0, len(whole.labels) - p))), kind)
+    error = whole.errors(np.pad(contrast, ((0, 0), (0, len(whole.labels) - p))), chosen)
     names = [name for name, _, _ in pairs]
     table = normal_table(names, difference, error, critical)
     table.insert(0, "between", within + difference)
@@ -133,8 +147,8 @@ def conflation(
     hypothesis = f"between = within: {', '.join(names)}"
     test = TestResult(float("nan"), len(names), float("nan"), hypothesis)
     if np.all(error > 0):
-        covariance = contrast @ whole.generalized(kind)[:p, :p] @ contrast.T
-        statistic = float(difference @ np.linalg.solve(covariance, difference))
+        matrix = contrast @ whole.generalized(chosen)[:p, :p] @ contrast.T
+        statistic = float(difference @ np.linalg.solve(matrix, difference))
         test = chi_squared(statistic, len(names), hypothesis)
     return Conflation(table, test, whole)
 
@@ -142,10 +156,10 @@ def conflation(
 Pairs = list[tuple[str, str, str]]  # name of a path, labels of its coefficient and of that between clusters
 
 
-def _centred_pairs(found: FitEffects, spec: Spec) -> Pairs:
-    paths = spec.estimands(found.facts).paths
+def _centred_pairs(fit: FitEffects, spec: Spec) -> Pairs:
+    paths = spec.estimands(fit.facts).paths
     pairs = []
-    for edge in spec.edges_in(found.facts):
+    for edge in spec.edges_in(fit.facts):
         within, between = edge.path("_within"), edge.path("_between")
         if within in paths and between in paths:
             for (one, by), (other, _) in zip(paths[within].pieces, paths[between].pieces, strict=True):
@@ -153,49 +167,47 @@ def _centred_pairs(found: FitEffects, spec: Spec) -> Pairs:
     return pairs
 
 
-def _contextual_pairs(found: FitEffects, spec: Spec) -> Pairs:
-    paths = spec.estimands(found.facts).paths
+def _contextual_pairs(fit: FitEffects, spec: Spec) -> Pairs:
+    paths = spec.estimands(fit.facts).paths
     pairs = []
-    alike = found.facts.cluster_level | found.facts.equal_means
-    for edge in spec.edges_in(found.facts):
-        if edge.source not in alike and edge.outcome not in found.facts.equal_means:
+    alike = fit.facts.cluster_level | fit.facts.equal_means
+    for edge in spec.edges_in(fit.facts):
+        if edge.source not in alike and edge.outcome not in fit.facts.equal_means:
             for label, by in paths[edge.path()].pieces:
                 mean = ":".join([f"between({edge.source})", *by])
                 pairs.append((":".join([edge.path(), *by]), label, f"{edge.outcome}~{mean}"))
     return pairs
 
 
-def _with_means(found: FitEffects, pairs: Pairs, data: Any, intercepts: str) -> FitEffects:
+def _with_means(fit: FitEffects, pairs: Pairs, data: Any, intercepts: str) -> FitEffects:
     """The same model with cluster means, as a system."""
-    system = found.system
+    system = fit.system
     equations = []
     for equation in system.equations:
         own = f"{equation.outcome}~"
         means = [mean.removeprefix(own) for _, label, mean in pairs if label in equation.labels]
         equations.append(Equation(equation.outcome, (*equation.predictors, *means), equation.random, equation.level))
-    covariance = _apart(found) if intercepts == "apart" else system.covariance
+    covariance = _apart(fit) if intercepts == "apart" else system.covariance
     whole = System(equations, system.cluster, covariance, system.residuals, system.zero)
-    listwise = found.moments.groups == equation_groups(system, "listwise")[0]
-    missing = "listwise" if listwise and any(found.intake.missing.values()) else "available"
+    listwise = fit.moments.groups == equation_groups(system, "listwise")[0]
+    missing: Missing = "listwise" if listwise and any(fit.sample_summary.missing.values()) else "available"
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        with_means = estimate(
-            type(found), found.moments if data is None else data, whole, reml=found.reml, missing=missing
-        )
-    same = found.too_few_clusters and with_means.converged and not with_means.flat  # as is said of that fit
+        with_means = estimate(type(fit), fit.moments if data is None else data, whole, reml=fit.reml, missing=missing)
+    same = fit.too_few_clusters and with_means.converged and not with_means.flat  # as is said of that fit
     for warning in said:
         if issubclass(warning.category, DesignWarning) or (same and issubclass(warning.category, ConvergenceWarning)):
             continue  # said of the fit itself
-        warnings.warn(f"of the model with cluster means: {warning.message}", warning.category, stacklevel=3)
+        warn_caller(f"of the model with cluster means: {warning.message}", warning.category)
     return with_means
 
 
-def _apart(found: FitEffects) -> Any:
+def _apart(fit: FitEffects) -> Any:
     """The covariance of the random effects with the intercepts of outcomes that mediators move in groups of their own.
 
     Only where they could covary with the intercept of another outcome.
     """
-    system, spec = found.system, found.spec
+    system, spec = fit.system, fit.spec
     if system.covariance in ("diagonal", "block") or not system.random_labels:
         return system.covariance
     whole = system.covariance == "unstructured"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -39,16 +38,17 @@ from jaxmed._support import (
     interrupted,
     open_folder,
     stream,
+    warn_caller,
 )
 
-METHODS = ("parametric", "cluster", "residual", "two_stage")
+BootstrapMethod = Literal["parametric", "cluster", "residual", "two_stage"]
 MOST = 10_000_000  # replicates
 
 
 def bootstrap(
     fit: Fit,
     n: int,
-    method: str = "parametric",
+    method: BootstrapMethod = "parametric",
     *,
     seed: int,
     shard: tuple[int, int] = (0, 1),
@@ -129,21 +129,20 @@ def bootstrap(
     n, seed = check_count("n", n, 1, MOST), check_count("seed", seed, 0)
     part, parts = check_shard(shard)
     check_is_fit(fit, "bootstrap")
-    check_method(method)
+    check_choice("method", method, BootstrapMethod)
     if not fit.converged:
         raise FitError(f"this fit is no starting point for a bootstrap: {fit.message}")
     if fit.n_clusters > np.count_nonzero(_sizes(fit)):
         raise FitError("this fit holds only some of its clusters (it was made over several processes); fit them in one")
     if fit.flat:
         said = f"replicates say nothing of what the fit does not know, and give no intervals of it: {fit.message}"
-        warnings.warn(said, ConvergenceWarning, stacklevel=2)
+        warn_caller(said, ConvergenceWarning)
     if fit.negative_icc and method != "cluster":
-        warnings.warn(
+        warn_caller(
             f"residuals of {', '.join(map(repr, fit.negative_icc))} are negatively correlated within clusters, which "
             f"replicates of the {method} bootstrap are not: their intervals are as wrong as joint standard errors; "
             "use method='cluster'",
             DesignWarning,
-            stacklevel=2,
         )
     origin, targets = make_origin(fit, method, seed, n, at)
     base = fitted(fit, fit.moments, targets)
@@ -156,7 +155,7 @@ def bootstrap(
     known = () if folder is None else _known(folder, origin)
     kept = Ledger("replicate", first, last, known, folder, "replicates", origin.to_dict())
 
-    def found() -> Replicates:
+    def gathered() -> Replicates:
         return Replicates(kept.table(make_table([], origin)), origin, fit=fit)
 
     try:
@@ -168,16 +167,10 @@ def bootstrap(
         kept.flush()
         if not isinstance(error, Exception):
             error.add_note(interrupted(kept.done, kept.asked, "replicates", folder))
-            error.replicates = found()  # type: ignore[attr-defined]
+            error.replicates = gathered()  # type: ignore[attr-defined]
         raise
     kept.flush()
-    return found()
-
-
-def check_method(method: Any) -> str:
-    """One of the ways to make data sets."""
-    check_choice("method", method, METHODS)
-    return str(method)
+    return gathered()
 
 
 def _known(folder: Path, origin: Origin) -> Iterator[pd.DataFrame]:

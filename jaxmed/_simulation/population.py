@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -29,7 +29,7 @@ from jaxmed._support import (
     symmetric,
 )
 
-SHAPES = ("normal", "skewed", "heavy_tailed")
+Shape = Literal["normal", "skewed", "heavy_tailed"]
 
 
 @dataclass(frozen=True, eq=False, repr=False, init=False)
@@ -92,7 +92,7 @@ class Population:
     within: Floats
     two_valued: Mapping[str, tuple[float, float, float]]
     random_effects: str
-    residuals: str
+    residuals: Shape
     clusters: int
     size: Size
 
@@ -103,7 +103,7 @@ class Population:
         *,
         cluster_level: Iterable[str] = (),
         random_effects: str = "normal",
-        residuals: str = "normal",
+        residuals: Shape = "normal",
         clusters: int = 100,
         size: Any = 8,
         **named: float,
@@ -130,7 +130,7 @@ class Population:
             raise SpecError(f"cluster_level names {unknown[0]!r}; the columns of the model are {list(system.columns)}")
         size, columns = check_size(size), _exogenous(system)
         on = np.array([name in level_2 for name in columns], dtype=float)
-        self._put(
+        vars(self).update(
             spec=spec,
             facts=facts,
             values=default_values(spec, system, facts),
@@ -145,10 +145,6 @@ class Population:
         )
         self._set(given)
         self._check()
-
-    def _put(self, **fields: Any) -> None:
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
 
     # Other ways to make one ------------------------------------------------------------------------------------------
 
@@ -197,7 +193,7 @@ class Population:
         found = [int(size) for size in sizes if size > 0]
         population = cls.__new__(cls)
         shares = {name: tuple(map(_ten_digits, three)) for name, three in two_valued(moments, columns).items()}
-        population._put(
+        vars(population).update(
             spec=fit.spec,
             facts=fit.facts,
             values=_ten_digits(np.array(fit.values)),
@@ -327,7 +323,7 @@ class Population:
         if "size" in own:
             own["size"] = check_size(own["size"])
         kept = {name: copy(getattr(self, name)) for name in self.__dataclass_fields__}
-        found._put(**kept | own)
+        vars(found).update(kept | own)
         found._set(_named(numbers) | named)
         found._check()
         return found
@@ -354,7 +350,7 @@ class Population:
                 if not 0 < value < 1:
                     raise SpecError(f"{name}={value!r} must lie between 0 and 1")
                 low, high, _ = self.two_valued.get(what, (0.0, 1.0, value))
-                self._put(two_valued={**self.two_valued, what: (low, high, value)})
+                vars(self).update(two_valued={**self.two_valued, what: (low, high, value)})
             else:
                 self._spread(name, kind, columns.index(what), value)
         for kind, what in chosen:
@@ -433,7 +429,7 @@ class Population:
 
     def _check(self) -> None:
         for name, shape in {"random_effects": self.random_effects, "residuals": self.residuals}.items():
-            check_choice(name, shape, SHAPES)
+            check_choice(name, shape, Shape)
         check_count("clusters", self.clusters)
         matrices = {"random effects": self.random_cov, "residuals": self.residual_cov}
         for what, matrix in matrices.items():

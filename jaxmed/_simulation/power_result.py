@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -15,12 +15,13 @@ import pandas as pd
 from jaxmed._inference import check_level, plain_data
 from jaxmed._simulation.study import OWN, Analysis, Design, Truth, columns_of, converged, limits_of, named
 from jaxmed._support import (
+    Count,
     DataError,
     Floats,
     SpecError,
     all_files,
-    check_form,
     check_path,
+    convert,
     damaged,
     escape_control,
     open_folder,
@@ -31,19 +32,29 @@ from jaxmed._support import (
 
 FORMAT = 1
 WHAT = "a power study"
-FORM = {  # of what a file says that it is of; NaN is None
-    "key": str,
-    "design": {str: str | float},
-    "population": dict,
-    "analysis": {"intervals": [str], "level": float},
-    "labels": [str],
-    "truth": [float | None],
-    "requested": int,
-}
 MEASURES = (
     *("truth", "replications", "converged", "singular", "mean", "bias", "sd", "mean_se", "se_bias"),
     *("used", "coverage", "too_low", "too_high", "width", "power", "type_1_error"),
 )
+
+
+class AnalysisForm(TypedDict):
+    """What is read back of an analysis."""
+
+    intervals: list[str]
+    level: float
+
+
+class CellForm(TypedDict):
+    """What a file says that it is of; NaN is null."""
+
+    key: str
+    design: dict[str, str | float]
+    population: dict[str, Any]
+    analysis: AnalysisForm
+    labels: tuple[str, ...]
+    truth: list[float | None]
+    requested: Count
 
 
 class Cell(NamedTuple):
@@ -345,15 +356,15 @@ def read_cell(path: Path) -> Cell:
     try:
         if said.get("kind") != WHAT or said.get("format") != FORMAT:
             raise ValueError(f"kind {said.get('kind')!r}, format {said.get('format')!r}")
-        check_form(said, FORM)
-        if not re.fullmatch("[0-9a-f]{16}", said["key"]):  # it becomes the name of a file
-            raise ValueError(f"key {shown(said['key'])}")
-        values = np.array([np.nan if value is None else value for value in said["truth"]], dtype=float)
-        cell = Cell(dict(said["design"]), said, Truth(tuple(said["labels"]), values), table)
+        form = convert(said, CellForm)
+        if not re.fullmatch("[0-9a-f]{16}", form["key"]):  # it becomes the name of a file
+            raise ValueError(f"key {shown(form['key'])}")
+        values = np.array([np.nan if value is None else value for value in form["truth"]], dtype=float)
+        cell = Cell(form["design"], said, Truth(form["labels"], values), table)
         if len(set(cell.truth.labels)) < len(cell.truth.labels) or len(cell.truth.labels) != len(values):
             raise ValueError("labels and truth do not belong together")
-        check_level(said["analysis"]["level"])
-        wanted = columns_of(cell.truth.labels, said["analysis"]["intervals"])
+        check_level(form["analysis"]["level"])
+        wanted = columns_of(form["labels"], form["analysis"]["intervals"])
         wrong = [
             name
             for name in wanted

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
@@ -16,9 +15,9 @@ from scipy.special import ndtr, ndtri
 from jaxmed._inference import check_level
 from jaxmed._model import Spec, check_spec
 from jaxmed._refit import batch_size
-from jaxmed._simulation.bootstrapping import check_method
+from jaxmed._simulation.bootstrapping import BootstrapMethod
 from jaxmed._simulation.cluster_sizes import check_size
-from jaxmed._simulation.population import SHAPES, Population, as_population
+from jaxmed._simulation.population import Population, Shape, as_population
 from jaxmed._simulation.power_result import Cell, Power, about, difference, make_power, no_cell, read_cell
 from jaxmed._simulation.study import FEW, Analysis, Design, Study, check_intervals, digest
 from jaxmed._support import (
@@ -37,6 +36,7 @@ from jaxmed._support import (
     interrupted,
     one_or_more,
     open_folder,
+    warn_caller,
 )
 
 MOST = 10_000_000  # data sets of a design
@@ -57,7 +57,7 @@ def power(
     model: Spec | None = None,
     reml: bool = True,
     replicates: int = 500,
-    method: str = "parametric",
+    method: BootstrapMethod = "parametric",
     target: float | None = None,
     effect: str = "indirect",
     shard: tuple[int, int] = (0, 1),
@@ -152,7 +152,7 @@ def power(
         model=model,
         reml=check_flag("reml", reml),
         replicates=check_count("replicates", replicates, 2, MOST),
-        method=check_method(method),
+        method=check_choice("method", method, BootstrapMethod),
         base=digest({name: value for name, value in base.to_dict().items() if name not in ("clusters", "size")}),
     )
     grid = make_designs(base, designs)
@@ -163,7 +163,7 @@ def power(
         return _search(work, grid, designs, target, effect)
     found = make_power(work.run(grid, part))
     for note in found.notes:
-        warnings.warn(note, ConvergenceWarning, stacklevel=2)
+        warn_caller(note, ConvergenceWarning)
     return found
 
 
@@ -209,7 +209,7 @@ def _design(base: Population, point: Mapping[str, Any]) -> Design:
     varied = dict(rest)
     shapes = {name: rest.pop(name) for name in ("random_effects", "residuals") if name in rest}
     for name, shape in shapes.items():
-        check_choice(name, shape, SHAPES)
+        check_choice(name, shape, Shape)
     for given in rest:
         meant = difflib.get_close_matches(given, ("clusters", "size"), n=1, cutoff=0.8)
         if meant:
@@ -274,7 +274,7 @@ class _Work:
         known = (cell.table for cell in self._kept.get(task.design.key, []))
         return Ledger("replication", task.first, task.last, known, self._folder, task.design.key, {})
 
-    def _one(self, design: Design, ledger: Ledger, advance: Callable[[int], None], found: list[Cell]) -> None:
+    def _one(self, design: Design, ledger: Ledger, advance: Callable[[int], None], cells: list[Cell]) -> None:
         """Run one design and add it to what is found, as far as it came."""
         if ledger.wanted:
             study = Study(design, self._analysis)
@@ -289,8 +289,8 @@ class _Work:
         finally:
             ledger.flush()
             if ledger.done:
-                found.append(Cell(design.columns, ledger.about, truth, ledger.table(pd.DataFrame())))
-                self._kept.setdefault(design.key, []).append(found[-1])
+                cells.append(Cell(design.columns, ledger.about, truth, ledger.table(pd.DataFrame())))
+                self._kept.setdefault(design.key, []).append(cells[-1])
 
 
 def _tasks(designs: Sequence[Design], replications: int, analysis: Analysis, part: tuple[int, int]) -> Iterator[Task]:

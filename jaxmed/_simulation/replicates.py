@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import pandas as pd
@@ -27,6 +26,7 @@ from jaxmed._inference import (
 from jaxmed._refit import Refits, fitted, leave_one_out
 from jaxmed._support import (
     ConvergenceWarning,
+    Count,
     DataError,
     FitError,
     Floats,
@@ -34,34 +34,44 @@ from jaxmed._support import (
     all_files,
     check_choice,
     check_equal,
-    check_form,
     check_path,
+    convert,
     damaged,
     read_table,
+    warn_caller,
     write_table,
 )
 
 FORMAT = 1
-KINDS = ("percentile", "basic", "bc", "bca", "studentized")
+IntervalKind = Literal["percentile", "basic", "bc", "bca", "studentized"]
 OWN = ("replicate", "status", "n_iter", "grad_norm", "singular")
 SAME = 1e-6  # standard errors: estimates this close are of the same fit
 EQUAL = 1e-6  # standard errors: replicates this close are the same
-FORM = {  # of what a file says that it is of; NaN is None
-    "format": int,
-    "method": str,
-    "seed": int,
-    "requested": int,
-    "model": dict,
-    "reml": bool,
-    "loglik": float | None,
-    "n_clusters": int,
-    "rows": [int],
-    "labels": [str],
-    "n_params": int,
-    "values": [float | None],
-    "errors": [float | None],
-    "index": {"names": [str | None], "rows": [[str | float | None]]},
-}
+
+
+class IndexForm(TypedDict):
+    """The index of a table of effects as plain data."""
+
+    names: list[str | None]
+    rows: list[list[str | float | None]]
+
+
+class OriginForm(TypedDict):
+    """What a file says that its replicates are of; NaN is null."""
+
+    method: str
+    seed: Count
+    requested: Count
+    model: dict[str, Any]
+    reml: bool
+    loglik: float | None
+    n_clusters: Count
+    rows: tuple[Count, ...]
+    labels: tuple[str, ...]
+    n_params: Count
+    values: list[float | None]
+    errors: list[float | None]
+    index: IndexForm
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,15 +154,14 @@ def origin_from_dict(plain: Mapping[str, Any]) -> Origin:
     """Inverse of :meth:`Origin.to_dict`."""
     if plain.get("format") != FORMAT:
         raise ValueError(f"format {plain.get('format')!r}; this version of jaxmed reads {FORMAT}")
-    check_form(plain, FORM)
-    fields = {name: plain[name] for name in FORM if name != "format"}
-    labels, names, rows = plain["labels"], plain["index"]["names"], plain["index"]["rows"]
-    if not len(set(labels)) == len(labels) == len(plain["values"]) == len(plain["errors"]):
+    form = convert(plain, OriginForm)
+    labels, names, rows = form["labels"], form["index"]["names"], form["index"]["rows"]
+    if not len(set(labels)) == len(labels) == len(form["values"]) == len(form["errors"]):
         raise ValueError("labels, values and errors do not belong together")
-    if len(rows) != len(labels) - plain["n_params"] or not names or any(len(row) != len(names) for row in rows):
+    if len(rows) != len(labels) - form["n_params"] or not names or any(len(row) != len(names) for row in rows):
         raise ValueError("index and labels do not belong together")
-    numbers = {name: np.array(fields[name], dtype=float) for name in ("values", "errors")}
-    return Origin(**fields | numbers | {"rows": tuple(fields["rows"]), "labels": tuple(fields["labels"])})
+    fields: dict[str, Any] = dict(form)
+    return Origin(**fields | {name: np.array(fields[name], dtype=float) for name in ("values", "errors")})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -220,7 +229,11 @@ class Replicates:
     # Intervals -------------------------------------------------------------------------------------------------------
 
     def intervals(
-        self, kind: str = "percentile", level: float = 0.95, terms: str | Sequence[str] = "effects", fit: Any = None
+        self,
+        kind: IntervalKind = "percentile",
+        level: float = 0.95,
+        terms: str | Sequence[str] = "effects",
+        fit: Any = None,
     ) -> pd.DataFrame:
         """Bootstrap intervals (Davison & Hinkley 1997, chapter 5), each limit with its Monte Carlo error.
 
@@ -263,7 +276,7 @@ class Replicates:
         >>> list(replicates.intervals().index)
         ['a', 'b', 'c_prime', 'cov_ab', 'indirect', 'total']
         """
-        check_choice("kind", kind, KINDS)
+        check_choice("kind", kind, IntervalKind)
         level = check_level(level)
         at = positions(terms, self.origin.labels, self.origin.n_params)
         used = self.table[self.table["status"] == Status.CONVERGED]
@@ -273,10 +286,9 @@ class Replicates:
                 f"{len(used)} of {len(self)} replicates converged; intervals need at least 2, and hundreds to be of use"
             )
         if left_out:
-            warnings.warn(
+            warn_caller(
                 f"{left_out} of {len(self)} replicates did not converge and are left out; see failures()",
                 ConvergenceWarning,
-                stacklevel=2,
             )
         labels = [self.origin.labels[k] for k in at]
         draws = used[labels].to_numpy(copy=True)
@@ -296,22 +308,20 @@ class Replicates:
                 if 0 < n < len(used)
             }
             if without:
-                warnings.warn(
+                warn_caller(
                     f"{max(without.values())} of {len(used)} replicates have no standard error of "
                     f"{max(without, key=lambda label: without[label])} and do not count in its studentized limits",
                     ConvergenceWarning,
-                    stacklevel=2,
                 )
         else:
             acceleration = self._accelerations(fit)[at] if kind == "bca" else np.zeros(len(at))
             limits = [bias_corrected(draws[:, k], level, estimate[k], acceleration[k]) for k in range(len(at))]
         beyond = [label for label, found in zip(labels, limits, strict=True) if found.beyond]
         if beyond:
-            warnings.warn(
+            warn_caller(
                 f"{len(used)} replicates are too few for a limit of {', '.join(beyond)} at level {level:g}: it is the "
                 "outermost replicate; draw more",
                 ConvergenceWarning,
-                stacklevel=2,
             )
         table = draws_table(labels, estimate, draws.std(axis=0, ddof=1), limits)
         table.index = self._index(at)
@@ -398,7 +408,7 @@ def make_origin(
         reml=fit.reml,
         loglik=fit.loglik,
         n_clusters=fit.n_clusters,
-        rows=tuple(fit.intake.used),
+        rows=tuple(fit.sample_summary.used),
         labels=known.labels,
         n_params=known.n_params,
         values=known.values,
@@ -441,10 +451,9 @@ def without_each_cluster(fit: Any, origin: Origin) -> Floats:
     values, converged = leave_one_out(base)
     failed = int(np.sum(~converged))
     if failed:
-        warnings.warn(
+        warn_caller(
             f"{failed} of {len(values)} refits without a cluster did not converge and are left out of the acceleration",
             ConvergenceWarning,
-            stacklevel=4,
         )
     values = base.problem.scale.carried(values[converged])
     if targets is None:

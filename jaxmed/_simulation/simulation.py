@@ -16,7 +16,7 @@ from scipy.special import log_ndtr, ndtr, stdtrit
 from jaxmed._data import Moments, outcome_values, read_moments
 from jaxmed._model import System
 from jaxmed._simulation.cluster_sizes import Size, check_size, draw_sizes
-from jaxmed._simulation.population import Population, as_population
+from jaxmed._simulation.population import Population, Shape, as_population
 from jaxmed._support import Floats, check_count, check_flag, lower_root
 from jaxmed._support.runtime import float64, jit_by_key
 
@@ -67,7 +67,7 @@ def rows(
     cluster: NDArray[np.int64],
     seed: int,
     random_effects: str = "normal",
-    residuals: str = "normal",
+    residuals: Shape = "normal",
 ) -> dict[str, Floats]:
     """Draw the outcomes of a system, equation after equation, each from the outcomes drawn before it.
 

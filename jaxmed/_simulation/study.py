@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -29,10 +29,10 @@ from jaxmed._likelihood import theta_of
 from jaxmed._model import DataFacts, Spec
 from jaxmed._refit import Fitted, Refits, Refitter, Rows, design_of, fitted, given_rows, make_refitter, with_size
 from jaxmed._results import Fit, draw_all, fit
-from jaxmed._simulation.bootstrapping import bootstrap
+from jaxmed._simulation.bootstrapping import BootstrapMethod, bootstrap
 from jaxmed._simulation.cluster_sizes import Size, size_text
 from jaxmed._simulation.population import Population
-from jaxmed._simulation.replicates import KINDS
+from jaxmed._simulation.replicates import IntervalKind
 from jaxmed._simulation.simulation import draw
 from jaxmed._support import (
     ConvergenceWarning,
@@ -47,6 +47,7 @@ from jaxmed._support import (
 )
 
 WALD = ("delta", "bauer", "block")
+KINDS: tuple[str, ...] = get_args(IntervalKind)
 INTERVALS = (*WALD, "monte_carlo", "robust", "profile", *KINDS)
 OWN = ("replication", "seed", "status", "n_iter", "singular")
 DRAWS = 1000  # of a Monte Carlo interval
@@ -85,7 +86,7 @@ class Analysis:
     model: Spec | None
     reml: bool
     replicates: int
-    method: str
+    method: BootstrapMethod
     base: str
 
     @property
@@ -212,19 +213,19 @@ class Study:
             rows = self.design.frame(self.design.seed_of(self.analysis.seed, number))
             try:
                 with _quiet():
-                    found = fit(rows, self.model, reml=self.analysis.reml)
+                    pilot = fit(rows, self.model, reml=self.analysis.reml)
                 break
             except DataError as error:
                 if number == TRIES - 1:
                     raise SpecError(f"the design ({self.design}) cannot answer the model: {error}") from error
         expected = self.design.population.facts.cluster_level
-        seen = found.facts.cluster_level
+        seen = pilot.facts.cluster_level
         if self.model.has_effects and seen - expected:
             raise SpecError(
                 f"in the design ({self.design}) {min(seen - expected)!r} does not vary within clusters; use more rows "
                 "per cluster"
             )
-        return found
+        return pilot
 
     def _at(self, pilot: Fit) -> dict[str, Any] | None:
         values = self.design.population.moderator_values
@@ -235,7 +236,7 @@ class Study:
         """The program, started from the truth, over data sets padded so that designs share it."""
         refitter = make_refitter(base, "given", self.analysis.seed)
         layout, design = base.problem.layout, base.problem.design
-        start = base.found.working.theta
+        start = base.fit.working.theta
         if np.all(np.isfinite(true)):
             scale = base.problem.scale
             offset = np.concatenate([scale.offset, np.zeros(layout.n_theta)])
@@ -251,7 +252,7 @@ class Study:
         return with_size(refitter, FEW) if self.analysis.refitted else refitter
 
     def _maker(self, base: Fitted, clusters: int) -> Callable[[int], tuple[Floats, Floats]]:
-        rows = Rows(base.found.system, base.moments, {}, np.zeros(0, dtype=np.int64))
+        rows = Rows(base.fit.system, base.moments, {}, np.zeros(0, dtype=np.int64))
 
         def make(number: int) -> tuple[Floats, Floats]:
             seed = self.design.seed_of(self.analysis.seed, number)
@@ -267,20 +268,20 @@ class Study:
         For every label the estimate, ``<label>_se`` (joint), ``<label>_se_block`` (of the model of Bauer et al., unless
         "block" is among the intervals, by their formulas) and the limits of other intervals.
         """
-        for found in self._refitter.run(numbers):
-            yield self._described(found)
+        for refits in self._refitter.run(numbers):
+            yield self._described(refits)
 
-    def _described(self, found: Refits) -> pd.DataFrame:
+    def _described(self, refits: Refits) -> pd.DataFrame:
         known, chosen = self._known, self._chosen
-        seeds = [self.design.seed_of(self.analysis.seed, number) for number in found.numbers.tolist()]
-        own = [found.numbers, seeds, found.status, found.n_iter, found.singular]
+        seeds = [self.design.seed_of(self.analysis.seed, number) for number in refits.numbers.tolist()]
+        own = [refits.numbers, seeds, refits.status, refits.n_iter, refits.singular]
         columns: dict[str, Any] = dict(zip(OWN, own, strict=True))
-        values = np.hstack([found.values, found.effects])[:, chosen]
-        joint = np.hstack([found.errors, found.effect_errors])[:, chosen]
-        block = _block_errors(known, found, bauer=self._bauer)[:, chosen]
+        values = np.hstack([refits.values, refits.effects])[:, chosen]
+        joint = np.hstack([refits.errors, refits.effect_errors])[:, chosen]
+        block = _block_errors(known, refits, bauer=self._bauer)[:, chosen]
         limits = {}
         if "monte_carlo" in self.analysis.intervals:
-            limits["monte_carlo"] = np.stack([self._monte_carlo(found, k, seeds[k]) for k in range(len(seeds))])
+            limits["monte_carlo"] = np.stack([self._monte_carlo(refits, k, seeds[k]) for k in range(len(seeds))])
         if self.analysis.refitted:
             each = [self._refitted(seed) for seed in seeds]
             limits |= {kind: np.stack([one[kind] for one in each]) for kind in self.analysis.refitted}
@@ -293,9 +294,9 @@ class Study:
                 }
         return pd.DataFrame(columns)
 
-    def _monte_carlo(self, found: Refits, at: int, seed: int) -> Floats:
+    def _monte_carlo(self, refits: Refits, at: int, seed: int) -> Floats:
         """Monte Carlo limits of a data set, shape (labels, 2)."""
-        drawn = draw_all(self._known, found.values[at], found.joint[at], seed, DRAWS)
+        drawn = draw_all(self._known, refits.values[at], refits.joint[at], seed, DRAWS)
         limits = [quantile_limits(column, self.analysis.level) for column in drawn[:, self._chosen].T]
         return np.array([[one.lower, one.upper] for one in limits])
 
@@ -318,11 +319,11 @@ class Study:
             for kind in analysis.refitted:
                 try:
                     if kind == "robust":
-                        table = fitted_here.intervals("delta", analysis.level, se="robust", terms=labels, at=at)
+                        table = fitted_here.intervals("delta", analysis.level, covariance="robust", terms=labels, at=at)
                     elif replicates is None or kind == "profile":
                         table = fitted_here.intervals("profile", analysis.level, terms=labels, at=at)
                     else:
-                        table = replicates.intervals(kind, analysis.level, labels)
+                        table = replicates.intervals(cast(IntervalKind, kind), analysis.level, labels)
                 except FitError:
                     continue
                 found[kind] = table[["ci_lower", "ci_upper"]].to_numpy()
@@ -383,17 +384,17 @@ def _true_values(population: Population) -> dict[str, float]:
     return {label: 0.0 if abs(value) < ZERO else value for label, value in found.items()}
 
 
-def _block_errors(known: Quantities, found: Refits, *, bauer: bool) -> Floats:
+def _block_errors(known: Quantities, refits: Refits, *, bauer: bool) -> Floats:
     """Standard errors of parameters and effects from the block covariances, shape (data sets, labels)."""
-    diagonal = np.diagonal(found.block, axis1=1, axis2=2)
+    diagonal = np.diagonal(refits.block, axis1=1, axis2=2)
     errors = root(diagonal)
     of = known.targets
     if of is None:
         return errors
-    _, slope = effects.linear_combinations_and_jacobian(of.plan, found.values, of.weights, of.combination)
+    _, slope = effects.linear_combinations_and_jacobian(of.plan, refits.values, of.weights, of.combination)
     if bauer:
-        return np.hstack([errors, effects.bauer(of.plan, of.names, slope, found.block)])
-    return np.hstack([errors, delta(slope, found.block)])
+        return np.hstack([errors, effects.bauer(of.plan, of.names, slope, refits.block)])
+    return np.hstack([errors, delta(slope, refits.block)])
 
 
 @contextmanager

@@ -28,10 +28,11 @@ from jaxmed._support.errors import (
     Status,
     WriteError,
     is_own,
+    warn_caller,
 )
 from jaxmed._support.progress_line import counted, progress
 from jaxmed._support.random_streams import MONTE_CARLO, STARTS, stream
-from jaxmed._support.text import check_form, escape_control, parse, shown
+from jaxmed._support.text import Count, convert, escape_control, parse, shown
 from jaxmed._support.validation import (
     check_choice,
     check_count,
@@ -41,6 +42,7 @@ from jaxmed._support.validation import (
     check_shard,
     is_number,
     one_or_more,
+    renamed,
 )
 
 __all__ = [
@@ -48,6 +50,7 @@ __all__ = [
     "STARTS",
     "ArgumentTypeError",
     "ConvergenceWarning",
+    "Count",
     "DataError",
     "DataTypeError",
     "DesignWarning",
@@ -65,11 +68,11 @@ __all__ = [
     "check_equal",
     "check_flag",
     "check_folder_of",
-    "check_form",
     "check_list",
     "check_path",
     "check_shard",
     "claim",
+    "convert",
     "counted",
     "damaged",
     "escape_control",
@@ -84,11 +87,13 @@ __all__ = [
     "parse",
     "progress",
     "read_table",
+    "renamed",
     "root",
     "shown",
     "stream",
     "symmetric",
     "upper",
+    "warn_caller",
     "write_atomically",
     "write_table",
     "write_text",

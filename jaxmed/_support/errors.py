@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from enum import IntEnum
 from pathlib import Path
 
@@ -49,6 +51,14 @@ class DesignWarning(UserWarning):
 
 class ConvergenceWarning(UserWarning):
     """The fit did not converge, or its numbers have few correct digits, no standard errors or too few clusters."""
+
+
+def warn_caller(message: str, category: type[Warning]) -> None:
+    """Warn at the line that called jaxmed, however deep in it the reason was found."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back is not None and Path(frame.f_code.co_filename).is_relative_to(PACKAGE):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
 
 
 def is_own(error: BaseException) -> bool:

@@ -2,87 +2,67 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import unicodedata
-from collections.abc import Callable
-from types import NoneType, UnionType
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any, TypeVar, overload
+
+import msgspec
 
 # Controls (of a terminal, too), what has no width or turns the direction of others, halves, ends of lines.
 HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 JOINERS = "\u200c\u200d"  # without width, but Persian, Hindi and emoji are written with them
-KINDS: dict[Any, tuple[str, Callable[[Any], bool]]] = {
-    str: ("text", lambda value: isinstance(value, str)),
-    bool: ("true or false", lambda value: isinstance(value, bool)),
-    int: ("a count", lambda value: type(value) is int and 0 <= value < 2**63),
-    float: ("a number", lambda value: type(value) in (int, float) and abs(value) <= sys.float_info.max),
-    list: ("a list", lambda value: isinstance(value, list)),
-    dict: ("a table", lambda value: isinstance(value, dict)),
-    NoneType: ("null", lambda value: value is None),
-}
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Form = TypeVar("Form")
 
 
-def parse(text: str | bytes) -> Any:
-    """JSON as plain data.
+@overload
+def parse(text: str | bytes) -> Any: ...
+@overload
+def parse(text: str | bytes, form: type[Form]) -> Form: ...
+def parse(text: str | bytes, form: Any = Any) -> Any:
+    """JSON as plain data, or as what its ``form`` says (see :func:`convert`).
 
     Raises
     ------
     ValueError
-        It is no JSON, or nested more deeply than anything that jaxmed writes.
+        It is no JSON, nested more deeply than anything that jaxmed writes, or of another form.
     """
-    try:
-        return json.loads(text, parse_constant=_refuse)
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    with _in_words():
+        return msgspec.json.decode(text, type=form)
 
 
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"it has the number {constant}")
+def convert(plain: Any, form: type[Form]) -> Form:
+    """Plain data in the form of a type: a ``TypedDict``, a dataclass, ``list[float]``.
 
-
-def check_form(value: Any, form: Any, name: str = "it") -> None:
-    """Refuse plain data of another form.
-
-    Parameters
-    ----------
-    value : object
-    form : object
-        ``str``, ``bool``, ``int`` (a count: not negative, of 64 bits), ``float`` (any finite number), ``list`` and
-        ``dict`` (of anything), or several of them, ``float | None``; ``[f]``, a list of any length; ``(f, g)``, a list
-        of this length; ``{str: f}``, a table with any names; ``{"name": f}``, a table that has these names.
-    name : str
-        What the value is called.
+    Lists become tuples where the type says so, and names that it does not have are left out.
 
     Raises
     ------
     ValueError
-        The value has another form; the message names the place.
+        The data have another form; the message names the place.
 
     Examples
     --------
-    >>> check_form({"a": [1, 2.5], "b": None}, {"a": [float], "b": str | None})
-    >>> check_form({"a": [1, "2.5"]}, {"a": [float]})
+    >>> convert({"a": [1, 2.5]}, dict[str, tuple[float, ...]])
+    {'a': (1.0, 2.5)}
+    >>> convert({"a": [1, "2.5"]}, dict[str, list[float]])
     Traceback (most recent call last):
     ...
-    ValueError: a[1] is '2.5', not a number
+    ValueError: Expected `float`, got `str` - at `$[...][1]`
     """
-    if isinstance(form, (list, tuple)):
-        check_form(value, list, name)
-        if isinstance(form, tuple) and len(value) != len(form):
-            raise ValueError(f"{name} has {len(value)} entries, not {len(form)}")
-        for k, item in enumerate(value):
-            check_form(item, form[k if isinstance(form, tuple) else 0], f"{name}[{k}]")
-    elif isinstance(form, dict):
-        check_form(value, dict, name)
-        for key, own in (dict.fromkeys(value, form[str]) if str in form else form).items():
-            if key not in value:
-                raise ValueError(f"{name} has no {key!r}")
-            check_form(value[key], own, key)
-    else:
-        kinds = [KINDS[kind] for kind in (form.__args__ if isinstance(form, UnionType) else (form,))]
-        if not any(fits(value) for _, fits in kinds):
-            raise ValueError(f"{name} is {shown(value)}, not {' or '.join(words for words, _ in kinds)}")
+    with _in_words():
+        return msgspec.convert(plain, form)
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    try:
+        yield
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    except msgspec.MsgspecError as error:
+        raise ValueError(str(error)) from error
 
 
 def shown(value: Any) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
+from functools import wraps
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, get_args
 
 import numpy as np
 
@@ -32,20 +33,25 @@ def check_count(name: str, value: Any, least: int = 1, most: int = LARGEST) -> i
     return int(value)
 
 
-def check_choice(name: str, value: Any, choices: Iterable[str], also: str = "") -> str:
-    """One of some words; anything else, arrays and what cannot be compared included, is refused.
+Choice = TypeVar("Choice")
+
+
+def check_choice(name: str, value: Choice, choices: Any, also: str = "") -> Choice:
+    """One of some words, given as a ``Literal`` or in a list.
+
+    Anything else, arrays and what cannot be compared included, is refused.
 
     Raises
     ------
     SpecError
         It is something else; ``also`` says what else would do.
     """
-    if not isinstance(value, str) or value not in choices:
-        known = list(choices)
+    known = list(get_args(choices) or choices)
+    if not isinstance(value, str) or value not in known:
         words = " or ".join(map(repr, known)) if len(known) <= 2 else f"one of {known}"
         kind = SpecError if isinstance(value, str) else ArgumentTypeError
         raise kind(f"{name}={value!r} is not known; choose {words}{also}")
-    return str(value)
+    return value
 
 
 def is_number(value: Any) -> bool:
@@ -133,3 +139,31 @@ def check_shard(shard: Any) -> tuple[int, int]:
             return part, parts
     kind = SpecError if ok else ArgumentTypeError
     raise kind(f"shard={shard!r} must be (i, k): part i of k parts, i from 0 to k - 1")
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def renamed(**names: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function take keywords by their former names too, ``@renamed(former="name")``.
+
+    Raises
+    ------
+    ArgumentTypeError
+        A call has both names.
+    """
+
+    def wrap(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> R:
+            for former, name in names.items():
+                if former in kwargs:
+                    if name in kwargs:
+                        raise ArgumentTypeError(f"{former}= is the former name of {name}=; give one of them")
+                    kwargs[name] = kwargs.pop(former)
+            return function(*args, **kwargs)
+
+        return call
+
+    return wrap

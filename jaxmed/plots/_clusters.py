@@ -243,7 +243,7 @@ def cluster_lines(fit: Fit, outcome: str, predictor: str, *, ax: Axes | None = N
     if predictor not in known:
         raise SpecError(f"predictor={predictor!r}: the equation of {outcome!r} has {known}")
     means = {name: _means(fit, name) for name in known}
-    low, high = fit.intake.ranges[predictor]
+    low, high = fit.sample_summary.ranges[predictor]
     reach = 1.5 * _sds(fit, predictor)
     ends = np.clip(np.stack([means[predictor] - reach, means[predictor] + reach]), low, high)
     lines = _line(fit, equation, predictor, ends, means, _deviations(fit, equation))

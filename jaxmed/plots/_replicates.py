@@ -10,18 +10,19 @@ import numpy as np
 import pandas as pd
 
 from jaxmed._results import density
-from jaxmed._simulation import Replicates
-from jaxmed._support import ConvergenceWarning, SpecError, Status
+from jaxmed._simulation import IntervalKind, Replicates
+from jaxmed._support import ConvergenceWarning, SpecError, Status, renamed
 from jaxmed.plots._style import ACCENT, DARK, GREY, LIGHT, bins, check_shown, legend, main_effect, make_axes, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+@renamed(found="replicates")
 def replicates(
-    found: Replicates,
+    replicates: Replicates,
     term: str | None = None,
-    kind: str = "percentile",
+    kind: IntervalKind = "percentile",
     level: float = 0.95,
     *,
     fit: Any = None,
@@ -31,7 +32,7 @@ def replicates(
 
     Parameters
     ----------
-    found : Replicates
+    replicates : Replicates
     term : str
         Name of an effect or parameter; the first indirect effect unless named.
     kind, level, fit
@@ -58,11 +59,11 @@ def replicates(
     >>> axes.get_xlabel()
     'indirect'
     """
-    check_shown("found", found, Replicates, "what jaxmed.bootstrap returns")
-    term = main_effect(found.origin.labels) if term is None else term
-    row = found.intervals(kind, level, [term], fit=fit).iloc[0]
+    check_shown("replicates", replicates, Replicates, "what jaxmed.bootstrap returns")
+    term = main_effect(replicates.origin.labels) if term is None else term
+    row = replicates.intervals(kind, level, [term], fit=fit).iloc[0]
     ax = make_axes(ax)
-    draws = _draws(found, term)
+    draws = _draws(replicates, term)
     ax.hist(draws, bins=bins(draws), density=True, color=LIGHT, edgecolor="white", linewidth=0.5)
     if draws.std() > 0:
         grid = np.linspace(draws.min(), draws.max(), 200)
@@ -76,10 +77,11 @@ def replicates(
     return ax
 
 
+@renamed(found="replicates")
 def convergence(
-    found: Replicates,
+    replicates: Replicates,
     term: str | None = None,
-    kind: str = "percentile",
+    kind: IntervalKind = "percentile",
     level: float = 0.95,
     *,
     fit: Any = None,
@@ -89,7 +91,7 @@ def convergence(
 
     Parameters
     ----------
-    found : Replicates
+    replicates : Replicates
     term, kind, level, fit, ax
         As for :func:`replicates`.
 
@@ -110,14 +112,14 @@ def convergence(
     >>> jm.plots.convergence(jm.bootstrap(fit, 200, seed=1)).get_xlabel()
     'replicates'
     """
-    check_shown("found", found, Replicates, "what jaxmed.bootstrap returns")
-    term = main_effect(found.origin.labels) if term is None else term
-    if len(found) < 20:
-        raise SpecError(f"{len(found)} replicates are too few to show how limits settle; draw at least 20")
-    counts = np.unique(np.geomspace(20, len(found), 40).astype(int))
+    check_shown("replicates", replicates, Replicates, "what jaxmed.bootstrap returns")
+    term = main_effect(replicates.origin.labels) if term is None else term
+    if len(replicates) < 20:
+        raise SpecError(f"{len(replicates)} replicates are too few to show how limits settle; draw at least 20")
+    counts = np.unique(np.geomspace(20, len(replicates), 40).astype(int))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the first few are too few, which is what is shown
-        parts = [replace(found, table=found.table.iloc[:count]) for count in counts]
+        parts = [replace(replicates, table=replicates.table.iloc[:count]) for count in counts]
         rows = pd.concat([part.intervals(kind, level, [term], fit=fit) for part in parts])
     ax = make_axes(ax)
     for limit, name in (("ci_lower", "lower limit"), ("ci_upper", "upper limit")):
@@ -131,5 +133,5 @@ def convergence(
     return ax
 
 
-def _draws(found: Replicates, term: str) -> Any:
-    return found.table.loc[found.table["status"] == Status.CONVERGED, term].to_numpy()
+def _draws(replicates: Replicates, term: str) -> Any:
+    return replicates.table.loc[replicates.table["status"] == Status.CONVERGED, term].to_numpy()

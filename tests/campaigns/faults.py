@@ -204,7 +204,7 @@ def facts(found: object) -> str:
     if isinstance(found, jm.Power):
         return found.to_json() + found.replications.to_csv()
     arrays = [found.shift, found.scale, found.clusters, *(pattern.products for pattern in found.patterns)]
-    return repr([found.columns, found.intake]) + "".join(array.tobytes().hex() for array in arrays)
+    return repr([found.columns, found.sample_summary]) + "".join(array.tobytes().hex() for array in arrays)
 
 
 def disk(jobs: Jobs, rng: random.Random, options: argparse.Namespace) -> None:
