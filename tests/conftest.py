@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pandas as pd
@@ -97,3 +98,12 @@ def run(monkeypatch, capsys):
         return stopped.value.code or 0, out, err
 
     return call
+
+
+@pytest.fixture
+def shrink():
+    """Read and compute little at a time until the test ends: ``shrink(parquet_rows=7)``, see ``BlockSizes``."""
+    from jaxmed._support import block_sizes
+
+    with ExitStack() as stack:
+        yield lambda **sizes: stack.enter_context(block_sizes(**sizes))

@@ -21,9 +21,9 @@ import jaxmed as jm
 from jaxmed._data.design import make_design
 from jaxmed._likelihood import likelihood, optimise
 from jaxmed._refit import sample_moments, sample_rows
-from jaxmed._refit.pool import Refitter, _population, fitted, given_rows
 from jaxmed._refit.program import seed_key
-from jaxmed._results.optimization import solve_from
+from jaxmed._refit.refitter import Refitter, _population, fitted, given_rows
+from jaxmed._results.optimum import solve_from
 from jaxmed._simulation.replicates import make_origin, read_replicates, without_each_cluster
 from jaxmed._support import stream
 from jaxmed._support.checkpoints import read_table, write_table

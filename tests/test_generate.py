@@ -13,15 +13,15 @@ from scipy.optimize import root as solve
 
 import jaxmed as jm
 from jaxmed._data.design import make_design
-from jaxmed._data.reader import read_moments, survey
+from jaxmed._data.reader import read_facts, read_moments
 from jaxmed._data.totals import add_up
 from jaxmed._inference.estimability import Working
 from jaxmed._inference.limits import quantile, quantile_error
 from jaxmed._likelihood.layout import make_layout, make_scale
 from jaxmed._likelihood.problem import Problem
 from jaxmed._refit import sample_moments, sample_rows
-from jaxmed._refit.pool import Fitted, _population, _variances, fitted, given_rows, make_refitter
 from jaxmed._refit.program import seed_key
+from jaxmed._refit.refitter import Fitted, _population, _variances, fitted, given_rows, make_refitter
 from jaxmed._simulation.replicates import make_origin, make_table
 from jaxmed._support import stream
 from jaxmed._support.arrays import packed_index
@@ -122,7 +122,7 @@ def population(name: str, copies: int) -> tuple[Fitted, sample_rows.Rows]:
     """A model with parameters as they come, in the place of a fit, and its rows."""
     data, spec = frame(copies), MODELS[name]
     moments = read_moments(data, spec)
-    facts = survey(data, spec)[1]
+    facts = read_facts(data, spec)[1]
     facts = type(facts)(facts.categories, frozenset(moments.cluster_level))
     system = spec.system(facts)
     design = make_design(system, moments)

@@ -202,15 +202,14 @@ def test_one_more_program_drops_the_one_that_was_used_longest_ago():
     assert traced[-1] == 1
 
 
-def test_programs_on_disk_have_a_bound(tmp_path, monkeypatch):
+def test_programs_on_disk_have_a_bound(tmp_path):
     import os
 
     for k in range(6):
         path = tmp_path / f"program-{k}"
         path.write_bytes(b"0" * 100)
         os.utime(path, (1e9 + k, 1e9 + k))
-    monkeypatch.setattr(runtime, "ON_DISK", 250)
-    runtime._drop_oldest(tmp_path)
+    runtime.drop_oldest(tmp_path, 250)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["program-4", "program-5"]
 
 

@@ -21,7 +21,7 @@ from jaxmed._data.design import make_design
 from jaxmed._data.totals import add_up
 from jaxmed._likelihood import likelihood, newton, optimise
 from jaxmed._likelihood.layout import Layout, count_rows, make_layout
-from jaxmed._results.optimization import solve_from
+from jaxmed._results.optimum import solve_from
 from jaxmed._support.errors import Status
 
 MODEL = jm.Mediation("x", "m", "y", "id")

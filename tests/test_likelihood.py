@@ -575,8 +575,8 @@ def test_totals_of_some_clusters_add_up(case):
         assert getattr(found, name) == getattr(case.totals, name)
 
 
-def test_totals_in_chunks(case, monkeypatch):
-    monkeypatch.setattr(totals, "CHUNK", 3)
+def test_totals_in_chunks(case, shrink):
+    shrink(totals_clusters=3)
     found = totals.add_up(case.design)
     for part, whole in zip(found.equations, case.totals.equations, strict=True):
         assert_close(part.total, whole.total, 1e-13)

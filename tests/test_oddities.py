@@ -12,11 +12,9 @@ import pyarrow as pa
 import pytest
 
 import jaxmed as jm
-from jaxmed._data import chunked, files
-from jaxmed._data import cluster_ids as ids
-from jaxmed._data import remarks as oddities
-from jaxmed._data.moments import SampleSummary, later_fields, sample_from_dict
+from jaxmed._data.moments import SampleSummary
 from jaxmed._data.reader import read
+from jaxmed._support import convert
 
 ROLES = {"x": "x", "m": "m", "y": "y", "cluster": "id"}
 MODEL = jm.Mediation(**ROLES)
@@ -62,13 +60,9 @@ def schools():
 
 
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny(shrink):
     """A few rows at a time, and few clusters that wait to be added up."""
-    monkeypatch.setattr(files, "ROWS", 7)
-    monkeypatch.setattr(files, "BLOCK", 500)
-    monkeypatch.setattr(chunked, "ROWS", 7)
-    monkeypatch.setattr(chunked, "BLOCK", 4)
-    monkeypatch.setattr(ids, "WAITING", 5)
+    shrink(parquet_rows=7, csv_bytes=500, frame_rows=7, cache_rows=4, waiting_clusters=5)
 
 
 def make_rows(seed=0, clusters=60, size=6):
@@ -348,7 +342,7 @@ def test_readings_of_earlier_versions_are_read(tmp_path):
         np.savez(stream, **arrays)
     assert jm.load_moments(tmp_path / "b.moments").sample_summary == moments.sample_summary
     plain = {"rows": 1, "used": [1], "missing": {}, "dropped": 0, "patterns": {}, "ranges": {}}
-    assert sample_from_dict(later_fields(plain)) == SampleSummary(1, (1,), {}, 0)
+    assert convert(plain, SampleSummary) == SampleSummary(1, (1,), {}, 0)
 
 
 def test_a_fit_of_an_earlier_version_is_read(tmp_path):
@@ -787,9 +781,9 @@ def test_notes_of_a_description(schools):
     assert "Notes" not in str(jm.describe(schools, SCHOOLS))
 
 
-def test_what_needs_all_rows_is_left_out_where_there_are_too_many(monkeypatch):
+def test_what_needs_all_rows_is_left_out_where_there_are_too_many(shrink):
     rows = make_rows()
-    monkeypatch.setattr(oddities, "MOST", len(rows))
+    shrink(remark_rows=len(rows))
     twice = pd.concat([rows, rows.iloc[[3]]], ignore_index=True)
     assert remarks(twice) == ()
     assert remarks(twice.iloc[1:])

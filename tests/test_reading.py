@@ -21,11 +21,10 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 import jaxmed as jm
-from jaxmed._data import chunked, files
-from jaxmed._data import cluster_ids as ids
 from jaxmed._data import reader as frame
 from jaxmed._data.lazy import Query
 from jaxmed._data.reader import read
+from jaxmed._support import block_sizes
 from jaxmed._support.progress_line import progress
 
 PLAIN = jm.Mediation(x="x", m="m", y="y", cluster="id")
@@ -57,17 +56,13 @@ def make_rows(seed=0, clusters=40, missing=0.1, order="shuffled"):
 
 
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny(shrink):
     """A few rows at a time, and few clusters that wait to be added up."""
 
-    def shrink(rows=7):
-        monkeypatch.setattr(files, "ROWS", rows)
-        monkeypatch.setattr(files, "BLOCK", 60 * rows)
-        monkeypatch.setattr(chunked, "ROWS", rows)
-        monkeypatch.setattr(chunked, "BLOCK", 4)
-        monkeypatch.setattr(ids, "WAITING", 5)
+    def of(rows=7):
+        shrink(parquet_rows=rows, csv_bytes=60 * rows, frame_rows=rows, cache_rows=4, waiting_clusters=5)
 
-    return shrink
+    return of
 
 
 def write(rows, path):
@@ -147,9 +142,7 @@ def test_frames_in_memory_in_chunks(convert, tiny):
 def test_chunks_of_any_data(seed, missing, size):
     rows = make_rows(seed, missing=missing)
     expected = read(rows, WIDE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunked, "ROWS", size)
-        patch.setattr(ids, "WAITING", size)
+    with block_sizes(frame_rows=size, waiting_clusters=size):
         same(read(rows, WIDE), expected)
 
 
@@ -397,8 +390,9 @@ def test_progress_is_silent_without_a_terminal(capsys):
 SLOW = """
 import sys, time
 from jaxmed._cli import app
-from jaxmed._data import chunked, files
-files.BLOCK = 1000
+from jaxmed._data import chunked
+from jaxmed._support import block_sizes
+block_sizes(csv_bytes=1000).__enter__()
 add = chunked._Summary.add
 def slow(self, values):
     print("reading", file=sys.stderr, flush=True)
@@ -485,9 +479,9 @@ def test_files_that_hold_no_moments(tmp_path):
 # What a second reader found ------------------------------------------------------------------------------------------
 
 
-def test_categories_beside_missing_numbers_in_many_parts(tmp_path, monkeypatch):
+def test_categories_beside_missing_numbers_in_many_parts(tmp_path, shrink):
     """Every part has a NaN of its own, which once counted as a category each and ended the search."""
-    monkeypatch.setattr(files, "ROWS", 2)
+    shrink(parquet_rows=2)
     rows = 400
     g = np.where(np.arange(rows) % 2, np.nan, (np.arange(rows) // 2) % 2)
     g[-2] = 2.0
@@ -499,8 +493,8 @@ def test_categories_beside_missing_numbers_in_many_parts(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("make", [str, int, lambda k: datetime.date(2020, 1, 1) + datetime.timedelta(int(k))])
-def test_a_part_whose_ids_are_all_missing(monkeypatch, make):
-    monkeypatch.setattr(chunked, "ROWS", 50)
+def test_a_part_whose_ids_are_all_missing(shrink, make):
+    shrink(frame_rows=50)
     data = jm.simulate(clusters=40, size=5, seed=1)
     whole = data.iloc[:150]
     ids = pd.Series([make(k) for k in data["id"]], dtype=object)
@@ -514,8 +508,8 @@ def test_a_part_whose_ids_are_all_missing(monkeypatch, make):
 
 
 @pytest.mark.parametrize("rows", [20, 1000])
-def test_ids_of_several_types_are_named(monkeypatch, rows):
-    monkeypatch.setattr(chunked, "ROWS", rows)
+def test_ids_of_several_types_are_named(shrink, rows):
+    shrink(frame_rows=rows)
     data = jm.simulate(clusters=20, size=5, seed=1)
     mixed = data.assign(id=pd.Series([str(k) if k < 11 else k for k in data["id"]], dtype=object))
     with pytest.raises(jm.DataError, match=r"the cluster column 'id' mixes types \(int\d*, str\)"):

@@ -9,7 +9,7 @@ import pytest
 
 import jaxmed as jm
 from jaxmed._inference.targets import make_targets
-from jaxmed._refit import pool
+from jaxmed._refit import fitted, make_refitter
 from jaxmed._support.errors import Status
 
 SIZE = 8
@@ -18,8 +18,8 @@ SIZE = 8
 @pytest.fixture(scope="module")
 def refitter():
     fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
-    base = pool.fitted(fit, fit.moments, make_targets(fit))
-    return pool.make_refitter(base, "drawn", seed=1, size=SIZE)
+    base = fitted(fit, fit.moments, make_targets(fit))
+    return make_refitter(base, "drawn", seed=1, size=SIZE)
 
 
 def joined(parts, name):

@@ -25,7 +25,7 @@ from jaxmed._data.totals import add_up
 from jaxmed._likelihood import derivatives, likelihood, shards
 from jaxmed._likelihood.layout import count_rows, make_layout, root_and_precision
 
-fitting = importlib.import_module("jaxmed._results.optimization")
+fitting = importlib.import_module("jaxmed._results.optimum")
 SIMPLE = jm.Mediation(x="x", m="m", y="y", cluster="id")
 SMALL = jm.Mediation(x="x", m="m", y="y", cluster="id", random={"m": ["1", "x"], "y": ["1"]})  # sooner compiled
 SCHOOLS = {
@@ -70,9 +70,9 @@ def assert_same_fit(found: jm.Fit, expected: jm.Fit, tolerance: float = 1e-10) -
 # Shards --------------------------------------------------------------------------------------------------------------
 
 
-def test_shards_add_up_to_the_whole(monkeypatch):
+def test_shards_add_up_to_the_whole(shrink):
     """1e-12: the same terms in another order."""
-    monkeypatch.setattr(shards, "SHARD", likelihood.BLOCK)
+    shrink(shard_clusters=likelihood.BLOCK)
     moments = read_moments(example(), SIMPLE)
     design = make_design(SIMPLE.system(), moments)
     layout = make_layout(design, True)
@@ -95,28 +95,26 @@ def test_shards_add_up_to_the_whole(monkeypatch):
 
 
 @pytest.mark.parametrize("reml", [True, False])
-def test_a_fit_in_shards_equals_the_fit_in_one(monkeypatch, reml):
+def test_a_fit_in_shards_equals_the_fit_in_one(shrink, reml):
     data = example()
     expected = jm.fit(data, SIMPLE, reml=reml)
-    monkeypatch.setattr(fitting, "SAMPLE", 64)
-    monkeypatch.setattr(shards, "SHARD", likelihood.BLOCK)
+    shrink(sample_clusters=64, shard_clusters=likelihood.BLOCK)
     found = jm.fit(data, SIMPLE, reml=reml)
     assert all(stage == 1 for stage, _, _ in found.trace)  # it started at the optimum of a sample
     assert_same_fit(found, expected)
 
 
 @pytest.mark.parametrize("name", SCHOOLS)
-def test_other_models_in_shards(monkeypatch, name):
+def test_other_models_in_shards(shrink, name):
     data = jm.datasets.load_schools()
     expected = jm.fit(data, SCHOOLS[name])
-    monkeypatch.setattr(fitting, "SAMPLE", 4)
-    monkeypatch.setattr(shards, "SHARD", likelihood.BLOCK)
+    shrink(sample_clusters=4, shard_clusters=likelihood.BLOCK)
     found = jm.fit(data, SCHOOLS[name])
     assert_same_fit(found, expected)
     assert found.moderator_values == expected.moderator_values
 
 
-def test_a_sample_that_cannot_be_fitted_is_passed_over(monkeypatch):
+def test_a_sample_that_cannot_be_fitted_is_passed_over(shrink):
     """The sample sees one value of x only; the fit starts elsewhere and ends where it would have."""
     data = jm.simulate(clusters=256, size=6, seed=3)
     picked = data["id"].isin(data["id"].unique()[::4])
@@ -124,11 +122,11 @@ def test_a_sample_that_cannot_be_fitted_is_passed_over(monkeypatch):
     data.loc[picked, "m"] = np.where(np.arange(picked.sum()) % 2, 1.0, -1.0)
     spec = jm.Mediation(x="x", m="m", y="y", cluster="id", random={"m": ["1"], "y": ["1"]})
     expected = jm.fit(data, spec)
-    monkeypatch.setattr(fitting, "SAMPLE", 64)
+    shrink(sample_clusters=64)
     assert_same_fit(jm.fit(data, spec), expected)
 
 
-def test_clusters_without_rows_that_count_are_not_sampled(monkeypatch):
+def test_clusters_without_rows_that_count_are_not_sampled(shrink):
     """Their x is in the means of clusters, but they have no row of either equation."""
     data = jm.simulate(clusters=200, size=5, seed=3)
     data.loc[data["id"] % 4 == 1, "m"] = np.nan
@@ -136,32 +134,32 @@ def test_clusters_without_rows_that_count_are_not_sampled(monkeypatch):
         [jm.Equation("m", ["1", "within(x)"], ["1"]), jm.Equation("y", ["1", "m", "between(x)"], ["1"])], "id"
     )
     expected = jm.fit(data, spec)
-    monkeypatch.setattr(fitting, "SAMPLE", 50)
+    shrink(sample_clusters=50)
     found = jm.fit(data, spec)
     assert found.n_clusters == 150
     assert_same_fit(found, expected)
 
 
-def test_a_sample_that_leads_astray_is_left(monkeypatch):
+def test_a_sample_that_leads_astray_is_left(monkeypatch, shrink):
     """From a start with NaN the iteration cannot go on; the rough start is tried then."""
     data = example()
     expected = jm.fit(data, SMALL)
-    monkeypatch.setattr(fitting, "SAMPLE", 64)
+    shrink(sample_clusters=64)
     monkeypatch.setattr(fitting, "_sampled", lambda problem, *_: np.full(problem.layout.n_theta, np.nan))
     assert_same_fit(jm.fit(data, SMALL), expected)
 
 
-def test_predictions_do_not_depend_on_how_clusters_are_cut(monkeypatch):
+def test_predictions_do_not_depend_on_how_clusters_are_cut(shrink):
     fit = jm.fit(jm.datasets.load_schools(), SCHOOLS["moderated"])
     expected = fit.ranef()
-    monkeypatch.setattr(importlib.import_module("jaxmed._inference.random_effects"), "SHARD", 7)
+    shrink(shard_clusters=7)
     pd.testing.assert_frame_equal(fit.ranef(), expected, rtol=1e-12)
 
 
 # Compiled programs ---------------------------------------------------------------------------------------------------
 
 
-def test_other_data_of_similar_size_compile_nothing(monkeypatch):
+def test_other_data_of_similar_size_compile_nothing(shrink):
     """Also in shards, where the first data set compiles for all sizes."""
     compiled: list[str] = []
     jax.monitoring.register_event_duration_secs_listener(
@@ -173,7 +171,7 @@ def test_other_data_of_similar_size_compile_nothing(monkeypatch):
     for clusters in (61, 90, 128):
         jm.fit(data[clusters], SIMPLE, reml=False).effects()
     assert not compiled
-    monkeypatch.setattr(fitting, "SAMPLE", 64)
+    shrink(sample_clusters=64)
     jm.fit(data[260], SIMPLE, reml=False)
     assert compiled  # the passes over shards: the listener hears
     compiled.clear()
@@ -186,11 +184,10 @@ def test_other_data_of_similar_size_compile_nothing(monkeypatch):
 SETUP = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-import importlib, json, numpy as np, jax, jaxmed as jm
-from jaxmed._likelihood import likelihood, shards
+import json, numpy as np, jax, jaxmed as jm
+from jaxmed._support import block_sizes
 from test_shards import SCHOOLS, SMALL, example
-shards.SHARD = likelihood.BLOCK
-importlib.import_module("jaxmed._results.optimization").SAMPLE = 64
+block_sizes(shard_clusters=128, sample_clusters=64).__enter__()
 
 def show(fit):
     print(json.dumps({{"values": fit.values.tolist(), "joint": fit.joint.tolist(), "loglik": fit.loglik,

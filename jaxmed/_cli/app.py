@@ -320,8 +320,8 @@ def bootstrap_command(
     settings = jobs.settings_of("bootstrap", job, given, BOOTSTRAP_SETTINGS)
     absent = [name for name in ("n", "seed") if settings.get(name) is None]
     if absent:
-        told = "--n is the number of replicates, --seed that of their draws"
-        raise SpecError(f"give --{' and --'.join(absent)} ({told})")
+        meaning = "--n is the number of replicates, --seed that of their draws"
+        raise SpecError(f"give --{' and --'.join(absent)} ({meaning})")
     kind, level = settings.get("kind", "percentile"), check_level(settings.get("level", 0.95))
     check_choice("kind", kind, IntervalKind)
     part = find_shard(str(settings.get("shard", "0/1")), os.environ)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from jaxmed._data.components import two_valued, variance_components
+from jaxmed._data.column_distributions import two_valued, variance_components
 from jaxmed._data.description import Description, describe, describe_moments, stack
 from jaxmed._data.design import Block, Design, make_design, outcome_values
 from jaxmed._data.identification import check_identified
 from jaxmed._data.moments import LARGEST, Moments, Pattern, SampleSummary
 from jaxmed._data.moments_file import is_moments, load_moments, save_moments
-from jaxmed._data.reader import Missing, check_complete, equation_groups, read_moments, survey
+from jaxmed._data.reader import Missing, check_complete, equation_groups, read_facts, read_moments
 from jaxmed._data.source import no_ids
 from jaxmed._data.totals import Totals, add_up, packed_products, totals_from_dict
 
@@ -34,10 +34,10 @@ __all__ = [
     "no_ids",
     "outcome_values",
     "packed_products",
+    "read_facts",
     "read_moments",
     "save_moments",
     "stack",
-    "survey",
     "totals_from_dict",
     "two_valued",
     "variance_components",

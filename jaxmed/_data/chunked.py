@@ -19,12 +19,9 @@ from jaxmed._data.cluster_ids import Codes, Tables, Total, encode, places, unite
 from jaxmed._data.files import RetypedError, numbers_if_they_fit, resolve_names, written_numbers
 from jaxmed._data.source import DISTINCT, Column, Grouped, ReadPlan, own_words, working_columns
 from jaxmed._model import System
-from jaxmed._support import DataError, Floats, progress
+from jaxmed._support import DataError, Floats, current_sizes, progress
 
 Result = TypeVar("Result")
-
-ROWS = 1 << 20  # of a frame in memory that are looked at at a time; what was read of fewer is kept
-BLOCK = 1 << 14  # rows whose products stay in the processor's cache
 
 
 class Parts(Protocol):
@@ -59,9 +56,9 @@ class Frame:
         return self._frame.schema
 
     def parts(self, columns: Sequence[str]) -> Iterator[nw.DataFrame[Any]]:
-        """Some columns, :data:`ROWS` at a time."""
-        for at in range(0, len(self._frame), ROWS):
-            yield self._frame.select(columns)[at : at + ROWS]
+        """Some columns, some at a time."""
+        for at in range(0, len(self._frame), current_sizes().frame_rows):
+            yield self._frame.select(columns)[at : at + current_sizes().frame_rows]
 
 
 class PandasFrame:
@@ -84,9 +81,9 @@ class PandasFrame:
         return nw.Schema(dtypes)
 
     def parts(self, columns: Sequence[str]) -> Iterator[nw.DataFrame[Any]]:
-        """Some columns, :data:`ROWS` at a time."""
-        for at in range(0, self.rows or 0, ROWS):
-            part = {name: _plain(self._columns[name].iloc[at : at + ROWS]) for name in columns}
+        """Some columns, some at a time."""
+        for at in range(0, self.rows or 0, current_sizes().frame_rows):
+            part = {name: _plain(self._columns[name].iloc[at : at + current_sizes().frame_rows]) for name in columns}
             yield nw.from_native(pd.DataFrame(part), eager_only=True)
 
 
@@ -179,9 +176,9 @@ class Chunks:
             if self._fills is not None:
                 chunk.fill(*self._fills)
             rows += chunk.rows
-            kept = [*kept, chunk] if rows <= ROWS else []
+            kept = [*kept, chunk] if rows <= current_sizes().frame_rows else []
             yield chunk
-        if rows <= ROWS:
+        if rows <= current_sizes().frame_rows:
             self._kept = system, kept
 
     def summaries(self, system: System) -> tuple[list[Column], int, int]:
@@ -196,8 +193,8 @@ class Chunks:
                 rows += chunk.rows
                 no_cluster += chunk.no_cluster
                 for summary, values in zip(found, chunk.values, strict=True):
-                    for at in range(0, chunk.rows, BLOCK):
-                        summary.add(values[at : at + BLOCK])
+                    for at in range(0, chunk.rows, current_sizes().cache_rows):
+                        summary.add(values[at : at + current_sizes().cache_rows])
             return found, rows, no_cluster
 
         found, rows, no_cluster = self._pass(action)
@@ -402,7 +399,7 @@ class _Chunk:
 
     def varies(self, k: int, closeness: float) -> bool:
         """Whether a column varies between some neighbours of one cluster: a first and quick look."""
-        codes, values = self.codes[:BLOCK], self.values[k][:BLOCK]
+        codes, values = self.codes[: current_sizes().cache_rows], self.values[k][: current_sizes().cache_rows]
         beside = (codes[1:] == codes[:-1]) & (codes[1:] >= 0)
         return bool(np.any(beside & (np.abs(values[1:] - values[:-1]) > closeness)))
 
@@ -485,17 +482,18 @@ def _sums(plan: ReadPlan, pattern: int, codes: Codes, values: list[Floats], n_cl
     def working(values: list[Floats]) -> dict[int, Floats]:
         return {k: (values[k] - plan.shift[k]) / plan.scale[k] for k in columns}
 
+    step = current_sizes().cache_rows
     edges = codes[1:] != codes[:-1]
-    edges[BLOCK - 1 :: BLOCK] = True
+    edges[step - 1 :: step] = True
     starts = np.concatenate([[0], np.flatnonzero(edges) + 1])
     if 2 * len(starts) > len(codes):
         counts = np.bincount(codes, minlength=n_clusters).astype(np.float64)
         return [counts, *(_by_code(codes, product, n_clusters) for product in _products(factors, working(values)))]
     runs = np.empty((len(plan.packed(pattern)), len(starts)))
     runs[0] = np.diff(starts, append=len(codes))
-    for at in range(0, len(codes), BLOCK):
-        low, high = np.searchsorted(starts, [at, at + BLOCK])
-        part = [column[at : at + BLOCK] for column in values]
+    for at in range(0, len(codes), step):
+        low, high = np.searchsorted(starts, [at, at + step])
+        part = [column[at : at + step] for column in values]
         for row, product in zip(runs[1:], _products(factors, working(part)), strict=True):
             np.add.reduceat(product, starts[low:high] - at, out=row[low:high])
     return [_by_code(codes[starts], row, n_clusters) for row in runs]

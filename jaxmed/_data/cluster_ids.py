@@ -12,12 +12,10 @@ from numpy.typing import NDArray
 
 from jaxmed._data.files import numbers_if_they_fit, written_numbers
 from jaxmed._data.source import check_one_kind, cluster_labels, no_ids
-from jaxmed._support import Floats
+from jaxmed._support import Floats, current_sizes
 
 Codes = NDArray[np.intp]
 Tables = dict[int, list[Floats]]  # pattern -> values by cluster, one array per packed product
-
-WAITING = 1 << 20  # clusters of chunks that wait to be added up, at the least
 
 
 class Total:
@@ -39,7 +37,7 @@ class Total:
             self._ids, self._tables = ids, tables
             return
         self._waiting.append((ids, tables))
-        if sum(len(ids) for ids, _ in self._waiting) > max(WAITING, len(self._ids) // 2):
+        if sum(len(ids) for ids, _ in self._waiting) > max(current_sizes().waiting_clusters, len(self._ids) // 2):
             self._settle()
 
     def _settle(self) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from jaxmed._data.design import term_values
 from jaxmed._data.moments import Moments, SampleSummary
-from jaxmed._data.reader import check_finite, check_some_ids, read, sample_of, summarise, survey
+from jaxmed._data.reader import check_finite, check_some_ids, read, read_facts, sample_of, summarise
 from jaxmed._data.source import no_ids
 from jaxmed._model import INTERCEPT, Equation, Spec, System
 from jaxmed._support import SpecError, escape_control
@@ -96,7 +96,7 @@ def describe(data: Any, spec: Spec) -> Description:
     >>> int(found.clusters["n_clusters"])
     100
     """
-    source, facts = survey(data, spec)
+    source, facts = read_facts(data, spec)
     system = spec.system(facts)
     # Every column on its own, so that its intraclass correlation uses every row that has it.
     alone = System([Equation(name, [INTERCEPT]) for name in system.columns], system.cluster)
@@ -214,7 +214,7 @@ def stack(data: Any, spec: Spec) -> pd.DataFrame:
     >>> list(long.columns)
     ['row', 'id', 'outcome', 'z', 's_m', 's_m:x', 's_y', 's_y:m', 's_y:x']
     """
-    source, facts = survey(data, spec)
+    source, facts = read_facts(data, spec)
     system = spec.system(facts)
     reserved = {"row", "outcome", "z", *(f"s_{outcome}" for outcome in system.outcomes)}
     if system.cluster in reserved:

@@ -14,11 +14,9 @@ import narwhals as nw
 import pandas as pd
 import pyarrow as pa
 
-from jaxmed._support import DataError, is_own
+from jaxmed._support import DataError, current_sizes, is_own
 
 MISSING_TEXT = ["", "NA", "N/A", "NaN", "nan", "NULL", "null", "."]
-BLOCK = 1 << 22  # bytes of a csv file that are read at a time, and over the first of which column types are inferred
-ROWS = 1 << 20  # of a parquet file that are read at a time
 BUFFER = 1 << 20  # bytes of a column of a parquet file that are read at a time
 NEXT_TYPE = {pa.float64(): pa.bool_()}  # to try where a value does not fit; any other type becomes text
 
@@ -152,7 +150,7 @@ class CsvFile:
             strings_can_be_null=True,
             column_types=self._types,
         )
-        return csv.open_csv(self._path, csv.ReadOptions(block_size=BLOCK), convert_options=convert)
+        return csv.open_csv(self._path, csv.ReadOptions(block_size=current_sizes().csv_bytes), convert_options=convert)
 
     @contextmanager
     def _strictly(self) -> Iterator[None]:
@@ -162,9 +160,10 @@ class CsvFile:
             yield
         except ArrowInvalid as error:
             if "newlines_in_values" in str(error):
+                most = current_sizes().csv_bytes // 2**20
                 raise DataError(
-                    f"{str(self._path)!r} has a line break inside quotes, or a line longer than {BLOCK // 2**20} MB, "
-                    "which cannot be read block by block; remove it, or convert the file to parquet"
+                    f"{str(self._path)!r} has a line break inside quotes, or a line longer than {most} MB, which "
+                    "cannot be read block by block; remove it, or convert the file to parquet"
                 ) from error
             if "Empty CSV file" in str(error):
                 raise DataError(
@@ -218,14 +217,14 @@ class ParquetFile:
         self.schema = _schema(whole.empty_table().select(resolve_names(whole.names, columns)).schema)
 
     def parts(self, columns: Sequence[str]) -> Iterator[nw.DataFrame[Any]]:
-        """Some columns, :data:`ROWS` at a time."""
+        """Some columns, some at a time."""
         from pyarrow import parquet
 
         with (
             _file_words(self._path),
             parquet.ParquetFile(self._path, pre_buffer=False, buffer_size=BUFFER) as opened,
         ):
-            for batch in opened.iter_batches(ROWS, columns=list(columns)):
+            for batch in opened.iter_batches(current_sizes().parquet_rows, columns=list(columns)):
                 yield _frame(batch.select(list(columns)))
 
 

@@ -26,7 +26,7 @@ CATEGORIES = 100  # of one column, at the most
 Missing = Literal["available", "listwise", "raise"]
 
 
-def survey(data: Any, spec: Spec) -> tuple[Source, DataFacts]:
+def read_facts(data: Any, spec: Spec) -> tuple[Source, DataFacts]:
     """Open the data of a model, look up the categories of its categorical columns, and fill in values of clusters."""
     check_spec(spec)
     source = open_data(data, (spec.cluster, *spec.columns))
@@ -106,7 +106,7 @@ def read_moments(data: Any, spec: Spec, missing: Missing = "available") -> Momen
     >>> jm.fit(moments, model).converged
     True
     """
-    source, facts = survey(data, spec)
+    source, facts = read_facts(data, spec)
     system = spec.system(facts)
     sources = spec.sources
     moments, refusal = _read(source, system, missing, facts, sources)
@@ -211,7 +211,7 @@ def read(
     DataError
         With the column, the value seen, what is allowed and the remedy.
     """
-    source = data if isinstance(data, (Chunks, Query)) else survey(data, system)[0]
+    source = data if isinstance(data, (Chunks, Query)) else read_facts(data, system)[0]
     return _read(source, system, missing, facts, remarks=remarks)[0]
 
 

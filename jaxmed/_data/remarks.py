@@ -13,12 +13,11 @@ from jaxmed._data.files import indicator
 from jaxmed._data.moments import ALMOST, HARDLY, SAME, Moments, is_few
 from jaxmed._data.source import DISTINCT, Column, Source, original
 from jaxmed._model import System
-from jaxmed._support import Floats
+from jaxmed._support import Floats, current_sizes
 
 Ends: TypeAlias = Mapping[str, tuple[Floats, Floats]]  # column -> smallest and largest value by cluster
 Whole: TypeAlias = tuple[NDArray[np.intp], list[Floats]]  # code of every row's cluster, and the columns
 
-MOST = 1 << 20  # rows that are looked at one by one
 NAMED = 3  # clusters, and rows of each, that a sentence names
 CODES = (-9.0, *(sign * code for code in (77.0, 88.0, 99.0, 999.0, 9999.0) for sign in (-1, 1)))
 DIFFERENT = 0.95  # of the values of a column within clusters: fewer that are different may be alike by chance
@@ -188,7 +187,7 @@ def _rows(numbers: Sequence[int]) -> str:
 
 def in_rows(source: Source, system: System, summaries: Mapping[str, Column], moments: Moments) -> list[str]:
     """Remarks on codes, extreme values, rows that are there twice, ids that look alike, and kinds of outcomes."""
-    whole = source.whole(system, MOST)
+    whole = source.whole(system, current_sizes().remark_rows)
     columns = [column for name, column in summaries.items() if name in source.schema()]
     strange: dict[str, str] = {}
     for column in columns:

@@ -11,10 +11,9 @@ import numpy as np
 
 from jaxmed._data.design import Design
 from jaxmed._model import INTERCEPT
-from jaxmed._support import Floats, packed_index, upper
+from jaxmed._support import Floats, current_sizes, packed_index, upper
 
 MOST = 1 << 53  # rows: the least of no clusters
-CHUNK = 1 << 14  # clusters at a time, so that what is in between stays in the processor's cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,7 +150,7 @@ def _equation(design: Design, e: int) -> EquationTotals:
 def packed_products(design: Design, e: int, names: Sequence[str]) -> Iterator[Floats]:
     """Packed cross-products of working terms over the rows of an equation, some clusters at a time.
 
-    Shape (k (k + 1) / 2, up to CHUNK), the upper triangle row by row.
+    Shape (k (k + 1) / 2, up to ``totals_clusters``), the upper triangle row by row.
     """
     row, col = upper(len(names))
     places = []
@@ -159,8 +158,9 @@ def packed_products(design: Design, e: int, names: Sequence[str]) -> Iterator[Fl
         if e in block.equations:
             at = np.array([block.names.index(name) for name in names])
             places.append((block.products, packed_index(len(block.names))[at[row], at[col]]))
-    for first in range(0, design.n_clusters, CHUNK):
-        chunk = slice(first, first + CHUNK)
+    step = current_sizes().totals_clusters
+    for first in range(0, design.n_clusters, step):
+        chunk = slice(first, first + step)
         parts = [products[:, chunk][rows] for products, rows in places]
         yield sum(parts[1:], parts[0]) if parts else np.zeros((len(row), 0))
 

@@ -12,10 +12,11 @@ from jaxmed._inference.choices import (
     WholeCovariance,
 )
 from jaxmed._inference.covariance import Covariances, covariances, without_inverse
-from jaxmed._inference.dependence import barely_informed, negative_dependence, notes_on
 from jaxmed._inference.effect_tables import bauer_critical, effect_table, heterogeneity_table, omnibus_table
 from jaxmed._inference.estimability import Estimable, Working, delta
 from jaxmed._inference.estimates import Estimates, problem_of
+from jaxmed._inference.fit_remarks import barely_informed, negative_dependence, notes_on
+from jaxmed._inference.fit_views import Optimizer, Sample
 from jaxmed._inference.hypothesis_tests import TestResult, chi_squared
 from jaxmed._inference.limits import (
     bias_corrected,
@@ -40,7 +41,6 @@ from jaxmed._inference.satterthwaite import satterthwaite_table
 from jaxmed._inference.scores import Scores, cluster_scores
 from jaxmed._inference.singularity import are_singular, is_singular, mean_squares, shares
 from jaxmed._inference.targets import Quantities, Targets, estimands_of, make_targets, positions, quantities
-from jaxmed._inference.views import Optimizer, Sample
 
 __all__ = [
     "OF_COEFFICIENTS",

@@ -16,9 +16,9 @@ from jaxmed._data import Design, Moments
 from jaxmed._inference.effects import expected_product, product_covariance
 from jaxmed._inference.estimability import Working
 from jaxmed._inference.estimates import Estimates, problem_of
-from jaxmed._likelihood import SHARD, Data, Layout, Problem, likelihood, linalg, root_and_precision
+from jaxmed._likelihood import Data, Layout, Problem, likelihood, linalg, root_and_precision
 from jaxmed._model import Estimands
-from jaxmed._support import FitError, Floats
+from jaxmed._support import FitError, Floats, current_sizes
 from jaxmed._support.runtime import float64, jit_by_key
 
 
@@ -88,8 +88,9 @@ def predict_clusters(fit: Estimates, moments: Moments) -> pd.DataFrame:
     names = set() if estimands is None else moderators_of(estimands)
     moderators = {name: moderator_by_cluster(fit, moments, name) for name in names}
     parts: list[dict[str, Floats]] = []
-    for first in range(0, design.n_clusters, SHARD):  # some at a time: what is in between is larger than the table
-        some = slice(first, first + SHARD)
+    step = current_sizes().shard_clusters
+    for first in range(0, design.n_clusters, step):  # some at a time: what is in between is larger than the table
+        some = slice(first, first + step)
         predicted = _predict_some(problem, fit.working, design.part(some))
         columns: dict[str, Floats] = {}
         for label, row in zip(fit.system.random_labels, unit, strict=True):
@@ -114,9 +115,10 @@ def predict_working(fit: Estimates, moments: Moments) -> tuple[NDArray[np.int64]
     """
     problem = _problem(fit, moments)
     present = np.flatnonzero(problem.design.sizes > 0)
+    step = current_sizes().shard_clusters
     parts = [
-        _predict_some(problem, fit.working, problem.design.part(present[first : first + SHARD]))
-        for first in range(0, len(present), SHARD)
+        _predict_some(problem, fit.working, problem.design.part(present[first : first + step]))
+        for first in range(0, len(present), step)
     ]
     whole = ClusterPredictions(*(np.concatenate(several, axis=-1) for several in zip(*parts, strict=True)))
     return present, whole, _unit(problem)

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from jaxmed._data import Design, Moments
 from jaxmed._inference.estimates import Estimates, problem_of
 from jaxmed._likelihood import (
-    SHARD,
     Data,
     Layout,
     Scale,
@@ -31,7 +30,7 @@ from jaxmed._likelihood import (
     variances_to_precisions,
     weighted_sum,
 )
-from jaxmed._support import FitError, Floats
+from jaxmed._support import FitError, Floats, current_sizes
 from jaxmed._support.runtime import float64, jit_by_key
 
 
@@ -202,8 +201,9 @@ def _parts(
     contrast = np.append(-beta, 1.0)
     by_set, in_variances = np.asarray(point.pieces_by_set), np.asarray(point.in_variances)
     nothing = (0,) * len(layout.seen)
-    for first in range(0, len(present), SHARD):
-        some = design.part(present[first : first + SHARD])
+    step = current_sizes().shard_clusters
+    for first in range(0, len(present), step):
+        some = design.part(present[first : first + step])
         found = _pieces(layout, theta, beta, beta_cov, make_data(some.table, nothing))
         reduced = np.asarray(found.reduced)[..., : some.n_clusters]
         in_tau = np.asarray(found.in_tau)[:, : some.n_clusters]

@@ -25,13 +25,12 @@ from jaxmed._likelihood.likelihood import BLOCK, Data, eliminate, embed, make_da
 from jaxmed._likelihood.optimise import WARM_UP, Solution
 from jaxmed._likelihood.problem import Problem, make_problem
 from jaxmed._likelihood.processes import ALONE, Hosts, all_hosts
-from jaxmed._likelihood.shards import GPU_BLOCK, SHARD, Shards, full_evaluation, profile_shards, value_shards
+from jaxmed._likelihood.shards import GPU_BLOCK, Shards, full_evaluation, profile_shards, value_shards
 
 __all__ = [
     "ALONE",
     "BLOCK",
     "GPU_BLOCK",
-    "SHARD",
     "WARM_UP",
     "Data",
     "Evaluation",

@@ -240,29 +240,36 @@ def second_pass(
     times_contrast = contrast[:, None]
 
     def body(block: Array) -> tuple[Array, ...]:
+        # The last axis of every array holds the clusters j of the block, which formulas leave out.
+        # W_c: cross-products of [X y] that the entry tau_c of a residual precision weights; W = sum_c tau_c W_c.
         embedded = [embed(layout, piece, block) for piece in layout.pieces]
         weighted = weighted_sum(layout, tau, embedded)
+        # M = I + L'W_zz L = FF' (Cholesky): half = F^-1 L'W_z and half_root = F^-1 L', so that products of them
+        # have L M^-1 L' in the middle.
         half, half_root, _ = eliminate(layout, root, weighted)
+        # P_z: the rows of P = [X y]'V^-1[X y] that belong to random effects, W_z - W_zz L M^-1 L' W_z.
         p_z = weighted[at.z] - linalg.matmul(half[:, at.z].swapaxes(0, 1), half)
         p_zx, p_zz = p_z[:, :p], p_z[:, at.z]
-        score = jnp.sum(p_z * times_contrast, axis=1)
-        outer = score[:, None] * score[None]
-        if layout.reml:
+        score = jnp.sum(p_z * times_contrast, axis=1)  # r = P_z v = Z'V^-1(y - X beta), with v = (-beta, 1)
+        outer = score[:, None] * score[None]  # P_z Lambda P_z' with Lambda = vv'
+        if layout.reml:  # Lambda = vv' + S_xx^-1, where beta_cov = S_xx^-1
             p_zx_cov = linalg.matmul(p_zx, beta_cov[:, :, None])
             outer = outer + linalg.matmul(p_zx_cov, p_zx.swapaxes(0, 1))
-        k = linalg.matmul(half_root.swapaxes(0, 1), half_root)
-        u = linalg.matmul(half_root.swapaxes(0, 1), half)
+        k = linalg.matmul(half_root.swapaxes(0, 1), half_root)  # K = L M^-1 L'
+        u = linalg.matmul(half_root.swapaxes(0, 1), half)  # U = K W_z
 
         trace, d_p, mixed, weighted_n = [], [], [], []
         for c, found in enumerate(places):
             own_rows = embedded[c][found.local]
-            own_zz = own_rows[:, at.z[own[c]]]
+            own_zz = own_rows[:, at.z[own[c]]]  # W_c,zz
+            # B = I - E U: W_c B, its random rows N_c, and Q_c = B'W_c B = dP / dtau_c.
             w_b = placed(layout, found.fixed, embedded[c]) - linalg.matmul(own_rows.swapaxes(0, 1), u[own[c]])
             n_c = w_b[at.z[own[c]]]
             q_c = w_b - linalg.matmul(u[own[c]].swapaxes(0, 1), n_c)
-            trace.append(jnp.sum(k[np.ix_(own[c], own[c])] * own_zz))
+            trace.append(jnp.sum(k[np.ix_(own[c], own[c])] * own_zz))  # tr(K W_c,zz) = d log|M| / dtau_c
             d_p.append(linalg.total(q_c))
             if curvature:
+                # Second derivative in G and tau_c: tr(dG (Q_c,zz - 2 Q_c,z Lambda P_z')).
                 q_z = q_c[at.z]
                 cross = q_z[:, at.z] - 2 * jnp.sum(q_z * times_contrast, axis=1)[:, None] * score[None]
                 if layout.reml:
@@ -273,6 +280,7 @@ def second_pass(
         if not curvature:
             return first
 
+        # Second derivatives in tau_c and tau_d: -2 tr(K N_d Lambda N_c') - tr(K W_d,zz K W_c,zz).
         square = jnp.zeros((n_pieces, n_pieces))
         for c, (zz_c, n_c, score_c) in enumerate(weighted_n):
             for d, (zz_d, n_d, score_d) in enumerate(weighted_n[: c + 1]):
@@ -284,6 +292,8 @@ def second_pass(
                     n_cov = linalg.matmul(n_c[:, :p], beta_cov[:, :, None])
                     total = total - 2 * jnp.sum(n_cov * linalg.matmul(k_cd, n_d[:, :p]))
                 square = square.at[c, d].set(total).at[d, c].set(total)
+        # Second derivatives in G are products of entries of P_z with entries of P_z, r and 2 P_z Lambda P_z' - P_zz:
+        # each different entry once, their products over all clusters as one matrix product.
         left = p_zx[at.unique_row, at.unique_col]
         right = jnp.concatenate([left, score, (2 * outer - p_zz)[at.tril]])
         return (*first, left @ right.T, jnp.stack(mixed), square)

@@ -129,7 +129,7 @@ def accept_or_reject(
     predicted = state.predicted
     better = (gained >= 0.01 * predicted - noise) & ((predicted > noise) | smaller)
     accepted = finite & (fresh | better | ((state.decrement < CERTIFICATE) & smaller))
-    # By how well the quadratic foretold the gain; in a curved valley a ridge that jumps up and down gets nowhere.
+    # By how well the quadratic predicted the gain; in a curved valley a ridge that jumps up and down gets nowhere.
     ratio = gained / predicted
     easier = jnp.where(ratio > 0.6, state.ridge / 4, state.ridge)
     easier = jnp.where((ratio > 0.95) | (predicted <= noise), state.ridge / 30, easier)

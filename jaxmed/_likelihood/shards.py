@@ -16,9 +16,9 @@ from jaxmed._likelihood.derivatives import Evaluation, FullEvaluation, assemble,
 from jaxmed._likelihood.layout import Layout
 from jaxmed._likelihood.likelihood import BLOCK, Data, make_data, marginal_blocks, profile
 from jaxmed._likelihood.processes import ALONE, Hosts
+from jaxmed._support import current_sizes
 from jaxmed._support.runtime import float64, jit_by_key, n_workers, pool
 
-SHARD = 64 * BLOCK  # clusters, at the most
 LEAST = 4  # shards, if there are as many blocks
 GPU_BLOCK, GPU_SHARD = 1 << 13, 1 << 16  # where thousands of threads wait for work
 
@@ -51,7 +51,7 @@ def make_shards(
     Sums are added shard by shard in their order, whatever the number of cores and devices.
     """
     devices = jax.local_devices() if devices is None else devices
-    block, size = (BLOCK, SHARD) if devices[0].platform == "cpu" else (GPU_BLOCK, GPU_SHARD)
+    block, size = (BLOCK, current_sizes().shard_clusters) if devices[0].platform == "cpu" else (GPU_BLOCK, GPU_SHARD)
     blocks = max(1, -(-table.shape[1] // block))
     each = block * -(-blocks // max(LEAST, -(-blocks * block // size)))  # even, so that no core waits long
     parts = [

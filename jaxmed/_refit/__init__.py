@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxmed._refit.pool import (
+from jaxmed._refit.refitter import (
     Fitted,
     Refits,
     Refitter,

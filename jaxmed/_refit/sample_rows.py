@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxmed._data import Design, Moments, Pattern, make_design, no_ids, outcome_values, survey
+from jaxmed._data import Design, Moments, Pattern, make_design, no_ids, outcome_values, read_facts
 from jaxmed._inference import Estimates
 from jaxmed._model import System
 from jaxmed._support import DataError, Floats, upper
@@ -52,7 +52,7 @@ def read_rows(data: Any, fit: Estimates, moments: Moments) -> Rows:
     DataError
         The data are others than those of the fit.
     """
-    source, facts = survey(data, fit.spec)
+    source, facts = read_facts(data, fit.spec)
     system = fit.system
     if fit.spec.system(replace(fit.facts, categories=facts.categories)) != system:
         raise DataError("these data have other categories than those of the fit; give the data that were fitted")

@@ -62,8 +62,8 @@ def _summed(key: object) -> bool:
 def _influence(of: Content) -> Markup:
     """Clusters by Cook's distance, and what the first indirect effect would be without each."""
     found = of.fit.influence(at=of.at)
-    told = [str(name) for name in found if found[name].notna().any() and name not in ("cook", "cook_all")]
-    terms = [name for name in told if name.startswith("indirect")] or told[:1]
+    identified = [str(name) for name in found if found[name].notna().any() and name not in ("cook", "cook_all")]
+    terms = [name for name in identified if name.startswith("indirect")] or identified[:1]
     if not terms:
         words = "Not available: without any one of the clusters these data do not determine the model."
         return join([element("h3", "Influence"), paragraphs([words])])

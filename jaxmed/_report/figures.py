@@ -90,7 +90,7 @@ def inline(text: str, name: str, alternative: str) -> Markup:
     return join([Markup(head), title, Markup(rest)])
 
 
-def diagram(fit: Fit, level: float, told: str) -> Iterator[Picture]:
+def diagram(fit: Fit, level: float, summary: str) -> Iterator[Picture]:
     """The path diagram of a mediation model."""
     if not fit.spec.has_effects:
         return
@@ -104,7 +104,7 @@ def diagram(fit: Fit, level: float, told: str) -> Iterator[Picture]:
         "path-diagram",
         lambda ax: plots.path_diagram(fit, level, ax=ax),
         caption,
-        f"Path diagram. {told}",
+        f"Path diagram. {summary}",
         (5.6 if fit.spec.serial else 4.8, height + (0.7 if below else 0.0)),
     )
 

@@ -49,8 +49,8 @@ from jaxmed._likelihood import (
 )
 from jaxmed._model import DataFacts, Spec
 from jaxmed._results.fit_effects import FitEffects
-from jaxmed._results.intercepts import check_intercepts
-from jaxmed._results.optimization import solve
+from jaxmed._results.optimum import solve
+from jaxmed._results.second_optimum import check_intercepts
 from jaxmed._support import (
     ConvergenceWarning,
     DataError,

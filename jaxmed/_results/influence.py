@@ -44,10 +44,10 @@ def influence_table(
     table = pd.DataFrame(
         changes, index=pd.Index(scores.clusters, name=fit.system.cluster), columns=list(known.labels[shown])
     )
-    told, joint = np.arange(len(fit.labels)), fit.working.joint
+    identified, joint = np.arange(len(fit.labels)), fit.working.joint
     if fit.flat:  # others move along the flat direction at no loss, and refits end anywhere on it
-        told = np.flatnonzero(np.isfinite(np.diag(fit.joint)))
-    for name, chosen in (("cook", told[told < p]), ("cook_all", told)):
+        identified = np.flatnonzero(np.isfinite(np.diag(fit.joint)))
+    for name, chosen in (("cook", identified[identified < p]), ("cook_all", identified)):
         table[name] = cook(inside[:, chosen], joint[np.ix_(chosen, chosen)])
     return table
 

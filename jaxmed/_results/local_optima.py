@@ -8,7 +8,7 @@ import pandas as pd
 from jaxmed._inference import are_singular, mean_squares, problem_of
 from jaxmed._likelihood import WARM_UP, Layout
 from jaxmed._results.fit_effects import FitEffects, check_is_fit
-from jaxmed._results.optimization import solve_from
+from jaxmed._results.optimum import solve_from
 from jaxmed._support import (
     STARTS,
     ConvergenceWarning,

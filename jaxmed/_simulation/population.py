@@ -17,7 +17,7 @@ from jaxmed._inference import Estimates, effects, make_targets
 from jaxmed._model import INTERCEPT, DataFacts, Mediation, Spec, System, check_spec, check_terms
 from jaxmed._simulation.cluster_sizes import Size, check_size
 from jaxmed._simulation.default_values import default_values
-from jaxmed._simulation.shaped_effects import higher_terms
+from jaxmed._simulation.nonnormal_effects import higher_terms
 from jaxmed._support import (
     ArgumentTypeError,
     Floats,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxmed._support.arrays import Floats, lower_root, packed_index, packed_rows, root, symmetric, upper
 from jaxmed._support.atomic_files import check_folder_of, write_atomically, write_text
+from jaxmed._support.block_sizes import block_sizes, current_sizes
 from jaxmed._support.checkpoints import (
     Ledger,
     all_files,
@@ -63,6 +64,7 @@ __all__ = [
     "WriteError",
     "all_files",
     "as_folder",
+    "block_sizes",
     "check_choice",
     "check_count",
     "check_equal",
@@ -74,6 +76,7 @@ __all__ = [
     "claim",
     "convert",
     "counted",
+    "current_sizes",
     "damaged",
     "escape_control",
     "interrupted",

@@ -175,15 +175,15 @@ def use_compilation_cache(folder: Path | None = None) -> Path | None:
     if not os.access(chosen, os.W_OK):
         return None
     with suppress(OSError):
-        _drop_oldest(chosen)
+        drop_oldest(chosen)
     jax.config.update("jax_compilation_cache_dir", str(chosen))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return chosen
 
 
-def _drop_oldest(folder: Path) -> None:
-    """Keep a folder of compiled programs below :data:`ON_DISK`: those that were used longest ago go.
+def drop_oldest(folder: Path, most: int = ON_DISK) -> None:
+    """Keep a folder of compiled programs below ``most`` bytes: those that were used longest ago go.
 
     JAX has a limit of its own, which needs a further package and takes a lock for every program.
     """
@@ -194,7 +194,7 @@ def _drop_oldest(folder: Path) -> None:
             files.append((max(found.st_atime, found.st_mtime), found.st_size, path))
     size = sum(one for _, one, _ in files)
     for _, one, path in sorted(files):
-        if size <= ON_DISK:
+        if size <= most:
             return
         with suppress(OSError):
             path.unlink()

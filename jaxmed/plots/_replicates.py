@@ -122,6 +122,9 @@ def convergence(
         parts = [replace(replicates, table=replicates.table.iloc[:count]) for count in counts]
         rows = pd.concat([part.intervals(kind, level, [term], fit=fit) for part in parts])
     ax = make_axes(ax)
+
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     for limit, name in (("ci_lower", "lower limit"), ("ci_upper", "upper limit")):
         value, error = rows[limit].to_numpy(), rows[f"{limit}_mcse"].to_numpy()
         colour = DARK if limit == "ci_lower" else ACCENT
@@ -129,6 +132,9 @@ def convergence(
         ax.plot(counts, value, color=colour, label=f"{name} {value[-1]:.4g} (Monte Carlo error {error[-1]:.2g})")
     ax.axhline(rows["estimate"].iloc[0], color=GREY, linestyle=":", label="estimate")
     ax.set(xscale="log", xlabel="replicates", ylabel=f"{plain(term)}, {kind} {100 * level:g}%")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
     legend(ax)
     return ax
 

@@ -43,7 +43,7 @@ import pyarrow.parquet as pq
 
 import jaxmed as jm
 from jaxmed._cli import app
-from jaxmed._refit import pool
+from jaxmed._refit import refitter
 
 MODEL = jm.Mediation("x", "m", "y", "id", random={"m": ["1"], "y": ["1"]})
 ROLES = '[model]\nx = "x"\nm = "m"\ny = "y"\ncluster = "id"\n'
@@ -289,7 +289,7 @@ def replace_long_work(fit: jm.Fit, folder: Path) -> None:
 
     app.fit_model = read  # type: ignore[assignment]
     app.use_compilation_cache = app.drop_loader_noise = lambda: None  # type: ignore[assignment]
-    pool.Refitter.run = refitted  # type: ignore[method-assign]
+    refitter.Refitter.run = refitted  # type: ignore[method-assign]
     importlib.import_module("jaxmed._simulation.power_study")._Work.run = lambda *_: study._cells
     importlib.import_module("jaxmed._cli.studies").simulate = lambda *_, **__: pd.DataFrame()
     importlib.import_module("jaxmed._cli.report").write_report = lambda *_, **__: None

@@ -7,8 +7,8 @@ import numpy as np
 from jaxmed._inference import Covariances, is_singular, mean_squares
 from jaxmed._likelihood import Layout, Problem, Solution, theta_of
 from jaxmed._model import DataFacts, Spec
-from jaxmed._results.optimization import SAMPLE, solve_from
-from jaxmed._support import Floats, Status, symmetric
+from jaxmed._results.optimum import solve_from
+from jaxmed._support import Floats, Status, current_sizes, symmetric
 
 STRONG = 0.95  # correlation of random intercepts
 NEAR = 2.0  # log likelihood units between two optima that both deserve attention
@@ -36,7 +36,7 @@ def check_intercepts(
     labels = list(problem.system.random_labels)
     places = [(labels.index(mediator), labels.index(outcome)) for mediator, outcome in pairs]
     reasons = []
-    if problem.design.n_clusters < 4 * SAMPLE:
+    if problem.design.n_clusters < 4 * current_sizes().sample_clusters:
         data = problem.data()
         best, second = (solution, covariances), None
         for at in dict.fromkeys(outcome for _, outcome in places):

@@ -10,10 +10,8 @@ from jax import Array
 
 from jaxmed._inference import Covariances, covariances
 from jaxmed._likelihood import ALONE, Data, Layout, Problem, Shards, Solution, optimise, together
-from jaxmed._support import Floats, Status, progress
+from jaxmed._support import Floats, Status, current_sizes, progress
 from jaxmed._support.runtime import float64, jit_by_key
-
-SAMPLE = 1024  # clusters; a fit to four times as many starts at the optimum of so many
 
 
 @float64
@@ -21,7 +19,7 @@ def solve(problem: Problem, max_iter: int) -> tuple[Solution, Covariances]:
     """Optimise and infer. Many clusters start from the optimum of some thousand of them, evenly picked."""
     layout, hosts = problem.layout, problem.hosts
     start: Any = optimise.starting_values(layout, problem.system, problem.totals)
-    if problem.design.n_clusters < 4 * SAMPLE and hosts == ALONE:
+    if problem.design.n_clusters < 4 * current_sizes().sample_clusters and hosts == ALONE:
         return solve_at_once(problem, start, max_iter)
     shards = together(hosts, problem.shards)
     sampled: Any = hosts.first(together(hosts, lambda: _sampled(problem, shards, start, max_iter)))
@@ -42,7 +40,8 @@ def _sampled(problem: Problem, shards: Shards, start: Floats, max_iter: int) -> 
     Of several processes the first one's sample counts.
     """
     present = np.flatnonzero(problem.design.sizes > 0)
-    part = problem.part(present[:: max(len(present) // SAMPLE, 1)][:SAMPLE])
+    size = current_sizes().sample_clusters
+    part = problem.part(present[:: max(len(present) // size, 1)][:size])
     with ThreadPoolExecutor(1) as beside:  # compiling takes seconds, and the two sets of programs as long as each other
         prepared = beside.submit(optimise.prepare_steps, problem.layout, shards, start)
         theta = start
