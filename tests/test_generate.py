@@ -189,7 +189,7 @@ def moment_draws(base: Fitted, count: int) -> np.ndarray:
 
 def row_draws(base: Fitted, rows: sample_rows.Rows, count: int) -> np.ndarray:
     """Tables of data drawn row by row, shape (count, rows, J)."""
-    drawn = (sample_rows.drawn(rows, base.found, stream(8, k)) for k in range(count))
+    drawn = (sample_rows.drawn(rows, base.fit, stream(8, k)) for k in range(count))
     return np.stack(
         [sample_rows.design_of(rows, columns, rows.cluster, base.problem.design).table for columns in drawn]
     )
@@ -300,7 +300,7 @@ def test_refits_of_moment_draws_and_row_draws(name):
     """
     n = 20_000
     base, rows = population(name, 30)
-    data = pd.DataFrame(sample_rows.drawn(rows, base.found, stream(3, 1))).assign(id=rows.cluster)
+    data = pd.DataFrame(sample_rows.drawn(rows, base.fit, stream(3, 1))).assign(id=rows.cluster)
     fit = jm.fit(data, MODELS[name])
     assert not fit.singular
     drawn = jm.bootstrap(fit, n, seed=21)

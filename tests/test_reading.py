@@ -392,7 +392,8 @@ import sys, time
 from jaxmed._cli import app
 from jaxmed._data import chunked
 from jaxmed._support import block_sizes
-block_sizes(csv_bytes=1000).__enter__()
+few = block_sizes(csv_bytes=1000)
+few.__enter__()
 add = chunked._Summary.add
 def slow(self, values):
     print("reading", file=sys.stderr, flush=True)

@@ -122,7 +122,7 @@ def test_the_table(fit):
 
 
 def test_errors(fit):
-    with pytest.raises(jm.SpecError, match=r"kind='robust' is not known; choose 'joint' or 'block'"):
+    with pytest.raises(jm.SpecError, match=r"covariance='robust' is not known; choose 'joint' or 'block'"):
         fit.satterthwaite("robust")
     with pytest.raises(jm.SpecError, match=r"terms=\['ab'\]: choose"):
         fit.satterthwaite(terms="ab")

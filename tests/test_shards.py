@@ -187,7 +187,8 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 import json, numpy as np, jax, jaxmed as jm
 from jaxmed._support import block_sizes
 from test_shards import SCHOOLS, SMALL, example
-block_sizes(shard_clusters=128, sample_clusters=64).__enter__()
+few = block_sizes(shard_clusters=128, sample_clusters=64)
+few.__enter__()
 
 def show(fit):
     print(json.dumps({{"values": fit.values.tolist(), "joint": fit.joint.tolist(), "loglik": fit.loglik,
@@ -232,6 +233,8 @@ def assert_same_numbers(found: dict, expected: jm.Fit) -> None:
 
 def test_four_devices_equal_one():
     code = """
+import importlib
+from jaxmed._likelihood import shards
 parts = []
 make = shards.make_shards
 def made(*args, **kwargs):

@@ -47,7 +47,7 @@ class FitForm(TypedDict):
     cautions: NotRequired[tuple[str, ...]]
     negative_icc: NotRequired[dict[str, float]]
     moderator_means: dict[str, float]
-    moderator_values: dict[str, tuple[float | str, ...]]
+    moderator_values: dict[str, tuple[float | int | str, ...]]
     reml: bool
     values: list[Number]
     cov_joint: list[list[Number]]

@@ -49,7 +49,7 @@ class CellForm(TypedDict):
     """What a file says that it is of; NaN is null."""
 
     key: str
-    design: dict[str, str | float]
+    design: dict[str, str | int | float]
     population: dict[str, Any]
     analysis: AnalysisForm
     labels: tuple[str, ...]

@@ -53,7 +53,7 @@ class IndexForm(TypedDict):
     """The index of a table of effects as plain data."""
 
     names: list[str | None]
-    rows: list[list[str | float | None]]
+    rows: list[list[str | int | float | None]]
 
 
 class OriginForm(TypedDict):

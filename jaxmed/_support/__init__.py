@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from jaxmed._support.arrays import Floats, lower_root, packed_index, packed_rows, root, symmetric, upper
 from jaxmed._support.atomic_files import check_folder_of, write_atomically, write_text
-from jaxmed._support.block_sizes import block_sizes, current_sizes
 from jaxmed._support.checkpoints import (
     Ledger,
     all_files,
@@ -33,6 +32,7 @@ from jaxmed._support.errors import (
 )
 from jaxmed._support.progress_line import counted, progress
 from jaxmed._support.random_streams import MONTE_CARLO, STARTS, stream
+from jaxmed._support.sizes import block_sizes, current_sizes
 from jaxmed._support.text import Count, convert, escape_control, parse, shown
 from jaxmed._support.validation import (
     check_choice,
