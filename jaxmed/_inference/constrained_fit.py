@@ -9,28 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from jaxmed._inference import effects
 from jaxmed._likelihood import (
+    Array,
     Layout,
     Scale,
     Shards,
     block_diagonal,
-    chain,
     free_entries,
     full_evaluation,
+    in_log_sds,
+    jacobian,
     log_sds_to_variances,
     lower,
     precisions,
+    put,
     root_chain,
     triangular,
 )
 from jaxmed._support import Floats
-from jaxmed._support.runtime import float64, jit_by_key
 
 STEPS = 60  # of a constrained refit
 SOLVED = 1e-11  # log likelihood left to gain along the constraint, and the squared miss of it in standard errors
@@ -104,25 +103,21 @@ class Profiled(NamedTuple):
     best: Solved
 
 
-# Compiled ------------------------------------------------------------------------------------------------------------
+# Coordinates ---------------------------------------------------------------------------------------------------------
 
 
-@float64
-@jit_by_key
 def moved(
     layout: Layout, root: Array, order: Array, log_sds: Array, step: Array
 ) -> tuple[Array, Array, Array, Array, Array]:
     """A step from a point: root and order, pivoted again, residual coordinates, tau, and (free G, variances)."""
     n_free = len(layout.free)
-    there = jnp.zeros_like(root).at[order].set(lower(layout, step[:n_free]))
+    there = put(np.zeros_like(root), order, lower(layout, step[:n_free]))
     root, order = triangular(layout, root + there, pivot=True)
     log_sds = log_sds + step[n_free:]
-    variances = jnp.concatenate([free_entries(layout, root @ root.T), log_sds_to_variances(layout, log_sds)])
+    variances = np.concatenate([free_entries(layout, root @ root.T), log_sds_to_variances(layout, log_sds)])
     return root, order, log_sds, precisions(layout, log_sds), variances
 
 
-@float64
-@jit_by_key
 def _pulled_back(
     layout: Layout,
     root: Array,
@@ -135,32 +130,27 @@ def _pulled_back(
     p, n_free = layout.n_fixed, len(layout.free)
     in_tau, bend_f = root_chain(layout, root, order, log_sds, of_f[0][p:])
     # g is given in variances: the part of G by the same chain, the residual's by its own.
-    padded = jnp.concatenate([of_g[0][p : p + n_free], jnp.zeros(len(layout.pieces))])
+    padded = np.concatenate([of_g[0][p : p + n_free], np.zeros(len(layout.pieces))])
     in_g, bend_g = root_chain(layout, root, order, log_sds, padded)
-    in_variances, bend = chain(lambda at: log_sds_to_variances(layout, at), log_sds, of_g[0][p + n_free :])
+    in_variances = in_log_sds(layout, log_sds)
+    bend = jacobian(lambda at: of_g[0][p + n_free :] @ in_log_sds(layout, at), log_sds)
     in_own = block_diagonal(in_g[:n_free, :n_free], in_variances)
     bend_g = block_diagonal(bend_g[:n_free, :n_free], bend)
 
-    def pull(given: tuple[Array, Array], jacobian: Array, curvature: Array) -> tuple[Array, Array]:
-        whole = block_diagonal(jnp.eye(p), jacobian)
-        hessian = whole.T @ given[1] @ whole + block_diagonal(jnp.zeros((p, p)), curvature)
+    def pull(given: tuple[Array, Array], slope: Array, curvature: Array) -> tuple[Array, Array]:
+        whole = block_diagonal(np.eye(p), slope)
+        hessian = whole.T @ given[1] @ whole + block_diagonal(np.zeros((p, p)), curvature)
         return given[0] @ whole, hessian
 
     return pull(of_f, in_tau, bend_f), pull(of_g, in_own, bend_g)
 
 
-@float64
-@jit_by_key
 def effect_derivatives(
-    plan: effects.EffectIndex, values: Array, weights: tuple[Array, ...], row: Array
-) -> tuple[Array, Array, Array]:
-    """A weighted sum of effects, its gradient and Hessian in all parameters."""
-
-    def one(values: Array) -> Array:
-        return effects.linear_combinations(plan, values, weights, row[None])[0]
-
-    slope = jax.jacfwd(one)
-    return one(values), slope(values), jax.jacfwd(slope)(values)
+    plan: effects.EffectIndex, values: Floats, weights: tuple[Floats, ...], row: Floats, unit: Floats
+) -> tuple[Floats, Floats, Floats]:
+    """A weighted sum of effects, its gradient and Hessian in all parameters; ``unit`` is of their size."""
+    value, slope = effects.linear_combinations_and_jacobian(plan, values, weights, row[None])
+    return value[0], slope[0], effects.second_derivatives(plan, values, weights, row[None], unit)[0]
 
 
 # The constrained refit -----------------------------------------------------------------------------------------------

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 from scipy.linalg import block_diag
 
 from jaxmed._likelihood import (
+    Array,
     Evaluation,
     Layout,
     block_diagonal,
-    chain,
     free_entries,
+    in_log_sds,
     linalg,
     log_sds_to_variances,
     lower,
+    module_of,
+    precision_chain,
+    put,
     root_chain,
     triangular,
-    variances_to_precisions,
 )
 from jaxmed._support import Floats
-from jaxmed._support.runtime import float64, jit_by_key
 
 FLAT = 1e-8  # ridge on the Hessian in the root, in natural units: an error of 1e4 of them along a flat direction
 BEYOND = 100.0  # natural units: a standard error of a refit that says nothing
@@ -59,13 +57,14 @@ def covariances(layout: Layout, theta: Array, evaluation: Evaluation) -> Covaria
     joint covariance is the inverse of the Hessian of the full likelihood in (beta, G, sigma^2). Where that Hessian is
     not positive definite everything that involves V is NaN; see :func:`without_inverse`.
     """
+    xp = module_of(theta)
     n_free = len(layout.free)
     root, variances = lower(layout, theta[:n_free]), log_sds_to_variances(layout, theta[n_free:])
     hessian, slope = _curvature(layout, variances, evaluation)
-    unit = 1 / jnp.sqrt(jnp.abs(jnp.diagonal(hessian)))
+    unit = 1 / xp.sqrt(xp.abs(xp.diagonal(hessian)))
     inner = linalg.inverse(hessian * unit[:, None] * unit) * unit[:, None] * unit
-    known = jnp.diagonal(inner) * CURVED < _natural(layout, root, variances) ** 2
-    return _assembled(layout, root, variances, evaluation, jnp.where(jnp.all(known), inner, jnp.nan), slope)
+    known = xp.diagonal(inner) * CURVED < _natural(layout, root, variances) ** 2
+    return _assembled(layout, root, variances, evaluation, xp.where(xp.all(known), inner, xp.nan), slope)
 
 
 def _natural(layout: Layout, root: Array, variances: Array) -> Array:
@@ -73,16 +72,18 @@ def _natural(layout: Layout, root: Array, variances: Array) -> Array:
 
     (G_ii + sigma_e^2)^1/2 (G_jj + sigma_f^2)^1/2 and sigma_e sigma_f, of working columns, which are of size one.
     """
+    xp = module_of(root, variances)
     row, col = np.array(layout.free, dtype=int).reshape(-1, 2).T
     e, f = np.array(layout.pairs, dtype=int).reshape(-1, 2).T
-    residual = jnp.sqrt(variances[: layout.n_equations])
+    residual = xp.sqrt(variances[: layout.n_equations])
     sds = _random_sds(layout, root, variances)
-    return jnp.concatenate([sds[row] * sds[col], residual**2, residual[e] * residual[f]])
+    return xp.concatenate([sds[row] * sds[col], residual**2, residual[e] * residual[f]])
 
 
 def _random_sds(layout: Layout, root: Array, variances: Array) -> Array:
     """(G_ii + sigma^2)^1/2 of the random effects, with the residual variances of their equations, shape (q,)."""
-    return jnp.sqrt(jnp.sum(root**2, axis=1) + variances[np.array(layout.owners, dtype=int)])
+    xp = module_of(root, variances)
+    return xp.sqrt(xp.sum(root**2, axis=1) + variances[np.array(layout.owners, dtype=int)])
 
 
 def _curvature(layout: Layout, variances: Array, evaluation: Evaluation) -> tuple[Array, Array]:
@@ -94,8 +95,9 @@ def _curvature(layout: Layout, variances: Array, evaluation: Evaluation) -> tupl
 def _in_variances(layout: Layout, variances: Array, evaluation: Evaluation) -> tuple[Array, Array]:
     """Jacobian of (G, tau) in (G, residual (co)variances), and what its bend adds to the Hessian."""
     n_free = len(layout.free)
-    jacobian, bend = chain(lambda at: variances_to_precisions(layout, at), variances, evaluation.gradient[n_free:])
-    return block_diagonal(jnp.eye(n_free), jacobian), block_diagonal(jnp.zeros((n_free, n_free)), bend)
+    xp = module_of(variances)
+    jacobian, bend = precision_chain(layout, variances, evaluation.gradient[n_free:])
+    return block_diagonal(xp.eye(n_free), jacobian), block_diagonal(xp.zeros((n_free, n_free)), bend)
 
 
 def rank_constrained(layout: Layout, theta: Array, evaluation: Evaluation) -> Covariances:
@@ -107,9 +109,10 @@ def rank_constrained(layout: Layout, theta: Array, evaluation: Evaluation) -> Co
     finite (and large, see :func:`errors`), is carried over to (G, sigma^2): the covariance among matrices of that rank.
     For a regular G it equals the inverse Hessian in (G, sigma^2).
     """
+    xp = module_of(theta)
     root, hessian, moves, natural = _in_root(layout, theta, evaluation)
-    hessian = hessian + jnp.diag(FLAT / natural**2)
-    unit = 1 / jnp.sqrt(jnp.abs(jnp.diagonal(hessian)))
+    hessian = hessian + xp.diag(FLAT / natural**2)
+    unit = 1 / xp.sqrt(xp.abs(xp.diagonal(hessian)))
     inverse = linalg.inverse(hessian * unit[:, None] * unit) * unit[:, None] * unit
     variances = log_sds_to_variances(layout, theta[len(layout.free) :])
     slope, _ = _in_variances(layout, variances, evaluation)
@@ -121,31 +124,32 @@ def errors(layout: Layout, theta: Array, jacobian: Array, covariance: Array) -> 
 
     NaN beyond ``BEYOND`` natural units, as of what moves along a flat direction of :func:`rank_constrained`.
     """
+    xp = module_of(theta, covariance)
     root, variances = lower(layout, theta[: len(layout.free)]), log_sds_to_variances(layout, theta[len(layout.free) :])
-    fixed = jnp.sqrt(variances[np.repeat(np.arange(layout.n_equations), layout.sizes)])
-    fixed = fixed.at[np.array(layout.random, dtype=int)].set(_random_sds(layout, root, variances))
-    unit = jnp.concatenate([fixed, _natural(layout, root, variances)])
-    variance = jnp.sum((jacobian @ covariance) * jacobian, axis=1)
-    known = (variance >= 0) & (variance <= BEYOND**2 * jnp.sum((jacobian * unit) ** 2, axis=1))
-    return jnp.sqrt(jnp.where(known, variance, jnp.nan))
+    fixed = xp.sqrt(variances[np.repeat(np.arange(layout.n_equations), layout.sizes)])
+    fixed = put(fixed, np.array(layout.random, dtype=int), _random_sds(layout, root, variances))
+    unit = xp.concatenate([fixed, _natural(layout, root, variances)])
+    variance = xp.sum((jacobian @ covariance) * jacobian, axis=1)
+    known = (variance >= 0) & (variance <= BEYOND**2 * xp.sum((jacobian * unit) ** 2, axis=1))
+    return xp.sqrt(xp.where(known, variance, xp.nan))
 
 
 def _in_root(layout: Layout, theta: Array, evaluation: Evaluation) -> tuple[Array, Array, Array, Array]:
     """The root, the Hessian in it and the residual coordinates, what these move in (G, sigma^2), and their units."""
+    xp = module_of(theta)
     n_free = len(layout.free)
     log_sds = theta[n_free:]
     # Pivoted: with a zero variance before others, a triangle of fixed order has no direction for some matrices.
     root, order = triangular(layout, lower(layout, theta[:n_free]), pivot=True)
     jacobian, curvature = root_chain(layout, root, order, log_sds, evaluation.gradient)
     hessian = jacobian.T @ evaluation.hessian @ jacobian + curvature
-    in_log_sds = jax.jacfwd(lambda at: log_sds_to_variances(layout, at))(log_sds)
     row = np.array(layout.free, dtype=int).reshape(-1, 2)[:, 0]
     sds = _random_sds(layout, root, log_sds_to_variances(layout, log_sds))[order[row]]
     return (
         root,
         hessian,
-        block_diagonal(jacobian[:n_free, :n_free], in_log_sds),
-        jnp.concatenate([sds, jnp.ones_like(log_sds)]),
+        block_diagonal(jacobian[:n_free, :n_free], in_log_sds(layout, log_sds)),
+        xp.concatenate([sds, xp.ones_like(log_sds)]),
     )
 
 
@@ -169,7 +173,7 @@ def without_inverse(
     all that clusters differ in, the restricted likelihood does not depend on a variance between them, but |C| does:
     how C changes along such directions is returned beside them.
     """
-    hessian, moves, unit, natural = (np.asarray(part) for part in _directions(layout, singular, theta, evaluation))
+    hessian, moves, unit, natural = _directions(layout, singular, theta, evaluation)
     scaled = hessian * unit[:, None] * unit
     beta_cov = np.asarray(evaluation.beta_cov)
     p, n = len(beta_cov), layout.n_theta
@@ -194,29 +198,29 @@ def without_inverse(
     return Covariances(found.values, joint + known, block), flat, np.array(changes).reshape(-1, p, p)
 
 
-@float64
-@partial(jit_by_key, static=2)
 def _directions(
     layout: Layout, singular: bool, theta: Array, evaluation: Evaluation
 ) -> tuple[Array, Array, Array, Array]:
     """Hessian in (G, residual (co)variances), or in the root of G; what these move in all estimates; units of both."""
+    xp = module_of(theta)
     variances = log_sds_to_variances(layout, theta[len(layout.free) :])
     hessian, slope = _curvature(layout, variances, evaluation)
     natural = _natural(layout, lower(layout, theta[: len(layout.free)]), variances)
-    inner, unit = jnp.eye(layout.n_theta), natural
+    inner, unit = xp.eye(layout.n_theta), natural
     if singular:
         _, hessian, inner, unit = _in_root(layout, theta, evaluation)
-    return hessian, jnp.vstack([evaluation.beta_jacobian @ slope @ inner, inner]), unit, natural
+    return hessian, xp.vstack([evaluation.beta_jacobian @ slope @ inner, inner]), unit, natural
 
 
 def _assembled(
     layout: Layout, root: Array, variances: Array, evaluation: Evaluation, inner: Array, in_core: Array
 ) -> Covariances:
     """Estimates, joint and block covariance from V_theta (``inner``) and the Jacobian of (G, tau) in theta."""
+    xp = module_of(root, inner)
     slope = evaluation.beta_jacobian @ in_core
     cross = slope @ inner
-    zero = jnp.zeros_like(cross)
-    joint = jnp.block([[evaluation.beta_cov + cross @ slope.T, cross], [cross.T, inner]])
-    block = jnp.block([[evaluation.beta_cov, zero], [zero.T, inner]])
-    values = jnp.concatenate([evaluation.beta, free_entries(layout, root @ root.T), variances])
+    zero = xp.zeros_like(cross)
+    joint = linalg.quarters(evaluation.beta_cov + cross @ slope.T, cross, cross.T, inner)
+    block = linalg.quarters(evaluation.beta_cov, zero, zero.T, inner)
+    values = xp.concatenate([evaluation.beta, free_entries(layout, root @ root.T), variances])
     return Covariances(values, joint, block)

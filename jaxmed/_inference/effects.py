@@ -11,18 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
-from jax.scipy.special import ndtr
+from scipy import special
 
 from jaxmed._inference.estimability import delta
+from jaxmed._likelihood import COMPLEX_STEP, Array, module_of
 from jaxmed._model import Estimands, Row
 from jaxmed._support import Floats
-from jaxmed._support.runtime import float64, jit_by_key
+
+DIFFERENCES = {1: 672 / 840, 2: -168 / 840, 3: 32 / 840, 4: -3 / 840}  # of a central difference of order 8
 
 
 class EffectIndex(NamedTuple):
@@ -75,20 +74,29 @@ def make_weights(estimands: Estimands, values: Mapping[str, Floats]) -> tuple[Fl
 
 
 def slopes(plan: EffectIndex, values: Array, weights: Sequence[Array]) -> tuple[Array, Array]:
-    """Mean (paths,) and covariance (paths, paths) of the slopes of a cluster at one point."""
-    padded = jnp.append(values, 0.0)
-    mean = jnp.stack([padded[np.array(own)] @ w for own, w in zip(plan.paths, weights, strict=True)])
+    """Mean (paths, ..., n) and covariance (paths, paths, ..., n) of the slopes of a cluster at n points.
+
+    ``values`` of one parameter vector, or of several, (..., parameters).
+    """
+    xp = module_of(values, *weights)
+    padded = xp.concatenate([values, xp.zeros((*values.shape[:-1], 1), values.dtype)], axis=-1)
+    mean = xp.stack([padded[..., np.array(own)] @ w.T for own, w in zip(plan.paths, weights, strict=True)])
     covariance = [
-        jnp.stack([w @ padded[np.array(block)] @ v for block, v in zip(row, weights, strict=True)])
+        xp.stack(
+            [
+                xp.einsum("...ab,na,nb->...n", padded[..., np.array(block)], w, v)
+                for block, v in zip(row, weights, strict=True)
+            ]
+        )
         for row, w in zip(plan.covariances, weights, strict=True)
     ]
-    return mean, jnp.stack(covariance)
+    return mean, xp.stack(covariance)
 
 
 def expected_product(mean: Array, covariance: Array, along: Sequence[int]) -> Array:
     """E[prod_k X_k] of jointly normal X, repeated indices allowed: E[X_1 R] = m_1 E[R] + sum_k C_1k E[R without k]."""
     if not along:
-        return jnp.ones(mean.shape[1:], mean.dtype)
+        return module_of(mean).ones(mean.shape[1:], mean.dtype)
     first, rest = along[0], list(along[1:])
     total = mean[first] * expected_product(mean, covariance, rest)
     for k, other in enumerate(rest):
@@ -99,7 +107,7 @@ def expected_product(mean: Array, covariance: Array, along: Sequence[int]) -> Ar
 def product_covariance(mean: Array, covariance: Array, one: Sequence[int], other: Sequence[int]) -> Array:
     """Cov(prod_one, prod_other) of jointly normal X: the pairings that link the two products, so nothing cancels."""
     if not one:
-        return jnp.zeros(mean.shape[1:], mean.dtype)
+        return module_of(mean).zeros(mean.shape[1:], mean.dtype)
     first, rest = one[0], list(one[1:])
     total = mean[first] * product_covariance(mean, covariance, rest, other)
     for k, inside in enumerate(rest):
@@ -113,12 +121,12 @@ def product_covariance(mean: Array, covariance: Array, one: Sequence[int], other
 
 def _weighted(mean: Array, covariance: Array, terms: Sequence[tuple[float, tuple[int, ...]]]) -> Array:
     """A weighted sum of expected products."""
-    parts = [weight * expected_product(mean, covariance, along) for weight, along in terms]
-    return jnp.sum(jnp.stack(parts), axis=0)
+    first, *rest = (weight * expected_product(mean, covariance, along) for weight, along in terms)
+    return sum(rest, first)
 
 
 def effects(plan: EffectIndex, values: Array, weights: Sequence[Array]) -> Array:
-    """All rows of a plan at one point."""
+    """All rows of a plan at n points, shape (..., n, rows)."""
     mean, covariance = slopes(plan, values, weights)
     found = []
     for terms, is_covariance in plan.rows:
@@ -127,21 +135,20 @@ def effects(plan: EffectIndex, values: Array, weights: Sequence[Array]) -> Array
             found.append(covariance[one, other])
         else:
             found.append(_weighted(mean, covariance, terms))
-    return jnp.stack(found)
+    return module_of(mean).stack(found, axis=-1)
 
 
 def linear_combinations(plan: EffectIndex, values: Array, weights: Sequence[Array], combination: Array) -> Array:
-    """Weighted sums of the rows of a plan at several points, shape (sums,)."""
-    found = jax.vmap(lambda *at: effects(plan, values, at))(*weights)
-    return combination @ found.reshape(-1)
+    """Weighted sums of the rows of a plan at several points, shape (..., sums)."""
+    found = effects(plan, values, weights)
+    return found.reshape(*found.shape[:-2], -1) @ combination.T
 
 
 def heterogeneity(plan: EffectIndex, values: Array, weights: Sequence[Array]) -> Array:
-    """Population sd of every row over clusters; then, for a row of one route a b, the share of clusters with ab > 0.
+    """Population variance of every row over clusters; then, for a row of one route a b, the share with ab > 0.
 
     Var(sum_r w_r prod_r) = sum_rs w_r w_s Cov(prod_r, prod_s), for one route of two slopes the equation (6) of Bauer,
-    Preacher & Gil (2006): b^2 s_aa + a^2 s_bb + s_aa s_bb + 2ab s_ab + s_ab^2. Returned as variances, and shares as
-    probabilities.
+    Preacher & Gil (2006): b^2 s_aa + a^2 s_bb + s_aa s_bb + 2ab s_ab + s_ab^2. Shape (..., n, rows + shares).
     """
     mean, covariance = slopes(plan, values, weights)
     found = []
@@ -150,7 +157,7 @@ def heterogeneity(plan: EffectIndex, values: Array, weights: Sequence[Array]) ->
             one * other * product_covariance(mean, covariance, along, beside)
             for (one, along), (other, beside) in product(terms, terms)
         ]
-        found.append(jnp.sum(jnp.stack(parts), axis=0))
+        found.append(sum(parts))
     for terms, _ in plan.rows:
         if len(terms) == 1 and len(terms[0][1]) == 2:
             one, other = terms[0][1]
@@ -159,46 +166,39 @@ def heterogeneity(plan: EffectIndex, values: Array, weights: Sequence[Array]) ->
                     mean[one], mean[other], covariance[one, one], covariance[other, other], covariance[one, other]
                 )
             )
-    return jnp.stack(found)
+    return np.stack(found, axis=-1)
 
 
-def _same_sign(a: Array, b: Array, var_a: Array, var_b: Array, cov: Array) -> Array:
+def _same_sign(a: Floats, b: Floats, var_a: Floats, var_b: Floats, cov: Floats) -> Floats:
     """P(a_j b_j > 0) of a bivariate normal; a slope that does not vary has its own sign in every cluster.
 
     With h = a/sd_a, k = b/sd_b and r their correlation, P = 1 - F(h) - F(k) + 2 F2(h, k; r), and F2 = F(h) F(k) +
-    int_0^asin(r) exp(-(h^2 + k^2 - 2hk sin t) / (2 cos^2 t)) dt / 2 pi (Drezner & Wesolowsky 1990).
+    int_0^asin(r) exp(-(h^2 + k^2 - 2hk sin t) / (2 cos^2 t)) dt / 2 pi (Drezner & Wesolowsky 1990). Analytic in all
+    arguments, so that complex steps give its derivatives.
     """
-    free_a, free_b = var_a > 0, var_b > 0
-    sd_a, sd_b = jnp.sqrt(jnp.where(free_a, var_a, 1.0)), jnp.sqrt(jnp.where(free_b, var_b, 1.0))
+    free_a, free_b = np.real(var_a) > 0, np.real(var_b) > 0
+    sd_a, sd_b = np.sqrt(np.where(free_a, var_a, 1.0)), np.sqrt(np.where(free_b, var_b, 1.0))
     h, k = a / sd_a, b / sd_b
-    above_a = jnp.where(free_a, ndtr(h), (a > 0).astype(h.dtype))
-    above_b = jnp.where(free_b, ndtr(k), (b > 0).astype(k.dtype))
-    r = jnp.clip(jnp.where(free_a & free_b, cov / (sd_a * sd_b), 0.0), -1 + 1e-12, 1 - 1e-12)
+    above_a = np.where(free_a, _normal(h), np.real(a) > 0)
+    above_b = np.where(free_b, _normal(k), np.real(b) > 0)
+    r = np.where(free_a & free_b, cov / (sd_a * sd_b), 0.0)
+    least = 1 - 1e-12
+    r = np.where(np.abs(np.real(r)) < least, r, least * np.sign(np.real(r)))
     node, weight = np.polynomial.legendre.leggauss(96)
-    end = jnp.arcsin(r)
-    t = end * (node + 1) / 2
-    integrand = jnp.exp(-(h**2 + k**2 - 2 * h * k * jnp.sin(t)) / (2 * jnp.cos(t) ** 2))
-    both = above_a * above_b + end / 2 * jnp.sum(weight * integrand) / (2 * np.pi)
-    return 1 - above_a - above_b + 2 * both
+    end = np.arcsin(r)[..., None]
+    t, h, k = end * (node + 1) / 2, h[..., None], k[..., None]
+    integrand = np.exp(-(h**2 + k**2 - 2 * h * k * np.sin(t)) / (2 * np.cos(t) ** 2))
+    both = above_a * above_b + end[..., 0] / 2 * (integrand @ weight) / (2 * np.pi)
+    return np.asarray(1 - above_a - above_b + 2 * both)
 
 
-@float64
-@partial(jit_by_key, static=2)
-def _value_and_jacobian(
-    function: Callable[[EffectIndex, Array, Sequence[Array]], Array],
-    plan: EffectIndex,
-    values: Array,
-    weights: tuple[Array, ...],
-) -> tuple[Array, Array]:
-    def at(values: Array, weights: tuple[Array, ...]) -> Array:
-        return function(plan, values, weights)
-
-    over = jax.vmap(at, in_axes=(None, 0)), jax.vmap(jax.jacfwd(at), in_axes=(None, 0))
-    return over[0](values, weights), over[1](values, weights)
+def _normal(z: Floats) -> Floats:
+    """The normal distribution function, of complex numbers too."""
+    return np.asarray(special.erfc(-z / np.sqrt(2)) / 2)
 
 
 def value_and_jacobian(
-    function: Callable[[EffectIndex, Array, Sequence[Array]], Array],
+    function: Callable[[EffectIndex, Floats, Sequence[Floats]], Any],
     plan: EffectIndex,
     values: Floats,
     weights: tuple[Floats, ...],
@@ -210,22 +210,14 @@ def value_and_jacobian(
     value : ndarray, shape (n, rows)
     jacobian : ndarray, shape (n, rows, parameters)
     """
-    value, jacobian = _value_and_jacobian(function, plan, values, weights)
-    return np.asarray(value), np.asarray(jacobian)
+    at = partial(function, plan, weights=weights)
+    return np.asarray(at(values)), _derivatives(at, values)
 
 
-@float64
-@jit_by_key
-def _linear_combinations_and_jacobian(
-    plan: EffectIndex, values: Array, weights: tuple[Array, ...], combination: Array
-) -> tuple[Array, Array]:
-    def at(values: Array) -> Array:
-        return linear_combinations(plan, values, weights, combination)
-
-    def both(values: Array) -> tuple[Array, Array]:
-        return at(values), jax.jacfwd(at)(values)
-
-    return both(values) if values.ndim == 1 else jax.vmap(both)(values)
+def _derivatives(function: Callable[[Floats], Any], values: Floats) -> Floats:
+    """Derivatives by complex steps, all at once: (..., parameters) -> (..., what the function returns, parameters)."""
+    points = values[..., None, :] + COMPLEX_STEP * 1j * np.eye(values.shape[-1])
+    return np.moveaxis(np.imag(function(points)) / COMPLEX_STEP, values.ndim - 1, -1)
 
 
 def linear_combinations_and_jacobian(
@@ -235,21 +227,32 @@ def linear_combinations_and_jacobian(
 
     ``values`` of one parameter vector, or of several, (vectors, parameters), which then is the first axis of both.
     """
-    value, jacobian = _linear_combinations_and_jacobian(plan, values, weights, combination)
-    return np.asarray(value), np.asarray(jacobian)
-
-
-@float64
-@jit_by_key
-def _linear_combinations_at(plan: EffectIndex, values: Array, weights: tuple[Array, ...], combination: Array) -> Array:
-    return jax.vmap(lambda one: linear_combinations(plan, one, weights, combination))(values)
+    at = partial(linear_combinations, plan, weights=weights, combination=combination)
+    return np.asarray(at(values)), _derivatives(at, values)
 
 
 def linear_combinations_at(
     plan: EffectIndex, values: Floats, weights: tuple[Floats, ...], combination: Floats
 ) -> Floats:
     """Weighted sums of the rows of a plan at many parameter vectors, shape (vectors, sums)."""
-    return np.asarray(_linear_combinations_at(plan, values, weights, combination))
+    return np.asarray(linear_combinations(plan, values, weights, combination))
+
+
+def second_derivatives(
+    plan: EffectIndex, values: Floats, weights: tuple[Floats, ...], combination: Floats, unit: Floats
+) -> Floats:
+    """Second derivatives of weighted sums of effects, shape (sums, parameters, parameters).
+
+    Effects are polynomials of the parameters, and central differences of their first derivatives over 8 points are
+    exact for those of degree 8 or less, so that only rounding counts: steps are as large as the parameters (``unit``).
+    """
+    at = partial(linear_combinations, plan, weights=weights, combination=combination)
+    found = np.zeros((len(combination), len(values), len(values)))
+    for k, step in enumerate(np.diag(unit)):
+        for times, factor in DIFFERENCES.items():
+            ahead, behind = (_derivatives(at, values + sign * times * step) for sign in (1, -1))
+            found[:, :, k] += factor * (ahead - behind) / unit[k]
+    return (found + found.swapaxes(1, 2)) / 2
 
 
 def bauer(plan: EffectIndex, names: Sequence[str], jacobian: Floats, covariance: Floats) -> Floats:

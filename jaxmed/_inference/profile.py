@@ -301,12 +301,12 @@ def _quantity(known: Quantities, k: int) -> Callable[[Floats], tuple[float, Floa
     """A parameter or an effect as a function of all parameters, with its derivatives."""
     n, of = known.n_params, known.targets
     if k < n or of is None:
-        unit, flat = np.eye(n)[k], np.zeros((n, n))
-        return lambda values: (float(values[k]), unit, flat)
+        along, flat = np.eye(n)[k], np.zeros((n, n))
+        return lambda values: (float(values[k]), along, flat)
     row = of.combination[k - n]
 
     def effect(values: Floats) -> tuple[float, Floats, Floats]:
-        value, slope, bend = effect_derivatives(of.plan, values, of.weights, row)
+        value, slope, bend = effect_derivatives(of.plan, values, of.weights, row, known.units)
         return float(value), np.asarray(slope), np.asarray(bend)
 
     return effect

@@ -5,21 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jax import Array, lax
 from numpy.typing import NDArray
 
 from jaxmed._data import Design, Moments
 from jaxmed._inference.effects import expected_product, product_covariance
 from jaxmed._inference.estimability import Working
 from jaxmed._inference.estimates import Estimates, problem_of
-from jaxmed._likelihood import Data, Layout, Problem, likelihood, linalg, root_and_precision
+from jaxmed._likelihood import (
+    Array,
+    Data,
+    Layout,
+    Problem,
+    data_for,
+    executed,
+    likelihood,
+    linalg,
+    map_blocks,
+    module_of,
+    root_and_precision,
+)
 from jaxmed._model import Estimands
 from jaxmed._support import FitError, Floats, current_sizes
-from jaxmed._support.runtime import float64, jit_by_key
 
 
 class Predictions(NamedTuple):
@@ -43,16 +51,16 @@ class Predictions(NamedTuple):
 def posterior(layout: Layout, root: Array, tau: Array, beta: Array, data: Data) -> Predictions:
     """Predictions for every cluster of the padded table, block by block."""
     p = layout.n_fixed
-    contrast = jnp.append(-beta, 1.0)
+    xp = module_of(root, data.table)
+    contrast = xp.append(-beta, 1.0)
 
     def body(block: Array) -> Predictions:
         half, half_root, _ = likelihood.eliminate(layout, root, likelihood.weighted_products(layout, tau, block))
         u = linalg.matmul(half_root.swapaxes(0, 1), half)
         covariance = linalg.matmul(half_root.swapaxes(0, 1), half_root)
-        return Predictions(jnp.sum(u * contrast[:, None], axis=1), covariance, u[:, :p])
+        return Predictions(xp.sum(u * contrast[:, None], axis=1), covariance, u[:, :p])
 
-    blocks = lax.map(body, data.table)
-    return jax.tree.map(lambda part: jnp.moveaxis(part, 0, -2).reshape(*part.shape[1:-1], -1), blocks)
+    return map_blocks(body, data.table)
 
 
 class ClusterPredictions(NamedTuple):
@@ -72,8 +80,7 @@ class ClusterPredictions(NamedTuple):
     error: Floats
 
 
-@float64
-@jit_by_key
+@executed
 def _predict(layout: Layout, theta: Array, beta: Array, data: Data) -> Predictions:
     root, tau = root_and_precision(layout, theta)
     return posterior(layout, root, tau, beta, data)
@@ -140,8 +147,8 @@ def _predict_some(problem: Problem, working: Working, some: Design) -> ClusterPr
     """Predictions of the clusters of a design, padding cut off."""
     layout = problem.layout
     p = layout.n_fixed
-    data = likelihood.make_data(some.table, (0,) * len(layout.seen))
-    predicted = _predict(layout, working.theta, working.values[:p], data)
+    data = data_for(problem.engine, some.table, (0,) * len(layout.seen))
+    predicted = _predict(problem.engine, layout, working.theta, working.values[:p], data)
     effects, covariance, sensitivity = (np.asarray(part)[..., : some.n_clusters] for part in predicted)
     by_beta = np.einsum("apj,pr,brj->abj", sensitivity, working.block[:p, :p], sensitivity, optimize=True)
     return ClusterPredictions(effects, covariance, sensitivity, covariance + by_beta)
@@ -219,8 +226,7 @@ def moderator_by_cluster(fit: Estimates, moments: Moments, column: str) -> Float
     return np.full(moments.n_clusters, moments.spread(column)[0] if mean is None else mean)
 
 
-@float64
 def product_moments(route: tuple[int, ...], mean: Floats, covariance: Floats) -> tuple[Floats, Floats]:
     """Mean and variance of the product of normal slopes along a route, by cluster."""
-    at, around = jnp.asarray(mean), jnp.asarray(covariance)
-    return expected_product(at, around, route), product_covariance(at, around, route, route)  # type: ignore[return-value]
+    product = expected_product(mean, covariance, route)
+    return product, product_covariance(mean, covariance, route, route)

@@ -11,11 +11,8 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jax import Array, lax
 from scipy.special import stdtr, stdtrit
 
 from jaxmed._data import Moments
@@ -24,10 +21,21 @@ from jaxmed._inference.choices import ModelCovariance
 from jaxmed._inference.covariance import covariances
 from jaxmed._inference.estimates import Estimates, problem_of
 from jaxmed._inference.limits import check_level, normal_table
-from jaxmed._inference.targets import Quantities, Targets, quantities
-from jaxmed._likelihood import Data, Layout, evaluate, free_entries, log_sds_to_variances, lower, root_and_precision
+from jaxmed._inference.targets import Quantities, quantities
+from jaxmed._likelihood import (
+    Array,
+    Data,
+    Layout,
+    along,
+    evaluate,
+    executed,
+    free_entries,
+    jacobian,
+    log_sds_to_variances,
+    lower,
+    root_and_precision,
+)
 from jaxmed._support import FitError, Floats, check_choice
-from jaxmed._support.runtime import float64, jit_by_key
 
 
 class Slopes(NamedTuple):
@@ -48,30 +56,27 @@ class Slopes(NamedTuple):
     matrix: Floats
 
 
-@float64
-@jit_by_key
-def _coordinates(layout: Layout, theta: Array) -> Array:
+def _coordinates(layout: Layout, theta: Floats) -> Floats:
     """Jacobian of (free entries of G, residual (co)variances) in the optimiser's coordinates."""
 
     def variances(theta: Array) -> Array:
         n_free = len(layout.free)
         root = lower(layout, theta[:n_free])
-        return jnp.append(free_entries(layout, root @ root.T), log_sds_to_variances(layout, theta[n_free:]))
+        return np.append(free_entries(layout, root @ root.T), log_sds_to_variances(layout, theta[n_free:]))
 
-    return jax.jacfwd(variances)(theta)
+    return np.asarray(jacobian(variances, theta))
 
 
-@float64
-@partial(jit_by_key, static=2)
+@partial(executed, static=2)
 def _slopes(layout: Layout, which: str, theta: Array, steps: Array, data: Data) -> Array:
-    """Derivatives of a covariance along some steps of theta: third derivatives of the likelihood, by autodiff."""
+    """Derivatives of a covariance along some steps of theta: third derivatives of the likelihood."""
 
     def covariance(theta: Array) -> Array:
         root, tau = root_and_precision(layout, theta)
         found = covariances(layout, theta, evaluate(layout, root, tau, data))
         return found.joint if which == "joint" else found.block
 
-    return lax.map(lambda step: jax.jvp(covariance, (theta,), (step,))[1], steps)
+    return along(covariance, theta, steps)
 
 
 def covariance_slopes(fit: Estimates, moments: Moments, covariance: ModelCovariance) -> Slopes:
@@ -79,23 +84,11 @@ def covariance_slopes(fit: Estimates, moments: Moments, covariance: ModelCovaria
     problem = problem_of(fit, moments)
     layout, theta = problem.layout, fit.working.theta
     steps = np.linalg.inv(np.asarray(_coordinates(layout, theta)))
-    slope = np.asarray(_slopes(layout, covariance, theta, np.ascontiguousarray(steps.T), problem.data()))
+    slope = np.asarray(
+        _slopes(problem.engine, layout, covariance, theta, np.ascontiguousarray(steps.T), problem.data())
+    )
     at = fit.working.joint if covariance == "joint" else fit.working.block
     return Slopes(at, slope, problem.scale.matrix)
-
-
-@float64
-@jit_by_key
-def _bend(
-    plan: effects.EffectIndex, values: Array, weights: tuple[Array, ...], combination: Array, covariance: Array
-) -> tuple[Array, Array]:
-    """Jacobian J of effects, shape (effects, p + n), and 2 (d J_e / d psi) Cov J_e for every effect e, alike."""
-
-    def jacobian(values: Array) -> Array:
-        return jax.jacfwd(lambda at: effects.linear_combinations(plan, at, weights, combination))(values)
-
-    at = jacobian(values)
-    return at, 2 * jnp.einsum("eab,ea->eb", jax.jacfwd(jacobian)(values), at @ covariance)
 
 
 def degrees_of_freedom(slopes: Slopes, jacobian: Floats, bend: Floats) -> Floats:
@@ -145,7 +138,7 @@ def satterthwaite_table(
     slopes = covariance_slopes(fit, moments, covariance)
     jacobian, bend = np.eye(known.n_params), np.zeros((known.n_params, known.n_params))
     if known.targets is not None:
-        of, of_bend = _effect_slopes(known.targets, fit, fit.covariance(covariance))
+        of, of_bend = _effect_slopes(known, fit, fit.covariance(covariance))
         jacobian, bend = np.vstack([jacobian, of]), np.vstack([bend, of_bend])
     jacobian, bend = jacobian[chosen], bend[chosen]
     df = degrees_of_freedom(slopes, jacobian @ slopes.matrix, bend @ slopes.matrix)
@@ -168,6 +161,10 @@ def _chosen(fit: Estimates, known: Quantities, terms: str | Sequence[str] | None
     return known.positions(terms)
 
 
-def _effect_slopes(targets: Targets, fit: Estimates, covariance: Floats) -> tuple[Floats, Floats]:
-    jacobian, bend = _bend(targets.plan, fit.values, targets.weights, targets.combination, covariance)
-    return np.asarray(jacobian), np.asarray(bend)
+def _effect_slopes(known: Quantities, fit: Estimates, covariance: Floats) -> tuple[Floats, Floats]:
+    """Jacobian J of the effects, shape (effects, p + n), and 2 (d J_e / d psi) Cov J_e for every effect e, alike."""
+    of = known.targets
+    assert of is not None
+    _, at = effects.linear_combinations_and_jacobian(of.plan, fit.values, of.weights, of.combination)
+    second = effects.second_derivatives(of.plan, fit.values, of.weights, of.combination, known.units)
+    return at, 2 * np.einsum("eab,ea->eb", second, at @ covariance)

@@ -5,33 +5,35 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
 from numpy.typing import NDArray
 
 from jaxmed._data import Design, Moments
 from jaxmed._inference.estimates import Estimates, problem_of
 from jaxmed._likelihood import (
+    Array,
     Data,
+    Engine,
     Layout,
     Scale,
+    data_for,
     eliminate,
     embed,
+    executed,
     linalg,
-    log_precision,
+    log_precision_slopes,
     log_sds_to_variances,
-    make_data,
+    map_blocks,
+    module_of,
     place,
     placed,
+    precision_chain,
     root_and_precision,
     rows_by_cluster,
     variances_to_precisions,
     weighted_sum,
 )
 from jaxmed._support import FitError, Floats, current_sizes
-from jaxmed._support.runtime import float64, jit_by_key
 
 
 class Pieces(NamedTuple):
@@ -67,15 +69,15 @@ class Point(NamedTuple):
     in_variances: Array
 
 
-@float64
-@jit_by_key
+@executed
 def _pieces(layout: Layout, theta: Array, beta: Array, beta_cov: Array, data: Data) -> Pieces:
     """Pieces of the clusters of a padded table, block by block; the formulas are those of the second pass."""
     root, tau = root_and_precision(layout, theta)
-    contrast = jnp.append(-beta, 1.0)
-    weight = jnp.outer(contrast, contrast)
+    xp = module_of(root, data.table)
+    contrast = xp.append(-beta, 1.0)
+    weight = xp.outer(contrast, contrast)
     if layout.reml:
-        weight = weight.at[:-1, :-1].add(beta_cov)
+        weight = weight + xp.pad(beta_cov, ((0, 1), (0, 1)))
     z, p = np.array(layout.random, dtype=int), layout.n_fixed
     places = [place(layout, piece) for piece in layout.pieces]
 
@@ -91,29 +93,21 @@ def _pieces(layout: Layout, theta: Array, beta: Array, beta_cov: Array, data: Da
             own_zz = own_rows[:, z[found.own]]
             w_b = placed(layout, found.fixed, embedded[c]) - linalg.matmul(own_rows.swapaxes(0, 1), u[found.own])
             q_c = w_b - linalg.matmul(u[found.own].swapaxes(0, 1), w_b[z[found.own]])
-            trace = jnp.sum(k[np.ix_(found.own, found.own)] * own_zz, axis=(0, 1))
-            in_tau.append(trace + jnp.sum(weight[:, :, None] * q_c, axis=(0, 1)))
-            moved.append(linalg.total(q_c[:p, :p]))
+            trace = xp.sum(k[np.ix_(found.own, found.own)] * own_zz, axis=(0, 1))
+            in_tau.append(trace + xp.sum(weight[:, :, None] * q_c, axis=(0, 1)))
+            moved.append(linalg.total(q_c[:p, :p])[..., None])
         reduced = weighted - linalg.matmul(half.swapaxes(0, 1), half)
-        return Pieces(reduced, jnp.stack(in_tau), jnp.stack(moved))
+        return Pieces(reduced, xp.stack(in_tau), xp.stack(moved))
 
-    blocks = lax.map(body, data.table)
-    reduced, in_tau = (
-        jnp.moveaxis(part, 0, -2).reshape(*part.shape[1:-1], -1) for part in (blocks.reduced, blocks.in_tau)
-    )
-    return Pieces(reduced, in_tau, jnp.sum(blocks.moved, axis=0))
+    found = map_blocks(body, data.table)
+    return found._replace(moved=xp.sum(found.moved, axis=-1))
 
 
-@float64
-@jit_by_key
-def _point(layout: Layout, theta: Array) -> Point:
+def _point(layout: Layout, theta: Floats) -> Point:
     variances = log_sds_to_variances(layout, theta[len(layout.free) :])
     tau = variances_to_precisions(layout, variances)
-
-    def volumes(tau: Array) -> Array:
-        return jax.vmap(lambda rows: log_precision(layout, tau, rows))(jnp.eye(len(layout.seen)))
-
-    return Point(jax.jacfwd(volumes)(tau).T, jax.jacfwd(lambda at: variances_to_precisions(layout, at))(variances))
+    in_variances, _ = precision_chain(layout, variances, np.zeros(len(layout.pieces)))
+    return Point(log_precision_slopes(layout, tau).T, in_variances)
 
 
 class Scores(NamedTuple):
@@ -173,7 +167,7 @@ def cluster_scores(fit: Estimates, moments: Moments) -> Scores:
         )
     p = layout.n_fixed
     theta, beta, beta_cov = fit.working.theta, fit.working.values[:p], fit.working.block[:p, :p]
-    parts = list(_parts(layout, design, present, theta, beta, beta_cov, _point(layout, theta)))
+    parts = list(_parts(problem.engine, layout, design, present, theta, beta, beta_cov, _point(layout, theta)))
     values, information, moved = zip(*parts, strict=True)
     return Scores(
         moments.clusters[present],
@@ -186,6 +180,7 @@ def cluster_scores(fit: Estimates, moments: Moments) -> Scores:
 
 
 def _parts(
+    engine: Engine,
     layout: Layout,
     design: Design,
     present: NDArray[np.int64],
@@ -204,7 +199,7 @@ def _parts(
     step = current_sizes().shard_clusters
     for first in range(0, len(present), step):
         some = design.part(present[first : first + step])
-        found = _pieces(layout, theta, beta, beta_cov, make_data(some.table, nothing))
+        found = _pieces(engine, layout, theta, beta, beta_cov, data_for(engine, some.table, nothing))
         reduced = np.asarray(found.reduced)[..., : some.n_clusters]
         in_tau = np.asarray(found.in_tau)[:, : some.n_clusters]
         against = np.einsum("abj,b->aj", reduced, contrast)

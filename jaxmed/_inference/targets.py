@@ -91,6 +91,12 @@ class Quantities(NamedTuple):
     errors: Floats
     targets: Targets | None
 
+    @property
+    def units(self) -> Floats:
+        """Steps as large as the parameters are, of no parameter zero, shape (parameters,)."""
+        size = np.abs(self.values[: self.n_params]) + np.nan_to_num(self.errors[: self.n_params])
+        return np.where(size > 0, size, 1.0)
+
     def positions(self, terms: str | Sequence[str]) -> list[int]:
         """Positions of some terms among the labels, see :func:`positions`."""
         return positions(terms, self.labels, self.n_params)

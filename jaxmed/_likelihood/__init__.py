@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from jaxmed._likelihood.derivatives import Evaluation, evaluate, placed
 from jaxmed._likelihood.distributed import agree, together
+from jaxmed._likelihood.executor import (
+    COMPLEX_STEP,
+    Array,
+    Engine,
+    along,
+    executed,
+    jacobian,
+    map_arrays,
+    map_blocks,
+    module_of,
+    put,
+)
 from jaxmed._likelihood.layout import (
     Layout,
     Scale,
     block_diagonal,
-    chain,
     free_entries,
+    in_log_sds,
     log_precision,
+    log_precision_slopes,
     log_sds_to_variances,
     lower,
+    precision_chain,
     precisions,
     root_and_precision,
     root_chain,
@@ -21,7 +35,7 @@ from jaxmed._likelihood.layout import (
     triangular,
     variances_to_precisions,
 )
-from jaxmed._likelihood.likelihood import BLOCK, Data, eliminate, embed, make_data, place, weighted_sum
+from jaxmed._likelihood.likelihood import BLOCK, Data, data_for, eliminate, embed, make_data, place, weighted_sum
 from jaxmed._likelihood.optimise import WARM_UP, Solution
 from jaxmed._likelihood.problem import Problem, make_problem
 from jaxmed._likelihood.processes import ALONE, Hosts, all_hosts
@@ -30,9 +44,12 @@ from jaxmed._likelihood.shards import GPU_BLOCK, Shards, full_evaluation, profil
 __all__ = [
     "ALONE",
     "BLOCK",
+    "COMPLEX_STEP",
     "GPU_BLOCK",
     "WARM_UP",
+    "Array",
     "Data",
+    "Engine",
     "Evaluation",
     "Hosts",
     "Layout",
@@ -42,22 +59,32 @@ __all__ = [
     "Solution",
     "agree",
     "all_hosts",
+    "along",
     "block_diagonal",
-    "chain",
+    "data_for",
     "eliminate",
     "embed",
     "evaluate",
+    "executed",
     "free_entries",
     "full_evaluation",
+    "in_log_sds",
+    "jacobian",
     "log_precision",
+    "log_precision_slopes",
     "log_sds_to_variances",
     "lower",
     "make_data",
     "make_problem",
+    "map_arrays",
+    "map_blocks",
+    "module_of",
     "place",
     "placed",
+    "precision_chain",
     "precisions",
     "profile_shards",
+    "put",
     "root_and_precision",
     "root_chain",
     "rows_by_cluster",

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
+from numpy.typing import NDArray
 
 from jaxmed._data import Design, Totals
 from jaxmed._likelihood import linalg
+from jaxmed._likelihood.executor import Array, for_loop, jacobian, module_of, put, traced_once
 from jaxmed._model import INTERCEPT, System
 from jaxmed._support import Floats, lower_root, symmetric
 
@@ -74,37 +73,43 @@ class Layout:
     pieces: tuple[Piece, ...]
     reml: bool
 
-    @property
+    @cached_property
     def n_equations(self) -> int:
         """Number of equations, E."""
         return len(self.sizes)
 
-    @property
+    @cached_property
     def n_fixed(self) -> int:
         """Number of fixed effects, p."""
         return sum(self.sizes)
 
-    @property
+    @cached_property
     def n_random(self) -> int:
         """Number of random effects, q."""
         return len(self.random)
 
-    @property
+    @cached_property
     def n_theta(self) -> int:
         """Number of variance parameters: free entries of G, residual variances and covariances."""
         return len(self.free) + self.n_residual
 
-    @property
+    @cached_property
     def n_residual(self) -> int:
         """Number of residual variances and covariances."""
         return self.n_equations + len(self.pairs)
 
-    @property
+    @cached_property
     def starts(self) -> tuple[int, ...]:
         """First fixed effect of each equation."""
         return tuple(int(start) for start in np.cumsum((0, *self.sizes[:-1])))
 
-    @property
+    @cached_property
+    def free_index(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Rows and columns of the free entries of G."""
+        row, col = np.array(self.free, dtype=int).reshape(-1, 2).T
+        return row, col
+
+    @cached_property
     def blocks(self) -> tuple[tuple[int, ...], ...]:
         """Random effects that may covary, if only by way of others: G is zero outside these blocks."""
         first = list(range(self.n_random))
@@ -129,7 +134,7 @@ class Layout:
             mask[row] = [col <= row and (block[row], block[col]) in self.free for col in range(len(block))]
         return mask
 
-    @property
+    @cached_property
     def owners(self) -> tuple[int, ...]:
         """Equation of each random effect."""
         return tuple(int(e) for e in np.searchsorted(np.cumsum(self.sizes), self.random, side="right"))
@@ -190,31 +195,104 @@ def log_sds_to_variances(layout: Layout, log_sds: Array) -> Array:
     The coordinates are log standard deviations by equation and, by pair, entries t of the rows (t_1, ..., t_k, 1) that,
     made unit vectors, are a root of the residual correlations: any numbers will do.
     """
-    n = layout.n_equations
-    deviations = jnp.exp(log_sds[:n])
+    xp, n = module_of(log_sds), layout.n_equations
     if not layout.pairs:
-        return deviations**2
-    row, col = np.array(layout.pairs, dtype=int).T
-    root = jnp.eye(n, dtype=log_sds.dtype).at[row, col].set(log_sds[n:])
-    root = root / jnp.sqrt(jnp.sum(root**2, axis=1))[:, None] * deviations[:, None]
-    covariance = root @ root.T
-    return jnp.concatenate([jnp.diagonal(covariance), covariance[row, col]])
+        return xp.exp(log_sds[:n]) ** 2
+    row, col = _pairs(layout)
+    unit, deviations = _unit_rows(layout, log_sds)
+    covariance = (unit @ unit.T) * deviations[:, None] * deviations
+    return xp.concatenate([xp.diagonal(covariance), covariance[row, col]])
+
+
+def _pairs(layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    row, col = np.array(layout.pairs, dtype=int).reshape(-1, 2).T
+    return row, col
+
+
+def _unit_rows(layout: Layout, log_sds: Array) -> tuple[Array, Array]:
+    """A root of the residual correlations with rows of length one, and the standard deviations."""
+    xp, n = module_of(log_sds), layout.n_equations
+    rows = put(xp.eye(n, dtype=log_sds.dtype), _pairs(layout), log_sds[n:])
+    return rows / xp.sqrt(xp.sum(rows**2, axis=1))[:, None], xp.exp(log_sds[:n])
+
+
+def in_log_sds(layout: Layout, log_sds: Array) -> Array:
+    """Jacobian of :func:`log_sds_to_variances`, shape (n_residual, n_residual).
+
+    With unit rows r_e of length l_e before, Sigma_ef = s_e s_f r_e'r_f: d r_e / dt = (e_k - r_e r_ek) / l_e for the
+    entry t of row e in column k.
+    """
+    xp, n = module_of(log_sds), layout.n_equations
+    if not layout.pairs:
+        return xp.diag(2 * xp.exp(log_sds) ** 2)
+    row, col = _pairs(layout)
+    unit, deviations = _unit_rows(layout, log_sds)
+    covariance = (unit @ unit.T) * deviations[:, None] * deviations
+    first, second = np.concatenate([np.arange(n), row]), np.concatenate([np.arange(n), col])
+    # d Sigma_ef / d log s_g = (1 if g = e) + (1 if g = f) times Sigma_ef.
+    counts = (np.arange(n) == first[:, None]) * 1.0 + (np.arange(n) == second[:, None])
+    in_deviations = covariance[first, second][:, None] * counts
+    # The diagonal entry of a row is its deviation times 1 / l_e, so l_e = 1 / r_ee.
+    length = 1 / xp.diagonal(unit)
+    moved = (xp.eye(n, dtype=log_sds.dtype)[col] - unit[row] * unit[row, col][:, None]) / length[row][:, None]
+    moved = moved * deviations[row][:, None]  # of row e of the root of Sigma, one for each entry t
+    root = unit * deviations[:, None]
+    own = (first[:, None] == row) * (root[second] @ moved.T) + (second[:, None] == row) * (root[first] @ moved.T)
+    return xp.concatenate([in_deviations, own], axis=1)
 
 
 def variances_to_precisions(layout: Layout, variances: Array) -> Array:
     """Residual variances and covariances -> tau, the entries of the precisions of all sets, shape (n_pieces,)."""
-    n = layout.n_equations
+    xp = module_of(variances)
     if not layout.pairs:
         return 1 / variances
-    row, col = np.array(layout.pairs, dtype=int).T
-    covariance = jnp.diag(variances[:n]).at[row, col].set(variances[n:]).at[col, row].set(variances[n:])
     parts = []
+    for precision in _precision_matrices(layout, variances):
+        k = len(precision)
+        parts += [precision[i, j] for i in range(k) for j in range(i, k)]
+    return xp.stack(parts)
+
+
+def _precision_matrices(layout: Layout, variances: Array) -> list[Array]:
+    """Sigma_SS^-1 of every set S."""
+    xp, n = module_of(variances), layout.n_equations
+    row, col = _pairs(layout)
+    covariance = put(xp.diag(variances[:n]), (row, col), variances[n:])
+    covariance = put(covariance, (col, row), variances[n:])
+    found = []
     for equations in layout.seen:
         at = np.array(equations)
-        half, _ = linalg.half_solve(covariance[np.ix_(at, at)], jnp.eye(len(at), dtype=variances.dtype))
-        precision = half.T @ half
-        parts += [precision[k, m] for k in range(len(at)) for m in range(k, len(at))]
-    return jnp.stack(parts)
+        half, _ = linalg.half_solve(covariance[np.ix_(at, at)], xp.eye(len(at), dtype=variances.dtype))
+        found.append(half.T @ half)
+    return found
+
+
+def precision_chain(layout: Layout, variances: Array, gradient: Array) -> tuple[Array, Array]:
+    """Jacobian of tau in the residual variances and covariances, and sum_c gradient_c times the Hessian of tau_c.
+
+    With T = Sigma_SS^-1 and symmetric E_a = d Sigma / d v_a: dT = -T E_a T, d2T = T E_a T E_b T + T E_b T E_a T.
+    """
+    xp, n = module_of(variances), layout.n_residual
+    if not layout.pairs:
+        return xp.diag(-1 / variances**2), xp.diag(2 * gradient / variances**3)
+    units = np.zeros((n, layout.n_equations, layout.n_equations))
+    row, col = _pairs(layout)
+    at_diagonal, at_pairs = np.arange(layout.n_equations), np.arange(layout.n_equations, n)
+    units[at_diagonal, at_diagonal, at_diagonal] = 1.0
+    units[at_pairs, row, col] = units[at_pairs, col, row] = 1.0
+    slopes, bend, first = [], xp.zeros((n, n), variances.dtype), 0
+    for equations, precision in zip(layout.seen, _precision_matrices(layout, variances), strict=True):
+        at, k = np.array(equations), len(equations)
+        moved = precision @ units[:, at][:, :, at]  # T E_a
+        upper = np.triu_indices(k)
+        slopes.append(-(moved @ precision)[:, upper[0], upper[1]].T)
+        entries = gradient[first : first + len(upper[0])]
+        weight = put(xp.zeros((k, k), variances.dtype), upper, entries)
+        weight = (weight + weight.T) / 2
+        # tr(Gamma (T E_a T E_b T + T E_b T E_a T)), Gamma symmetric with the gradient in its entries.
+        bend = bend + 2 * xp.einsum("aij,bji->ab", moved, moved @ (precision @ weight))
+        first += len(upper[0])
+    return xp.concatenate(slopes), (bend + bend.T) / 2
 
 
 def precisions(layout: Layout, log_sds: Array) -> Array:
@@ -224,23 +302,53 @@ def precisions(layout: Layout, log_sds: Array) -> Array:
 
 def log_precision(layout: Layout, tau: Array, n_rows: Array) -> Array:
     """sum_S n_S log|Sigma_SS^-1|, from the entries of the precisions."""
+    xp = module_of(tau, n_rows)
     if not layout.pairs:
-        return jnp.sum(n_rows * jnp.log(tau))
-    total, at = jnp.zeros((), tau.dtype), 0
-    for s, equations in enumerate(layout.seen):
-        k = len(equations)
-        row, col = np.triu_indices(k)
-        entries = tau[at : at + len(row)]
-        matrix = jnp.zeros((k, k), tau.dtype).at[row, col].set(entries).at[col, row].set(entries)
-        total = total + n_rows[s] * linalg.half_solve(matrix, jnp.zeros((k, 0), tau.dtype))[1]
-        at += len(row)
+        return xp.sum(n_rows * xp.log(tau))
+    total = xp.zeros((), tau.dtype)
+    for s, (_, matrix) in enumerate(_matrices_of(layout, tau)):
+        nothing = xp.zeros((len(matrix), 0), tau.dtype)
+        total = total + n_rows[s] * linalg.half_solve(matrix, nothing)[1]
     return total
 
 
-def chain(function: Callable[[Array], Array], at: Array, gradient: Array) -> tuple[Array, Array]:
-    """Jacobian of a small map, and sum_c gradient_c times the Hessian of its entry c."""
-    jacobian = jax.jacfwd(function)
-    return jacobian(at), jax.jacfwd(lambda point: gradient @ jacobian(point))(at)
+def _matrices_of(layout: Layout, tau: Array) -> Iterator[tuple[slice, Array]]:
+    """The places of every precision among tau, and the matrix."""
+    xp, at = module_of(tau), 0
+    for equations in layout.seen:
+        row, col = np.triu_indices(len(equations))
+        own = slice(at, at + len(row))
+        upper = put(xp.zeros((len(equations),) * 2, tau.dtype), (row, col), tau[own])
+        yield own, put(upper, (col, row), tau[own])
+        at += len(row)
+
+
+def log_precision_slopes(layout: Layout, tau: Array) -> Array:
+    """Derivatives of log|Sigma_SS^-1| of every set S in tau, shape (n_sets, n_pieces)."""
+    xp = module_of(tau)
+    if not layout.pairs:
+        return xp.diag(1 / tau)
+    found = xp.zeros((len(layout.seen), len(layout.pieces)), tau.dtype)
+    for s, (own, matrix) in enumerate(_matrices_of(layout, tau)):
+        row, col = np.triu_indices(len(matrix))
+        # d log|T| = tr(T^-1 dT), in which an entry off the diagonal stands twice.
+        found = put(found, (s, own), linalg.inverse(matrix)[row, col] * np.where(row == col, 1.0, 2.0))
+    return found
+
+
+def log_precision_curvature(layout: Layout, tau: Array, n_rows: Array) -> Array:
+    """Hessian of :func:`log_precision` in tau: -n_S tr(T^-1 E_c T^-1 E_d) for entries c, d of one precision T."""
+    xp = module_of(tau, n_rows)
+    if not layout.pairs:
+        return xp.diag(-n_rows / tau**2)
+    found = xp.zeros((len(layout.pieces),) * 2, tau.dtype)
+    for s, (own, matrix) in enumerate(_matrices_of(layout, tau)):
+        row, col = np.triu_indices(len(matrix))
+        units = np.zeros((len(row), len(matrix), len(matrix)))
+        units[np.arange(len(row)), row, col] = units[np.arange(len(row)), col, row] = 1.0
+        moved = linalg.inverse(matrix) @ units
+        found = put(found, (own, own), -n_rows[s] * xp.einsum("cij,dji->cd", moved, moved))
+    return found
 
 
 # Covariance of the random effects ------------------------------------------------------------------------------------
@@ -248,18 +356,17 @@ def chain(function: Callable[[Array], Array], at: Array, gradient: Array) -> tup
 
 def lower(layout: Layout, entries: Array) -> Array:
     """Free entries -> ``(q, q)`` lower-triangular matrix with zeros elsewhere."""
-    matrix = jnp.zeros((layout.n_random, layout.n_random), entries.dtype)
-    row, col = np.array(layout.free, dtype=int).reshape(-1, 2).T
-    return matrix.at[row, col].set(entries)
+    row, col = layout.free_index
+    return put(module_of(entries).zeros((layout.n_random, layout.n_random), entries.dtype), (row, col), entries)
 
 
 def free_entries(layout: Layout, matrix: Array) -> Array:
     """Symmetric or lower-triangular ``(q, q)`` matrix -> its free entries."""
-    row, col = np.array(layout.free, dtype=int).reshape(-1, 2).T
+    row, col = layout.free_index
     return matrix[row, col]
 
 
-@partial(jax.jit, static_argnums=0)
+@traced_once
 def root_and_precision(layout: Layout, theta: Array) -> tuple[Array, Array]:
     """Optimiser's parameters -> root L of G = LL', ``(q, q)``, and residual precisions tau, ``(n_pieces,)``.
 
@@ -270,7 +377,7 @@ def root_and_precision(layout: Layout, theta: Array) -> tuple[Array, Array]:
     return lower(layout, theta[:n_free]), precisions(layout, theta[n_free:])
 
 
-@partial(jax.jit, static_argnums=0)
+@traced_once
 def root_chain(layout: Layout, root: Array, order: Array, log_sds: Array, gradient: Array) -> tuple[Array, Array]:
     """Derivatives of the core parameters (free entries of G = RR', tau) in the root and the residual coordinates.
 
@@ -290,21 +397,24 @@ def root_chain(layout: Layout, root: Array, order: Array, log_sds: Array, gradie
     curvature : Array, shape (n, n)
         sum_c (df/dcore_c) d2core_c: the part of the Hessian that is due to the map.
     """
-    n_free = len(layout.free)
-    row, col = np.array(layout.free, dtype=int).reshape(-1, 2).T
-    moved = jnp.eye(layout.n_random)[order[row]][:, :, None] * root[:, col].T[:, None, :]
+    xp, n_free = module_of(root, gradient), len(layout.free)
+    row, col = layout.free_index
+    moved = xp.eye(layout.n_random)[order[row]][:, :, None] * root[:, col].T[:, None, :]
     moved = moved + moved.swapaxes(1, 2)
     weight = lower(layout, gradient[:n_free])
     weight = weight + weight.T
     in_g = weight[order[row][:, None], order[row]] * (col[:, None] == col)
-    in_tau, bend = chain(lambda at: precisions(layout, at), log_sds, gradient[n_free:])
-    return block_diagonal(moved[:, row, col].T, in_tau), block_diagonal(in_g, bend)
+    in_tau, bend = precision_chain(layout, log_sds_to_variances(layout, log_sds), gradient[n_free:])
+    slope = in_log_sds(layout, log_sds)
+    bend = slope.T @ bend @ slope + jacobian(lambda at: (gradient[n_free:] @ in_tau) @ in_log_sds(layout, at), log_sds)
+    return block_diagonal(moved[:, row, col].T, in_tau @ slope), block_diagonal(in_g, bend)
 
 
 def block_diagonal(one: Array, other: Array) -> Array:
     """Two matrices along the diagonal of a larger one."""
-    corners = jnp.zeros((one.shape[0], other.shape[1])), jnp.zeros((other.shape[0], one.shape[1]))
-    return jnp.block([[one, corners[0]], [corners[1], other]])
+    xp = module_of(one, other)
+    corners = xp.zeros((one.shape[0], other.shape[1])), xp.zeros((other.shape[0], one.shape[1]))
+    return linalg.quarters(one, corners[0], corners[1], other)
 
 
 def triangular(layout: Layout, root: Array, *, pivot: bool) -> tuple[Array, Array]:
@@ -313,38 +423,39 @@ def triangular(layout: Layout, root: Array, *, pivot: bool) -> tuple[Array, Arra
     Modified Gram-Schmidt on the rows. With ``pivot`` the row with the largest remainder comes first, after those rows
     whose place matters (:meth:`Layout.leading`); returns the root and the order of its rows.
     """
-    result, order = jnp.zeros_like(root), jnp.arange(layout.n_random)
+    xp = module_of(root)
+    result, order = xp.zeros_like(root), xp.arange(layout.n_random)
     for block in layout.blocks:
         at = np.array(block)
         head = layout.leading(block)
         own, chosen = _triangular(root[np.ix_(at, at)], pivot=pivot, head=head)
         if head:
             own = own * layout.allowed(block)  # zero but for rounding
-        result = result.at[np.ix_(at, at)].set(own)
-        order = order.at[at].set(jnp.asarray(at)[chosen])
+        result = put(result, np.ix_(at, at), own)
+        order = put(order, at, xp.asarray(at)[chosen])
     return result, order
 
 
-@partial(jax.jit, static_argnames=("pivot", "head"))
+@traced_once
 def _triangular(root: Array, *, pivot: bool, head: int) -> tuple[Array, Array]:
     """:func:`triangular` of one block, a loop: unrolled it would cost half a second of compilation wherever it is."""
-    size = len(root)
+    xp, size = module_of(root), len(root)
 
     def step(k: Array, state: tuple[Array, ...]) -> tuple[Array, ...]:
         rest, left, columns, order = state
-        squares = jnp.where(left, jnp.sum(rest**2, axis=1), -1.0)
-        row = jnp.argmax(squares) if pivot else k
+        squares = xp.where(left, xp.sum(rest**2, axis=1), -1.0)
+        row = xp.argmax(squares) if pivot else k
         if pivot and head:
-            row = jnp.where(k < head, k, row)
-        norm = jnp.sqrt(jnp.maximum(squares[row], 0.0))
-        direction = rest[row] / jnp.where(norm > 0, norm, 1.0)
-        column = jnp.where(left, jnp.sum(rest * direction, axis=1), 0.0)
-        left = left & (jnp.arange(size) != row)
-        rest = jnp.where(left[:, None], rest - column[:, None] * direction, 0.0)
-        return rest, left, columns.at[:, k].set(column), order.at[k].set(row)
+            row = xp.where(k < head, k, row)
+        norm = xp.sqrt(xp.maximum(squares[row], 0.0))
+        direction = rest[row] / xp.where(norm > 0, norm, 1.0)
+        column = xp.where(left, xp.sum(rest * direction, axis=1), 0.0)
+        left = left & (xp.arange(size) != row)
+        rest = xp.where(left[:, None], rest - column[:, None] * direction, 0.0)
+        return rest, left, put(columns, (slice(None), k), column), put(order, k, row)
 
-    state = (root, jnp.ones(size, dtype=bool), jnp.zeros_like(root), jnp.arange(size))
-    _, _, columns, order = lax.fori_loop(0, size, step, state)
+    state = (root, xp.ones(size, dtype=bool), xp.zeros_like(root), xp.arange(size))
+    _, _, columns, order = for_loop(size, step, state)
     return columns, order
 
 

@@ -14,20 +14,20 @@ contribute exactly nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterable
+from functools import partial, reduce
+from operator import add
 from typing import NamedTuple, TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
 from numpy.typing import NDArray
 
 from jaxmed._likelihood import linalg
+from jaxmed._likelihood.executor import Array, Engine, map_arrays, module_of, traced_once
 from jaxmed._likelihood.layout import Layout, Piece, log_precision
 
 BLOCK = 128
+NUMPY_BLOCK = 512
 Sums = TypeVar("Sums", bound=tuple[Array, ...])
 
 
@@ -66,7 +66,21 @@ def make_data(table: NDArray[np.float64], n_rows: tuple[int, ...], block: int = 
     if whole < n_blocks:
         cut[whole, :, : n_clusters - whole * block] = table[:, whole * block :]
     # NumPy until a compiled program takes them in: float64 arrays cannot exist outside the float64 scope.
-    return Data(cut, np.int64(n_blocks), np.asarray(n_rows, dtype=np.float64))  # type: ignore[arg-type]
+    return Data(cut, np.int64(n_blocks), np.asarray(n_rows, dtype=np.float64))
+
+
+def data_for(engine: Engine, table: NDArray[np.float64], n_rows: tuple[int, ...]) -> Data:
+    """A table of moments in blocks, as an engine takes them."""
+    return make_numpy_data(table, n_rows) if engine == "numpy" else make_data(table, n_rows)
+
+
+def make_numpy_data(table: NDArray[np.float64], n_rows: tuple[int, ...]) -> Data:
+    """A table of moments in blocks for NumPy, which stay in the processor's cache; only the last is padded."""
+    block = min(max(table.shape[1], 1), NUMPY_BLOCK)
+    n_blocks = max(1, -(-table.shape[1] // block))
+    padded = np.pad(table, ((0, 0), (0, n_blocks * block - table.shape[1])))
+    cut = np.ascontiguousarray(padded.reshape(len(table), n_blocks, block).swapaxes(0, 1))
+    return Data(cut, np.int64(n_blocks), np.asarray(n_rows, dtype=np.float64))
 
 
 # The model of one block ----------------------------------------------------------------------------------------------
@@ -107,21 +121,22 @@ def embed(layout: Layout, piece: Piece, block: Array) -> Array:
         return _spread(layout, e, product)
     # Of two equations: the cross-products stand twice, and the outcomes' row collects both.
     upper, lower = _spread(layout, f, product), _spread(layout, e, product.swapaxes(0, 1))
-    return jnp.concatenate([upper[:-1], lower[:-1], upper[-1:] + lower[-1:]])
+    return module_of(product).concatenate([upper[:-1], lower[:-1], upper[-1:] + lower[-1:]])
 
 
 def _spread(layout: Layout, e: int, product: Array) -> Array:
     """Columns of equation e, ``(rows, d_e)``, to their place among the p + 1: (rows, p + 1, J)."""
-    first, size = layout.starts[e], layout.sizes[e]
-    left = jnp.zeros((product.shape[0], first, product.shape[2]), product.dtype)
-    right = jnp.zeros((product.shape[0], layout.n_fixed - first - size, product.shape[2]), product.dtype)
-    return jnp.concatenate([left, product[:, :size], right, product[:, size:]], axis=1)
+    xp, first, size = module_of(product), layout.starts[e], layout.sizes[e]
+    left = xp.zeros((product.shape[0], first, product.shape[2]), product.dtype)
+    right = xp.zeros((product.shape[0], layout.n_fixed - first - size, product.shape[2]), product.dtype)
+    return xp.concatenate([left, product[:, :size], right, product[:, size:]], axis=1)
 
 
 def weighted_sum(layout: Layout, tau: Array, embedded: list[Array]) -> Array:
     """W = sum_c tau_c W_c, shape (p + 1, p + 1, J): rows of equal place are added, then stacked, the outcomes' last."""
+    xp = module_of(tau, *embedded)
     rows: list[Array | None] = [None] * layout.n_equations
-    last = jnp.zeros((1, *embedded[0].shape[1:]), embedded[0].dtype)
+    last = xp.zeros((1, *embedded[0].shape[1:]), embedded[0].dtype)
 
     def add(e: int, part: Array) -> None:
         known = rows[e]
@@ -134,18 +149,18 @@ def weighted_sum(layout: Layout, tau: Array, embedded: list[Array]) -> Array:
         if piece.first != piece.second:
             add(piece.second, found[size:-1])
         last = last + found[-1:]
-    return jnp.concatenate([*(part for part in rows if part is not None), last])
+    return xp.concatenate([*(part for part in rows if part is not None), last])
 
 
 def eliminate(layout: Layout, root: Array, weighted: Array) -> tuple[Array, Array, Array]:
     """``(F^-1 L'W_z, F^-1 L', log|M|)`` with ``M = FF'``; shapes (q, p + 1, J), (q, q, J), (J,)."""
-    z = np.array(layout.random, dtype=int)
+    xp, z = module_of(root, weighted), np.array(layout.random, dtype=int)
     q = len(z)
     transposed = root.T[:, :, None]
     left = linalg.matmul(transposed, weighted[z])
-    matrix = linalg.matmul(left[:, z], root[:, :, None]) + jnp.eye(q, dtype=weighted.dtype)[:, :, None]
-    roots = jnp.broadcast_to(transposed, (q, q, weighted.shape[2]))
-    half, logdet = linalg.half_solve(matrix, jnp.concatenate([left, roots], axis=1))
+    matrix = linalg.matmul(left[:, z], root[:, :, None]) + xp.eye(q, dtype=weighted.dtype)[:, :, None]
+    roots = xp.broadcast_to(transposed, (q, q, weighted.shape[2]))
+    half, logdet = linalg.half_solve(matrix, xp.concatenate([left, roots], axis=1))
     return half[:, : layout.n_fixed + 1], half[:, layout.n_fixed + 1 :], logdet
 
 
@@ -154,20 +169,49 @@ def weighted_products(layout: Layout, tau: Array, block: Array) -> Array:
     return weighted_sum(layout, tau, [embed(layout, piece, block) for piece in layout.pieces])
 
 
-def _marginal(layout: Layout, root: Array, tau: Array, block: Array) -> tuple[Array, Array]:
+class Reduced(NamedTuple):
+    """What both passes need of one block.
+
+    Attributes
+    ----------
+    embedded : list of Array
+        W_c of every piece, see :func:`embed`.
+    weighted : Array
+        W = sum_c tau_c W_c.
+    half, half_root, logdet
+        As :func:`eliminate`.
+    """
+
+    embedded: list[Array]
+    weighted: Array
+    half: Array
+    half_root: Array
+    logdet: Array
+
+
+def reduce_block(layout: Layout, root: Array, tau: Array, block: Array) -> Reduced:
+    """The block with its random effects eliminated."""
+    embedded = [embed(layout, piece, block) for piece in layout.pieces]
+    weighted = weighted_sum(layout, tau, embedded)
+    return Reduced(embedded, weighted, *eliminate(layout, root, weighted))
+
+
+def marginal_of(block: Reduced) -> tuple[Array, Array]:
     """S = sum_j P_j and sum_j W_j, shape (2, p + 1, p + 1), and sum_j log|M_j| of one block."""
-    weighted = weighted_products(layout, tau, block)
-    half, _, logdet = eliminate(layout, root, weighted)
-    reduced = weighted - linalg.matmul(half.swapaxes(0, 1), half)
-    return linalg.total(jnp.stack([reduced, weighted])), linalg.total(logdet)
+    reduced = block.weighted - linalg.matmul(block.half.swapaxes(0, 1), block.half)
+    return linalg.total(module_of(reduced).stack([reduced, block.weighted])), linalg.total(block.logdet)
 
 
-@partial(jax.jit, static_argnums=0)
+def _marginal(layout: Layout, root: Array, tau: Array, block: Array) -> tuple[Array, Array]:
+    return marginal_of(reduce_block(layout, root, tau, block))
+
+
+@traced_once
 def profile(layout: Layout, total: Array, logdet: Array, tau: Array, n_rows: Array) -> tuple[Array, Array, Array]:
     """f, ``(X'V^-1X)^-1`` and the contrast ``v = (-beta, 1)`` from the summed S and log|M|."""
     p = layout.n_fixed
     beta_cov = linalg.inverse(total[:p, :p])
-    contrast = jnp.append(-(beta_cov @ total[:p, p]), 1.0)
+    contrast = module_of(total).append(-(beta_cov @ total[:p, p]), 1.0)
     deviance = contrast @ total @ contrast + logdet - log_precision(layout, tau, n_rows)
     degrees = n_rows @ np.array([float(len(equations)) for equations in layout.seen])
     if layout.reml:
@@ -196,20 +240,28 @@ def over_blocks(data: Data, body: Callable[[Array], Sums], zeros: Sums) -> Sums:
     """
     if data.table.shape[0] == 1:
         return body(data.table[0])
+    if module_of(data.table) is np:
+        return add_all(map(body, data.table[: int(data.n_blocks)]))
+    from jax import lax
 
     def step(index: Array, sums: Sums) -> Sums:
         block = lax.dynamic_index_in_dim(data.table, index, keepdims=False)
-        return jax.tree.map(jnp.add, sums, body(block))
+        return map_arrays(lambda one, other: one + other, sums, body(block))
 
     return lax.fori_loop(0, data.n_blocks, step, zeros)
 
 
-@partial(jax.jit, static_argnums=0)
+def add_all(several: Iterable[Sums]) -> Sums:
+    """Sums of the arrays of several tuples, place by place."""
+    return reduce(partial(map_arrays, add), several)
+
+
+@traced_once
 def marginal_blocks(layout: Layout, root: Array, tau: Array, data: Data) -> tuple[Array, Array]:
     """S and W summed over all clusters, shape (2, p + 1, p + 1), and sum_j log|M_j|, in blocks."""
-    p = layout.n_fixed
+    xp, p = module_of(root, data.table), layout.n_fixed
     return over_blocks(
-        data, lambda block: _marginal(layout, root, tau, block), (jnp.zeros((2, p + 1, p + 1)), jnp.zeros(()))
+        data, lambda block: _marginal(layout, root, tau, block), (xp.zeros((2, p + 1, p + 1)), xp.zeros(()))
     )
 
 

@@ -4,14 +4,14 @@ Every array is ``(rows, columns, clusters)``: the cluster axis comes last, so th
 vector over clusters. Nothing here reaches a LAPACK or cuSOLVER custom call: those deadlock the CPU thread pool when
 they are batched under second derivatives or ``vmap`` (docs/decisions.md).
 
-What a program uses in several places is ``jax.jit`` by itself, so that it is traced once.
+NumPy's own Cholesky factors serve single matrices where NumPy executes.
 """
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
-from jax import Array, lax
+import numpy as np
+
+from jaxmed._likelihood.executor import Array, for_loop, module_of, traced_once
 
 
 def matmul(left: Array, right: Array) -> Array:
@@ -20,15 +20,18 @@ def matmul(left: Array, right: Array) -> Array:
     Written as a multiply and a short sum, which the compiler turns into one vectorised loop over clusters; a batched
     ``dot`` would move the cluster axis to the front and treat the matrices one by one.
     """
-    return jnp.sum(left[:, :, None] * right[None, :, :], axis=1)
+    xp = module_of(left, right)
+    if xp is np:
+        return np.einsum("ik...,km...->im...", left, right)
+    return xp.sum(left[:, :, None] * right[None, :, :], axis=1)
 
 
 def total(array: Array) -> Array:
     """Sum over clusters, the last axis, as a product with ones: several times faster than a reduction on a CPU."""
-    return array @ jnp.ones(array.shape[-1], array.dtype)
+    return array @ module_of(array).ones(array.shape[-1], array.dtype)
 
 
-@jax.jit
+@traced_once
 def half_solve(matrix: Array, right: Array) -> tuple[Array, Array]:
     """Forward elimination with the Cholesky factor F of symmetric positive definite matrices.
 
@@ -44,66 +47,97 @@ def half_solve(matrix: Array, right: Array) -> tuple[Array, Array]:
     logdet : Array, shape (...)
         ``log|matrix|``. Both are NaN where a matrix is not positive definite.
     """
+    xp = module_of(matrix, right)
     size = matrix.shape[0]
-    table = jnp.concatenate([matrix, right], axis=1)
+    table = xp.concatenate([matrix, right], axis=1)
     rows = []
-    logdet = jnp.zeros(matrix.shape[2:], matrix.dtype)
+    logdet = xp.zeros(matrix.shape[2:], matrix.dtype)
     for _ in range(size):
         pivot = table[0, 0]
-        row = table[0] / jnp.sqrt(pivot)
-        logdet = logdet + jnp.log(pivot)
+        row = table[0] / xp.sqrt(pivot)
+        logdet = logdet + xp.log(pivot)
         remaining = table.shape[0] - 1
         rows.append(row[remaining + 1 :])
         table = table[1:, 1:] - row[1 : remaining + 1, None] * row[None, 1:]
     if not rows:
-        return jnp.zeros((0, *right.shape[1:]), right.dtype), logdet
-    return jnp.stack(rows), logdet
+        return xp.zeros((0, *right.shape[1:]), right.dtype), logdet
+    return xp.stack(rows), logdet
 
 
-@jax.jit
+@traced_once
 def cholesky(matrix: Array) -> Array:
-    """Lower Cholesky factor of one ``(n, n)`` matrix by a loop over columns; NaN where it is not positive definite.
+    """Lower Cholesky factor of one ``(n, n)`` matrix; NaN where it is not positive definite.
 
-    For the matrices of an optimiser (n = number of variance parameters), where unrolling would cost compile time. It
-    survives ``vmap`` because it is plain arithmetic.
+    For the matrices of an optimiser (n = number of variance parameters): a loop over columns, where unrolling would
+    cost compile time. It survives ``vmap`` because it is plain arithmetic.
     """
+    xp = module_of(matrix)
+    if xp is np:
+        return _cholesky(matrix)
     size = matrix.shape[0]
-    index = jnp.arange(size)
+    index = xp.arange(size)
 
     def column(k: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
         rest, factor = state
-        scaled = jnp.where(index >= k, rest[:, k] / jnp.sqrt(rest[k, k]), 0.0)
+        scaled = xp.where(index >= k, rest[:, k] / xp.sqrt(rest[k, k]), 0.0)
         return rest - scaled[:, None] * scaled[None, :], factor.at[:, k].set(scaled)
 
-    return lax.fori_loop(0, size, column, (matrix, jnp.zeros_like(matrix)))[1]
+    return for_loop(size, column, (matrix, xp.zeros_like(matrix)))[1]
 
 
-@jax.jit
+def _cholesky(matrix: np.ndarray) -> Array:
+    """By NumPy; of a complex step A + i h B with the derivative L tril(L^-1 B L^-T), half of its diagonal."""
+    try:
+        factor = np.linalg.cholesky(matrix.real)
+    except np.linalg.LinAlgError:
+        factor = np.full(matrix.shape, np.nan)
+    if not np.all(np.isfinite(factor)):
+        return np.full(matrix.shape, np.nan)
+    if not np.iscomplexobj(matrix):
+        return factor
+    inner = np.tril(np.linalg.solve(factor, np.linalg.solve(factor, matrix.imag).T))
+    return factor + 1j * factor @ (inner - np.diag(np.diag(inner)) / 2)
+
+
+@traced_once
 def solve_cholesky(factor: Array, right: Array) -> Array:
     """Solve ``F F' x = right`` for one ``(n, n)`` lower factor and an ``(n,)`` or ``(n, m)`` right-hand side."""
+    xp = module_of(factor, right)
     size = factor.shape[0]
-    diagonal = jnp.diagonal(factor)
+    if xp is np:
+        if not np.all(np.isfinite(factor)):
+            return np.full(np.shape(right), np.nan)
+        return np.linalg.solve(factor.T, np.linalg.solve(factor, right))
+    diagonal = xp.diagonal(factor)
 
     def forward(k: Array, rest: Array) -> Array:
         value = rest[k] / diagonal[k]
-        below = jnp.where(jnp.arange(size) > k, factor[:, k], 0.0)
+        below = xp.where(xp.arange(size) > k, factor[:, k], 0.0)
         return (rest - below.reshape((size,) + (1,) * (rest.ndim - 1)) * value).at[k].set(value)
 
     def backward(step: Array, rest: Array) -> Array:
         k = size - 1 - step
         value = rest[k] / diagonal[k]
-        above = jnp.where(jnp.arange(size) < k, factor[k, :], 0.0)
+        above = xp.where(xp.arange(size) < k, factor[k, :], 0.0)
         return (rest - above.reshape((size,) + (1,) * (rest.ndim - 1)) * value).at[k].set(value)
 
-    return lax.fori_loop(0, size, backward, lax.fori_loop(0, size, forward, right))
+    return for_loop(size, backward, for_loop(size, forward, right))
+
+
+def quarters(one: Array, right: Array, below: Array, other: Array) -> Array:
+    """The matrix of four."""
+    xp = module_of(one, right, below, other)
+    return xp.concatenate([xp.concatenate([one, right], axis=1), xp.concatenate([below, other], axis=1)])
 
 
 def inverse(matrix: Array) -> Array:
     """Inverse of one symmetric positive definite ``(n, n)`` matrix; NaN where it is not positive definite."""
-    solved = solve_cholesky(cholesky(matrix), jnp.eye(matrix.shape[0], dtype=matrix.dtype))
+    identity = module_of(matrix).eye(matrix.shape[0], dtype=matrix.dtype)
+    solved = solve_cholesky(cholesky(matrix), identity)
     return (solved + solved.T) / 2
 
 
 def logdet(matrix: Array) -> Array:
     """``log|matrix|`` of one symmetric positive definite ``(n, n)`` matrix; NaN where it is not."""
-    return 2 * jnp.sum(jnp.log(jnp.diagonal(cholesky(matrix))))
+    xp = module_of(matrix)
+    return 2 * xp.sum(xp.log(xp.diagonal(cholesky(matrix))))

@@ -1,19 +1,17 @@
 """Damped Newton steps on the exact Hessian, from any start to the convergence criterion.
 
-Everything is plain array arithmetic: a step survives ``jit`` and ``vmap`` inside ``lax.while_loop``.
+Everything is plain array arithmetic: NumPy takes a step, and it survives ``jit`` and ``vmap`` inside a loop.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import Array, lax
 
 from jaxmed._likelihood import derivatives, linalg
 from jaxmed._likelihood.derivatives import Evaluation
+from jaxmed._likelihood.executor import Array, map_arrays, module_of, put, while_loop
 from jaxmed._likelihood.layout import Layout, lower, precisions, root_chain, triangular
 from jaxmed._likelihood.likelihood import Data
 from jaxmed._support import Status
@@ -74,18 +72,18 @@ def start(layout: Layout, theta: Array, row: Array, trace: Array) -> State:
     It is a point of infinite value with a step to nowhere, which is accepted, so that the evaluation is compiled once,
     in the step.
     """
-    n_free = len(layout.free)
-    infinite = jnp.asarray(np.float64(np.inf))  # no weak type, so that all steps are one program
+    xp, n_free = module_of(theta), len(layout.free)
+    infinite = xp.asarray(np.float64(np.inf))  # no weak type, so that all steps are one program
     nowhere = _nowhere(layout, lower(layout, theta[:n_free]), theta[n_free:])
-    still = jnp.zeros(layout.n_theta)
+    still = xp.zeros(layout.n_theta)
     return State(
         nowhere,
         still,
-        jnp.asarray(np.float64(0)),
-        jnp.asarray(np.float64(RIDGE)),
+        xp.asarray(np.float64(0)),
+        xp.asarray(np.float64(RIDGE)),
         infinite,
-        jnp.asarray(np.int64(GOING)),
-        jnp.asarray(np.int64(-1)),
+        xp.asarray(np.int64(GOING)),
+        xp.asarray(np.int64(-1)),
         row,
         trace,
     )
@@ -107,7 +105,8 @@ def step(layout: Layout, data: Data, state: State) -> State:
 def candidate(layout: Layout, state: State) -> Candidate:
     """Where the step leads: free entries of a triangle added to the pivoted rows of the root, pivoted again."""
     n_free, point = len(layout.free), state.point
-    moved = jnp.zeros_like(point.root).at[point.order].set(lower(layout, state.direction[:n_free]))
+    xp = module_of(point.root)
+    moved = put(xp.zeros_like(point.root), point.order, lower(layout, state.direction[:n_free]))
     root, order = triangular(layout, point.root + moved, pivot=True)
     return Candidate(root, order, point.log_sds + state.direction[n_free:])
 
@@ -116,37 +115,37 @@ def accept_or_reject(
     layout: Layout, state: State, there: Candidate, evaluation: Evaluation, target: float = TARGET
 ) -> State:
     """Accept the candidate or not, and prepare the next step; below a decrement of ``target`` there is none."""
-    point = state.point
+    xp, point = module_of(evaluation.value, evaluation.gradient), state.point
     new = _point(layout, there, evaluation)
     f = point.evaluation.value
     gained = f - evaluation.value
-    noise = 16 * jnp.finfo(f.dtype).eps * evaluation.magnitude
-    fresh = ~jnp.isfinite(f)
-    finite = jnp.isfinite(evaluation.value) & jnp.all(jnp.isfinite(new.hessian))
+    noise = 16 * xp.finfo(f.dtype).eps * evaluation.magnitude
+    fresh = ~xp.isfinite(f)
+    finite = xp.isfinite(evaluation.value) & xp.all(xp.isfinite(new.hessian))
     # Within rounding of f, and beyond the convergence criterion, the gradient decides: a step that does not shrink it
     # has nothing left to gain.
-    smaller = jnp.sum(scaled(new)[0] ** 2) <= jnp.sum(scaled(point)[0] ** 2)
+    smaller = xp.sum(scaled(new)[0] ** 2) <= xp.sum(scaled(point)[0] ** 2)
     predicted = state.predicted
     better = (gained >= 0.01 * predicted - noise) & ((predicted > noise) | smaller)
     accepted = finite & (fresh | better | ((state.decrement < CERTIFICATE) & smaller))
     # By how well the quadratic predicted the gain; in a curved valley a ridge that jumps up and down gets nowhere.
     ratio = gained / predicted
-    easier = jnp.where(ratio > 0.6, state.ridge / 4, state.ridge)
-    easier = jnp.where((ratio > 0.95) | (predicted <= noise), state.ridge / 30, easier)
-    ridge = jnp.where(accepted, easier, jnp.where(state.ridge > RIDGE, 5 * state.ridge, 0.3))
-    ridge = jnp.where(ridge < 1e-7, RIDGE, ridge)
-    point = jax.tree.map(lambda ours, old: jnp.where(accepted, ours, old), new, point)
+    easier = xp.where(ratio > 0.6, state.ridge / 4, state.ridge)
+    easier = xp.where((ratio > 0.95) | (predicted <= noise), state.ridge / 30, easier)
+    ridge = xp.where(accepted, easier, xp.where(state.ridge > RIDGE, 5 * state.ridge, 0.3))
+    ridge = xp.where(ridge < 1e-7, RIDGE, ridge)
+    point = map_arrays(lambda ours, old: xp.where(accepted, ours, old), new, point)
 
     gradient, hessian, unit = scaled(point)
     direction, ridge, decrement = _damped(hessian, gradient, ridge)
     predicted = -(gradient @ direction + direction @ hessian @ direction / 2)
 
     done = (decrement < CERTIFICATE) & ((decrement < target) | ~accepted)
-    status = jnp.where(done, Status.CONVERGED, state.status)
-    status = jnp.where(~done & ~accepted & (state.ridge >= 1e8), Status.STALLED, status)
-    status = jnp.where(fresh & ~finite, Status.NOT_FINITE, status)
-    row = jnp.stack([1.0, point.evaluation.value, decrement])
-    trace = state.trace.at[state.row].set(row, mode="drop")
+    status = xp.where(done, Status.CONVERGED, state.status)
+    status = xp.where(~done & ~accepted & (state.ridge >= 1e8), Status.STALLED, status)
+    status = xp.where(fresh & ~finite, Status.NOT_FINITE, status)
+    row = xp.stack([1.0, point.evaluation.value, decrement])
+    trace = put(state.trace, state.row, row)
     return State(point, direction * unit, predicted, ridge, decrement, status, state.taken + 1, state.row + 1, trace)
 
 
@@ -156,7 +155,7 @@ def _damped(hessian: Array, gradient: Array, ridge: Array) -> tuple[Array, Array
     The undamped factor comes first: the decrement is the convergence criterion, whatever the damping of the step. If
     the matrix is definite with the ridge given that is the step, otherwise the ridge rises until it is.
     """
-    identity = jnp.eye(len(hessian))
+    xp, identity = module_of(hessian), module_of(hessian).eye(len(hessian))
 
     def failed(state: tuple[Array, Array, Array, Array]) -> Array:
         return ~state[0] & (state[1] < 1e8)
@@ -164,15 +163,15 @@ def _damped(hessian: Array, gradient: Array, ridge: Array) -> tuple[Array, Array
     def attempt(state: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
         _, last, _, decrement = state
         first = last == 0
-        at = jnp.where(first, RIDGE, jnp.where((last == RIDGE) & (ridge > RIDGE), ridge, jnp.maximum(10 * last, 1e-2)))
+        at = xp.where(first, RIDGE, xp.where((last == RIDGE) & (ridge > RIDGE), ridge, xp.maximum(10 * last, 1e-2)))
         factor = linalg.cholesky(hessian + at * identity)
         step = -linalg.solve_cholesky(factor, gradient)
-        definite = jnp.all(jnp.isfinite(factor))
-        decrement = jnp.where(first & definite, -(gradient @ step) / 2, decrement)
+        definite = xp.all(xp.isfinite(factor))
+        decrement = xp.where(first & definite, -(gradient @ step) / 2, decrement)
         return definite & (at >= ridge), at, step, decrement
 
-    nothing = (jnp.asarray(False), jnp.zeros(()), jnp.zeros_like(gradient), jnp.full((), jnp.inf))
-    _, ridge, step, decrement = lax.while_loop(failed, attempt, nothing)
+    nothing = (xp.asarray(False), xp.zeros(()), xp.zeros_like(gradient), xp.full((), xp.inf))
+    _, ridge, step, decrement = while_loop(failed, attempt, nothing)
     return step, ridge, decrement
 
 
@@ -186,24 +185,25 @@ def _point(layout: Layout, there: Candidate, evaluation: Evaluation) -> Point:
 
 def _nowhere(layout: Layout, root: Array, log_sds: Array) -> Point:
     """A point that anything finite improves on, from which the Newton step is zero."""
-    n, p = layout.n_theta, layout.n_fixed
+    xp, n, p = module_of(root), layout.n_theta, layout.n_fixed
     core = len(layout.free) + len(layout.pieces)
-    flat, identity = jnp.zeros(n), jnp.eye(n)
-    infinite = jnp.asarray(np.float64(np.inf))
+    flat, identity = xp.zeros(n), xp.eye(n)
+    infinite = xp.asarray(np.float64(np.inf))
     evaluation = Evaluation(
         infinite,
-        jnp.zeros(core),
-        jnp.eye(core),
-        jnp.zeros(p),
-        jnp.zeros((p, p)),
-        jnp.zeros((p, core)),
+        xp.zeros(core),
+        xp.eye(core),
+        xp.zeros(p),
+        xp.zeros((p, p)),
+        xp.zeros((p, core)),
         magnitude=infinite,
     )
-    return Point(root, jnp.arange(layout.n_random), log_sds, evaluation, flat, identity)
+    return Point(root, xp.arange(layout.n_random), log_sds, evaluation, flat, identity)
 
 
 def scaled(point: Point) -> tuple[Array, Array, Array]:
     """Gradient and Hessian in coordinates of unit curvature, and the scale itself."""
-    diagonal = jnp.abs(jnp.diagonal(point.hessian))
-    unit = 1 / jnp.sqrt(jnp.maximum(diagonal, 1e-8 * jnp.max(diagonal)) + jnp.finfo(diagonal.dtype).tiny)
+    xp = module_of(point.hessian)
+    diagonal = xp.abs(xp.diagonal(point.hessian))
+    unit = 1 / xp.sqrt(xp.maximum(diagonal, 1e-8 * xp.max(diagonal)) + xp.finfo(diagonal.dtype).tiny)
     return point.gradient * unit, point.hessian * unit[:, None] * unit, unit

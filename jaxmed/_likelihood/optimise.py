@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
-from jax import Array, lax
 
 from jaxmed._data import Design, Totals, packed_products
 from jaxmed._likelihood import derivatives, likelihood, newton
 from jaxmed._likelihood.derivatives import Evaluation
+from jaxmed._likelihood.executor import Array, module_of, put, while_loop
 from jaxmed._likelihood.layout import (
     Layout,
     free_entries,
@@ -154,8 +151,11 @@ def solve(
     warm_up : int
         L-BFGS iterations at the most; 0 where the start is good already.
     """
-    theta, n_warm, trace = _lbfgs(layout, data, lifted(layout, start), jnp.full((LOGGED, 3), jnp.nan), warm_up)
-    state = lax.while_loop(
+    xp = module_of(start, data.table)
+    theta, n_warm, trace = lifted(layout, start), xp.asarray(np.int64(0)), xp.full((LOGGED, 3), np.nan)
+    if xp is not np:
+        theta, n_warm, trace = _lbfgs(layout, data, theta, trace, warm_up)
+    state = while_loop(
         lambda state: newton.going(state, max_iter),
         lambda state: newton.step(layout, data, state),
         newton.start(layout, theta, n_warm, trace),
@@ -185,13 +185,17 @@ def solve_in_steps(
 @float64
 def prepare_steps(layout: Layout, shards: Shards, start: Floats) -> None:
     """Compile what :func:`solve_in_steps` runs, with one evaluation of a shard; for another thread."""
+    import jax
+    import jax.numpy as jnp
+
     some = shards.parts[: len(jax.local_devices())]  # one on each
     solve_in_steps(layout, Shards(some, shards.n_rows), jnp.asarray(start), 0, lambda *_: None)
 
 
 @jit_by_key
 def _first(layout: Layout, start: Array) -> newton.State:
-    return newton.start(layout, lifted(layout, start), jnp.asarray(np.int64(0)), jnp.full((LOGGED, 3), jnp.nan))
+    xp = module_of(start)
+    return newton.start(layout, lifted(layout, start), xp.asarray(np.int64(0)), xp.full((LOGGED, 3), np.nan))
 
 
 @jit_by_key
@@ -210,28 +214,33 @@ def _last(layout: Layout, state: newton.State) -> Solution:
 
 def solution(layout: Layout, state: newton.State, unfinished: int = Status.MAX_ITERATIONS) -> Solution:
     """The record of an iteration that has ended; ``unfinished`` is the status where the steps did not do."""
-    status = jnp.where(state.status == newton.GOING, unfinished, state.status)
+    xp = module_of(state.point.root)
+    status = xp.where(state.status == newton.GOING, unfinished, state.status)
     root, _ = triangular(layout, state.point.root, pivot=False)
-    theta = jnp.concatenate([free_entries(layout, root), state.point.log_sds])
-    grad_norm = jnp.max(jnp.abs(newton.scaled(state.point)[0]))
+    theta = xp.concatenate([free_entries(layout, root), state.point.log_sds])
+    grad_norm = xp.max(xp.abs(newton.scaled(state.point)[0]))
     n_iter = state.row - 1  # the first row is that of the start
     return Solution(theta, state.point.evaluation, status, n_iter, grad_norm, state.decrement, state.trace)
 
 
 def lifted(layout: Layout, theta: Array) -> Array:
     """A start away from singular G: there a column of the root is zero, a saddle that no gradient leads away from."""
-    n_free = len(layout.free)
+    xp, n_free = module_of(theta), len(layout.free)
     root, order = triangular(layout, lower(layout, theta[:n_free]), pivot=True)
-    least = LIFT * jnp.exp(theta[n_free:])[np.array(layout.owners, dtype=int)][order]
-    at = jnp.arange(layout.n_random)
+    least = LIFT * xp.exp(theta[n_free:])[np.array(layout.owners, dtype=int)][order]
+    at = xp.arange(layout.n_random)
     pivots = root[order, at]
-    root = root.at[order, at].set(jnp.where(pivots < least, least, pivots))
+    root = put(root, (order, at), xp.where(pivots < least, least, pivots))
     root, _ = triangular(layout, root, pivot=False)
-    return jnp.concatenate([free_entries(layout, root), theta[n_free:]])
+    return xp.concatenate([free_entries(layout, root), theta[n_free:]])
 
 
 def _lbfgs(layout: Layout, data: Data, start: Array, trace: Array, warm_up: int | Array) -> tuple[Array, Array, Array]:
     """L-BFGS until the log likelihood gains less than ENOUGH in an iteration; the last point, iterations and trace."""
+    import jax.numpy as jnp
+    import optax
+    from jax import lax
+
     total = jnp.sum(data.n_rows)
 
     def objective(theta: Array) -> Array:

@@ -6,18 +6,17 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from jax import Array
 from numpy.typing import NDArray
 
 from jaxmed._data import Design, Moments, Totals, add_up, make_design
 from jaxmed._likelihood.distributed import common_blocks, over_all, together
+from jaxmed._likelihood.executor import Array, Engine, executed
 from jaxmed._likelihood.layout import Layout, Scale, count_rows, make_layout, make_scale, root_and_precision
-from jaxmed._likelihood.likelihood import Data, make_data
+from jaxmed._likelihood.likelihood import Data, data_for
 from jaxmed._likelihood.processes import ALONE, Hosts
 from jaxmed._likelihood.shards import Shards, make_shards
 from jaxmed._model import System
-from jaxmed._support import Floats
-from jaxmed._support.runtime import float64, jit_by_key
+from jaxmed._support import Floats, current_sizes
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,12 +32,15 @@ class Problem:
         The processes whose clusters count.
     known_rows : tuple of int, optional
         Rows that count in each equation, of all processes, where a fit has counted them.
+    engine : {"numpy", "jax"}
+        What executes the formulas.
     """
 
     design: Design
     layout: Layout
     hosts: Hosts = ALONE
     known_rows: tuple[int, ...] | None = None
+    engine: Engine = "jax"
 
     @property
     def system(self) -> System:
@@ -68,23 +70,23 @@ class Problem:
         return make_scale(self.design, self.layout, self.used)
 
     def data(self) -> Data:
-        """All clusters in one array; inside :func:`jaxmed._support.runtime.float64`."""
-        return make_data(self.design.table, self.counts)
+        """All clusters in one array; inside :func:`jaxmed._support.runtime.float64`, where JAX executes."""
+        return data_for(self.engine, self.design.table, self.counts)
 
     def shards(self) -> Shards:
         """The clusters in parts, on the devices of this process."""
-        return make_shards(self.design.table, self.counts, self.hosts)
+        return make_shards(self.design.table, self.counts, self.hosts, engine=self.engine)
 
     def root_and_precision(self, theta: Floats) -> tuple[Array, Array]:
         """The root of G and the residual precisions at the optimiser's parameters."""
-        return _root_and_precision(self.layout, theta)
+        return _root_and_precision(self.engine, self.layout, theta)
 
     def part(self, clusters: slice | NDArray[np.int64]) -> Problem:
         """The problem of some clusters of this process."""
-        return Problem(self.design.part(clusters), self.layout)
+        return Problem(self.design.part(clusters), self.layout, engine=self.engine)
 
 
-_root_and_precision = float64(jit_by_key(root_and_precision))
+_root_and_precision = executed(root_and_precision)
 
 
 def make_problem(
@@ -93,7 +95,10 @@ def make_problem(
     reml: bool,
     hosts: Hosts = ALONE,
     known_rows: tuple[int, ...] | None = None,
+    engine: Engine | None = None,
 ) -> Problem:
-    """The problem of a system and the moments of this process."""
+    """The problem of a system and the moments of this process; by default the size of the data chooses the engine."""
     design = common_blocks(together(hosts, lambda: make_design(system, moments)), hosts)
-    return Problem(design, make_layout(design, reml), hosts, known_rows)
+    small = hosts == ALONE and design.n_clusters < 4 * current_sizes().sample_clusters
+    chosen: Engine = ("numpy" if small else "jax") if engine is None else engine
+    return Problem(design, make_layout(design, reml), hosts, known_rows, chosen)

@@ -9,11 +9,10 @@ from functools import reduce
 from operator import add
 from typing import Any, TypeVar
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from numpy.typing import NDArray
 
+from jaxmed._likelihood.executor import map_arrays
 from jaxmed._support import FitError
 from jaxmed._support.runtime import float64
 
@@ -40,6 +39,8 @@ class Hosts:
         """Sum trees of float arrays over all processes, in their order: every process gets the same bits."""
         if self.count == 1:
             return sums
+        import jax
+
         leaves, structure = jax.tree.flatten(sums)
         flat = np.concatenate([np.asarray(leaf, dtype=np.float64).ravel() for leaf in leaves])
         total = reduce(add, _gathered(flat))
@@ -50,7 +51,7 @@ class Hosts:
 
     def first(self, tree: Tree) -> Tree:
         """What the first process has, on every process: a tree of arrays."""
-        return tree if self.count == 1 else jax.tree.map(lambda leaf: _gathered(np.asarray(leaf))[0], tree)
+        return tree if self.count == 1 else map_arrays(lambda leaf: _gathered(np.asarray(leaf))[0], tree)
 
     def gather(self, plain: Any) -> list[Any]:
         """Plain data (JSON) of all processes, in their order."""
@@ -74,6 +75,8 @@ def all_hosts() -> Hosts:
     FitError
         A launcher started several processes, but they have not joined.
     """
+    import jax
+
     if jax.process_count() == 1:
         for variable in LAUNCHED:
             if os.environ.get(variable, "1").isdigit() and int(os.environ.get(variable, "1")) > 1:
@@ -91,4 +94,6 @@ def _gathered(array: NDArray[Any]) -> list[NDArray[Any]]:
 
 @float64
 def _all_gather(array: NDArray[Any]) -> NDArray[Any]:
+    from jax.experimental import multihost_utils
+
     return np.asarray(multihost_utils.process_allgather(array))

@@ -13,8 +13,7 @@ from jaxmed._refit.refitter import (
     make_refitter,
     with_size,
 )
-from jaxmed._refit.sample_moments import RowsNeededError
-from jaxmed._refit.sample_rows import Rows, design_of, read_rows
+from jaxmed._refit.sample_rows import Rows, RowsNeededError, design_of, read_rows
 
 __all__ = [
     "Fitted",

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 from numpy.typing import NDArray
 
 from jaxmed._data import Design, Moments
 from jaxmed._inference import Estimates, Targets, are_singular, mean_squares, problem_of
-from jaxmed._likelihood import Layout, Problem, log_sds_to_variances, newton, optimise, rows_by_cluster
-from jaxmed._refit import sample_moments
-from jaxmed._refit.program import Program, Refit, Setting, refit, refit_alone, seed_key
+from jaxmed._likelihood import Layout, Problem, log_sds_to_variances, map_arrays, newton, optimise, rows_by_cluster
 from jaxmed._support import Floats, Status, counted, symmetric
 from jaxmed._support.runtime import float64, n_workers, pool
+
+if TYPE_CHECKING:  # programs import JAX: by the first refitter, not by `import jaxmed`
+    from jaxmed._refit import sample_moments
+    from jaxmed._refit.program import Program, Refit, Setting
 
 MOST = 256  # data sets of a batch
 WORK = 1 << 18  # clusters of a batch
@@ -127,8 +128,10 @@ class Refitter:
             made_of: dict[str, Any] = {"table": tables, "counts": counts}
             setting = setting._replace(**made_of)
             every, count = np.arange(self.size, dtype=INDICES), given.max() + 1
+        from jaxmed._refit.program import refit
+
         found = refit(self.program, setting, every, np.int64(count))
-        found = jax.tree.map(lambda leaf: np.array(leaf)[given], found)
+        found = map_arrays(lambda leaf: np.array(leaf)[given], found)
         for at in np.flatnonzero(found.status == newton.GOING):
             alone = self._alone(setting, every[given[at]])
             for kept, new in zip(found, alone, strict=True):
@@ -150,6 +153,8 @@ class Refitter:
 
     def _alone(self, setting: Setting, number: Any) -> Refit:
         """A data set by itself, from the estimates, and if that leads nowhere from a rough start."""
+        from jaxmed._refit.program import refit_alone
+
         best = refit_alone(self.program, setting, number, self.setting.start)
         if best.status != Status.CONVERGED:
             other = refit_alone(self.program, setting, number, self.fallback)
@@ -178,6 +183,8 @@ def leave_one_out(base: Fitted) -> tuple[Floats, NDArray[np.bool_]]:
 
 @float64
 def _placed(setting: Setting, devices: Sequence[Any]) -> list[Setting]:
+    import jax
+
     return [jax.device_put(setting, device) for device in devices]
 
 
@@ -224,6 +231,11 @@ def make_refitter(
     RowsNeededError
         "drawn": cross-products do not suffice.
     """
+    import jax
+
+    from jaxmed._refit import sample_moments
+    from jaxmed._refit.program import Program, Setting, seed_key
+
     design, layout = base.problem.design, base.problem.layout
     if source != "drawn":
         design = design.part(np.flatnonzero(design.sizes > 0)) if source != "given" else design
@@ -267,6 +279,8 @@ def with_size(refitter: Refitter, size: int) -> Refitter:
 
 def _population(base: Fitted) -> sample_moments.Population:
     """The fitted model on the working scale."""
+    from jaxmed._refit import sample_moments
+
     layout = base.problem.layout
     n_free = len(layout.free)
     working = base.fit.working
@@ -283,7 +297,7 @@ def _population(base: Fitted) -> sample_moments.Population:
 
 @float64
 def _variances(layout: Layout, log_sds: Floats) -> Floats:
-    return log_sds_to_variances(layout, jax.numpy.asarray(log_sds))  # type: ignore[return-value]
+    return log_sds_to_variances(layout, log_sds)  # type: ignore[return-value]
 
 
 def given_rows(base: Fitted, design: Design) -> tuple[Floats, Floats]:

@@ -20,14 +20,11 @@ from jax import Array
 from jaxmed._data import Block, Design, Moments
 from jaxmed._likelihood import Layout
 from jaxmed._model import terms
+from jaxmed._refit.sample_rows import RowsNeededError
 from jaxmed._support import Floats, packed_index, upper
 
 FEW = 16  # degrees of freedom up to which a chi-squared number is made of uniform ones
 DEPENDENT = 1e-10  # share of a column's sum of squares in a cluster that counts as none
-
-
-class RowsNeededError(Exception):
-    """Cross-products do not suffice; the message names the term that needs the rows."""
 
 
 class DrawnTerm(NamedTuple):

@@ -20,6 +20,10 @@ from jaxmed._support import DataError, Floats, upper
 Ints = NDArray[np.int64]
 
 
+class RowsNeededError(Exception):
+    """Cross-products do not suffice; the message names the term that needs the rows."""
+
+
 @dataclass(frozen=True, eq=False)
 class Rows:
     """The rows behind some moments.

@@ -36,12 +36,12 @@ def check_intercepts(
     labels = list(problem.system.random_labels)
     places = [(labels.index(mediator), labels.index(outcome)) for mediator, outcome in pairs]
     reasons = []
-    if problem.design.n_clusters < 4 * current_sizes().sample_clusters:
+    if problem.engine == "numpy" or problem.design.n_clusters < 4 * current_sizes().sample_clusters:
         data = problem.data()
         best, second = (solution, covariances), None
         for at in dict.fromkeys(outcome for _, outcome in places):
             start = theta_of(layout, _turned(layout, np.asarray(best[1].values), at))
-            other = solve_from(layout, data, start, max_iter, 0)
+            other = solve_from(problem.engine, layout, data, start, max_iter, 0)
             ahead = float(best[0].evaluation.value - other[0].evaluation.value)
             if other[0].status == Status.CONVERGED and APART < abs(ahead) < NEAR:
                 best, second = (other, best) if ahead > 0 else (best, other)

@@ -5,11 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, overload
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jax import Array
 from numpy.typing import NDArray
 from scipy.special import log_ndtr, ndtr, stdtrit
 
@@ -34,12 +31,15 @@ def _normals(seed: int, counts: Mapping[int, int]) -> dict[int, Floats]:
 
 
 @jit_by_key
-def _draws(count: int, seed: Array, streams: Array) -> Array:
+def _draws(count: int, seed: Any, streams: Any) -> Any:
     """The first numbers of some streams: how many are drawn changes none of them."""
+    import jax
+    import jax.numpy as jnp
+
     with jax.threefry_partitionable(True):  # whatever the user's settings
         key = jax.random.key(seed, impl="threefry2x32")
 
-        def draw(stream: Array) -> Array:
+        def draw(stream: Any) -> Any:
             return jax.random.normal(jax.random.fold_in(key, stream), (count,), dtype=jnp.float64)
 
         return jax.vmap(draw)(streams)

@@ -15,7 +15,6 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-import jax
 import numpy as np
 import platformdirs
 
@@ -37,12 +36,16 @@ class _Process:
 
 def _being_traced() -> bool:
     """Whether what is computed now would become part of a program of the caller's."""
+    import jax
+
     return isinstance(jax.lax.neg(np.int32(0)), jax.core.Tracer)
 
 
 @contextmanager
 def _own_settings() -> Iterator[None]:
     """Settings that programs are written for, also while the caller's function is being traced."""
+    import jax
+
     with (
         # Not always: it has every constant of a program that is traced within compiled and run by itself.
         jax.ensure_compile_time_eval() if _being_traced() else nullcontext(),
@@ -72,6 +75,8 @@ def float64(function: Callable[Params, Result]) -> Callable[Params, Result]:
                 "the first fit"
             )
         _Process.started = True
+        import jax
+
         with _own_settings():
             result = function(*args, **kwargs)
             return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, result)
@@ -98,6 +103,8 @@ def jit_by_key(function: Callable[..., Result], *, static: int = 1) -> Callable[
         @functools.wraps(function)
         def with_key(*args: Any) -> Result:
             return function(*key, *args)
+
+        import jax
 
         return jax.jit(with_key)
 
@@ -151,6 +158,8 @@ if hasattr(os, "register_at_fork"):
 
 def n_workers() -> int:
     """Programs at a time: the cores of this process, or the devices where these are others or more."""
+    import jax
+
     devices = jax.local_devices()
     if devices[0].platform != "cpu":
         return len(devices)
@@ -176,6 +185,8 @@ def use_compilation_cache(folder: Path | None = None) -> Path | None:
         return None
     with suppress(OSError):
         drop_oldest(chosen)
+    import jax
+
     jax.config.update("jax_compilation_cache_dir", str(chosen))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
