@@ -123,7 +123,7 @@ def test_a_parametric_replicate_is_the_optimum_of_its_table(fit, whole):
             draw = jax.jit(sample_moments.draw, static_argnums=(0, 1))
             table = np.asarray(draw(base.problem.layout, plan, known, people, key))
         data = likelihood.make_data(table, counts)
-        solution, found = solve_from(base.problem.layout, data, start, 100, optimise.WARM_UP)
+        solution, found = solve_from("jax", base.problem.layout, data, start, 100, optimise.WARM_UP)
         assert solution.status == 0
         expected = scale.matrix @ found.values + offset
         assert_same_estimates(params_of(whole)[number], expected, errors_of(fit))

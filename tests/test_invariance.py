@@ -251,7 +251,7 @@ def test_starting_values(base, unbalanced):
         start = rng.normal(size=layout.n_theta) * np.exp(rng.uniform(-3, 1.5))
         start[len(layout.free) :] = rng.uniform(-3, 3, layout.n_equations)
         with jax.enable_x64(True):
-            found = jax.tree.map(np.asarray, solve_from(layout, data, start, 100, optimise.WARM_UP)[0])
+            found = jax.tree.map(np.asarray, solve_from("jax", layout, data, start, 100, optimise.WARM_UP)[0])
         gap = found.evaluation.value - base.trace[-1][1]
         if found.status != Status.CONVERGED or abs(gap) > 1e-8:
             missed.append((int(found.status), float(gap), int(found.n_iter), start))
@@ -267,7 +267,7 @@ def test_starting_at_a_singular_fit(unbalanced, zero):
     start = fit.working.theta.copy()
     start[[3] if zero == "one variance" else range(4)] = 0.0
     with jax.enable_x64(True):
-        found = jax.tree.map(np.asarray, solve_from(layout, data, start, 100, optimise.WARM_UP)[0])
+        found = jax.tree.map(np.asarray, solve_from("jax", layout, data, start, 100, optimise.WARM_UP)[0])
     assert found.status == Status.CONVERGED
     assert found.evaluation.value == pytest.approx(fit.trace[-1][1], rel=0, abs=1e-8)
 

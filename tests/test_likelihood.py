@@ -426,6 +426,20 @@ def test_gradient_equals_dense(any_case):
     assert_close(any_case.evaluation.gradient, dense.gradient(any_case.dense_loss, any_case.core), 1e-9)
 
 
+def test_numpy_gives_the_same_evaluation(any_case):
+    """The same formulas by both executors, clusters in one block and in several; 1e-11 is rounding."""
+    case = any_case
+    counts = tuple(case.packed.n_rows)
+    for block in (512, 7):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(likelihood, "NUMPY_BLOCK", block)
+            data = likelihood.make_numpy_data(case.design.table, counts)
+        found = derivatives.evaluate(case.layout, *case.point, data)
+        for name, own in found._asdict().items():
+            assert isinstance(own, (np.ndarray, np.floating)), name
+            assert_close(own, getattr(case.evaluation, name), 1e-11)
+
+
 def test_hessian_equals_dense(any_case):
     """Central differences of the exact gradient, h = 1e-4 of a parameter: h^2 gives 1e-8, rounding eps/h some 1e-11."""
     expected = dense.hessian(any_case.dense_loss, any_case.core, 1e-4 * np.maximum(np.abs(any_case.core), 0.1))
@@ -670,15 +684,29 @@ def test_precisions_invert_the_covariances_of_what_a_row_has(correlated):
     assert run(partial(params.log_precision, layout), tau, n_rows) == pytest.approx(expected, rel=1e-13)
 
 
-@pytest.mark.parametrize("name", ["log_sds_to_variances", "variances_to_precisions"])
-def test_derivatives_of_residual_coordinates(correlated, name):
-    """Against central differences of the map and of its Jacobian."""
-    mapped = partial(getattr(params, name), correlated.layout)
-    at = spread(correlated) if name == "log_sds_to_variances" else variances(correlated)
-    weight = np.random.default_rng(6).normal(size=len(run(mapped, at)))
-    jacobian, bend = run(partial(params.chain, mapped), at, weight)
+def test_derivatives_of_residual_coordinates(correlated):
+    """Closed forms against central differences of the maps and automatic differentiation of their Jacobians."""
+    layout, rng = correlated.layout, np.random.default_rng(6)
+    at = spread(correlated)
+    expected = differences(partial(params.log_sds_to_variances, layout), at)
+    assert_close(run(partial(params.in_log_sds, layout), at), expected, 1e-8)
+    at = variances(correlated)
+    mapped = partial(params.variances_to_precisions, layout)
+    weight = rng.normal(size=len(layout.pieces))
+    jacobian, bend = run(partial(params.precision_chain, layout), at, weight)
     assert_close(jacobian, differences(mapped, at), 1e-8)
     assert_close(bend, differences(lambda point: weight @ jax.jacfwd(mapped)(point), at), 1e-8)
+
+
+def test_derivatives_of_the_volume_of_residuals(correlated):
+    """Closed forms against automatic differentiation; 1e-12 is rounding."""
+    layout, n_rows, tau = correlated.layout, correlated.packed.n_rows, correlated.point[1]
+    volume = partial(params.log_precision, layout)
+    slopes = run(partial(params.log_precision_slopes, layout), tau)
+    assert_close(n_rows @ slopes, run(jax.grad(volume), tau, n_rows), 1e-12)
+    assert_close(
+        run(partial(params.log_precision_curvature, layout), tau, n_rows), run(jax.hessian(volume), tau, n_rows), 1e-11
+    )
 
 
 def test_derivatives_of_the_root_and_residual_coordinates(correlated):
@@ -702,8 +730,8 @@ def test_derivatives_of_the_root_and_residual_coordinates(correlated):
 def test_derivatives_in_residual_covariances_equal_dense(correlated):
     """Through the precisions of all sets of outcomes to the one covariance matrix; tolerances as above."""
     layout, n_free = correlated.layout, len(correlated.layout.free)
-    mapped = partial(params.variances_to_precisions, layout)
-    inner, bend = run(partial(params.chain, mapped), variances(correlated), correlated.evaluation.gradient[n_free:])
+    chain = partial(params.precision_chain, layout)
+    inner, bend = run(chain, variances(correlated), correlated.evaluation.gradient[n_free:])
     jacobian = np.eye(n_free + len(layout.pieces), n_free + layout.n_residual)
     jacobian[n_free:, n_free:] = inner
     gradient = correlated.evaluation.gradient @ jacobian

@@ -161,13 +161,14 @@ def test_similar_data_meets_the_compiled_program(monkeypatch):
     """Other rows, other clusters, other numbers of either within a block: no new program; another model: one more."""
     solve, traced = optimise.solve, []
     monkeypatch.setattr(optimise, "solve", lambda *arguments: traced.append(1) or solve(*arguments))
-    jm.fit(simulate(40, seed=1), MODEL)
+    jm.fit(simulate(40, seed=1), MODEL, engine="jax")
     traced.clear()
-    fit = jm.fit(simulate(65, n_rows=9, seed=2), MODEL)
+    fit = jm.fit(simulate(65, n_rows=9, seed=2), MODEL, engine="jax")
     assert fit.converged
-    jm.fit(simulate(40, seed=1).rename(columns={"x": "dose", "id": "site"}), x="dose", m="m", y="y", cluster="site")
+    renamed = simulate(40, seed=1).rename(columns={"x": "dose", "id": "site"})
+    jm.fit(renamed, x="dose", m="m", y="y", cluster="site", engine="jax")
     assert len(traced) == 0
-    jm.fit(simulate(200, seed=3), jm.System([jm.Equation("y", ["1"], ["1"])], "id"))
+    jm.fit(simulate(200, seed=3), jm.System([jm.Equation("y", ["1"], ["1"])], "id"), engine="jax")
     assert len(traced) == 1
 
 
@@ -234,7 +235,7 @@ def hear(event, seconds, **about):
     if "backend_compile" in event:
         compiled.append(about.get("fun_name"))
 jax.monitoring.register_event_duration_secs_listener(hear)
-jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id", engine="jax")
 print(len(compiled))
 """
     assert 1 <= int(run(code)) <= 5
@@ -262,7 +263,7 @@ def child():
     pid = os.fork()
     if pid == 0:
         try:
-            print(jm.fit(simulate(40, seed=1), MODEL).converged, flush=True)
+            print(jm.fit(simulate(40, seed=1), MODEL, engine="jax").converged, flush=True)
         except jm.FitError as error:
             print(error, flush=True)
         finally:
@@ -270,7 +271,7 @@ def child():
     os.waitpid(pid, 0)
 
 child()
-jm.fit(simulate(40, seed=1), MODEL)
+jm.fit(simulate(40, seed=1), MODEL, engine="jax")
 child()
 """
     )

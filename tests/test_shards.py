@@ -97,9 +97,9 @@ def test_shards_add_up_to_the_whole(shrink):
 @pytest.mark.parametrize("reml", [True, False])
 def test_a_fit_in_shards_equals_the_fit_in_one(shrink, reml):
     data = example()
-    expected = jm.fit(data, SIMPLE, reml=reml)
+    expected = jm.fit(data, SIMPLE, reml=reml, engine="jax")
     shrink(sample_clusters=64, shard_clusters=likelihood.BLOCK)
-    found = jm.fit(data, SIMPLE, reml=reml)
+    found = jm.fit(data, SIMPLE, reml=reml, engine="jax")
     assert all(stage == 1 for stage, _, _ in found.trace)  # it started at the optimum of a sample
     assert_same_fit(found, expected)
 
@@ -107,9 +107,9 @@ def test_a_fit_in_shards_equals_the_fit_in_one(shrink, reml):
 @pytest.mark.parametrize("name", SCHOOLS)
 def test_other_models_in_shards(shrink, name):
     data = jm.datasets.load_schools()
-    expected = jm.fit(data, SCHOOLS[name])
+    expected = jm.fit(data, SCHOOLS[name], engine="jax")
     shrink(sample_clusters=4, shard_clusters=likelihood.BLOCK)
-    found = jm.fit(data, SCHOOLS[name])
+    found = jm.fit(data, SCHOOLS[name], engine="jax")
     assert_same_fit(found, expected)
     assert found.moderator_values == expected.moderator_values
 
@@ -121,9 +121,9 @@ def test_a_sample_that_cannot_be_fitted_is_passed_over(shrink):
     data.loc[picked, "x"] = 1.0
     data.loc[picked, "m"] = np.where(np.arange(picked.sum()) % 2, 1.0, -1.0)
     spec = jm.Mediation(x="x", m="m", y="y", cluster="id", random={"m": ["1"], "y": ["1"]})
-    expected = jm.fit(data, spec)
+    expected = jm.fit(data, spec, engine="jax")
     shrink(sample_clusters=64)
-    assert_same_fit(jm.fit(data, spec), expected)
+    assert_same_fit(jm.fit(data, spec, engine="jax"), expected)
 
 
 def test_clusters_without_rows_that_count_are_not_sampled(shrink):
@@ -133,9 +133,9 @@ def test_clusters_without_rows_that_count_are_not_sampled(shrink):
     spec = jm.System(
         [jm.Equation("m", ["1", "within(x)"], ["1"]), jm.Equation("y", ["1", "m", "between(x)"], ["1"])], "id"
     )
-    expected = jm.fit(data, spec)
+    expected = jm.fit(data, spec, engine="jax")
     shrink(sample_clusters=50)
-    found = jm.fit(data, spec)
+    found = jm.fit(data, spec, engine="jax")
     assert found.n_clusters == 150
     assert_same_fit(found, expected)
 
@@ -143,10 +143,10 @@ def test_clusters_without_rows_that_count_are_not_sampled(shrink):
 def test_a_sample_that_leads_astray_is_left(monkeypatch, shrink):
     """From a start with NaN the iteration cannot go on; the rough start is tried then."""
     data = example()
-    expected = jm.fit(data, SMALL)
+    expected = jm.fit(data, SMALL, engine="jax")
     shrink(sample_clusters=64)
     monkeypatch.setattr(fitting, "_sampled", lambda problem, *_: np.full(problem.layout.n_theta, np.nan))
-    assert_same_fit(jm.fit(data, SMALL), expected)
+    assert_same_fit(jm.fit(data, SMALL, engine="jax"), expected)
 
 
 def test_predictions_do_not_depend_on_how_clusters_are_cut(shrink):
@@ -166,16 +166,16 @@ def test_other_data_of_similar_size_compile_nothing(shrink):
         lambda event, *_, **__: compiled.append(event) if event.endswith("backend_compile_duration") else None
     )
     data = {n: jm.simulate(clusters=n, size=3 + n % 5, seed=2) for n in (60, 61, 90, 128, 260, 9000)}  # compiles, too
-    jm.fit(data[60], SIMPLE, reml=False).effects()
+    jm.fit(data[60], SIMPLE, reml=False, engine="jax").effects()
     compiled.clear()
     for clusters in (61, 90, 128):
-        jm.fit(data[clusters], SIMPLE, reml=False).effects()
+        jm.fit(data[clusters], SIMPLE, reml=False, engine="jax").effects()
     assert not compiled
     shrink(sample_clusters=64)
-    jm.fit(data[260], SIMPLE, reml=False)
+    jm.fit(data[260], SIMPLE, reml=False, engine="jax")
     assert compiled  # the passes over shards: the listener hears
     compiled.clear()
-    jm.fit(data[9000], SIMPLE, reml=False)
+    jm.fit(data[9000], SIMPLE, reml=False, engine="jax")
     assert not compiled
 
 
@@ -242,7 +242,7 @@ def made(*args, **kwargs):
     parts.extend(found.parts)
     return found
 importlib.import_module("jaxmed._likelihood.problem").make_shards = made
-show(jm.fit(example(), SMALL))
+show(jm.fit(example(), SMALL, engine="jax"))
 used = {device for part in parts for device in part.table.devices()}
 assert len(parts) == 3 and len(used) == 3, used
 """

@@ -189,13 +189,37 @@ def without_inverse(
     joint, known = inner @ inner.T, block_diag(beta_cov, np.zeros((n, n)))
     block = known + block_diag(np.zeros((p, p)), joint[p:, p:])
     flat = directions[:, ~steep]
-    flat = flat[:, np.max(np.abs(flat[p:]) / natural[:, None], axis=0, initial=0.0) > STILL]
+    moved = np.max(np.abs(flat[p:]) / natural[:, None], axis=0, initial=0.0) > STILL
+    growing = _growing(layout, theta, evaluation, (unit[:, None] * vectors)[:, ~steep][:, ~moved]) if singular else []
+    flat = np.hstack([flat[:, moved], *growing])
     values, changes = np.asarray(found.values)[p:], []
     for along in flat[p:].T * STEP:
         slope = (beta_cov_at(values + along) - beta_cov_at(values - along)) / (2 * STEP)
         if abs(np.trace(np.linalg.solve(beta_cov, slope))) > CHANGED:  # d log|C|
             changes.append(slope)
     return Covariances(found.values, joint + known, block), flat, np.array(changes).reshape(-1, p, p)
+
+
+def _growing(layout: Layout, theta: Array, evaluation: Evaluation, steps: Array) -> list[Floats]:
+    """Flat directions of a variance of zero, which moves by dR dR' for a step dR in the root, (p + n, 1) each.
+
+    The data hold such a variance at zero if the likelihood falls as it grows, and the Hessian in the root shows that.
+    Where it shows nothing the likelihood may be flat in the variance itself, as where fixed effects take up all that
+    clusters differ in.
+    """
+    n_free = len(layout.free)
+    variances = log_sds_to_variances(layout, theta[n_free:])
+    hessian, slope = _curvature(layout, variances, evaluation)
+    natural = _natural(layout, lower(layout, theta[:n_free]), variances)
+    _, order = triangular(layout, lower(layout, theta[:n_free]), pivot=True)
+    found = []
+    for step in steps.T:
+        root = put(np.zeros((layout.n_random, layout.n_random)), order, lower(layout, step[:n_free]))
+        along = np.append(free_entries(layout, root @ root.T), np.zeros(layout.n_residual))
+        size = np.max(np.abs(along) / natural)
+        if size > 0 and along @ hessian @ along / size**2 < CURVED:
+            found.append(np.append(evaluation.beta_jacobian @ slope @ along, along)[:, None] / size)
+    return found
 
 
 def _directions(

@@ -198,7 +198,7 @@ def _normal(z: Floats) -> Floats:
 
 
 def value_and_jacobian(
-    function: Callable[[EffectIndex, Floats, Sequence[Floats]], Any],
+    function: Callable[..., Any],
     plan: EffectIndex,
     values: Floats,
     weights: tuple[Floats, ...],
@@ -247,11 +247,10 @@ def second_derivatives(
     exact for those of degree 8 or less, so that only rounding counts: steps are as large as the parameters (``unit``).
     """
     at = partial(linear_combinations, plan, weights=weights, combination=combination)
-    found = np.zeros((len(combination), len(values), len(values)))
-    for k, step in enumerate(np.diag(unit)):
-        for times, factor in DIFFERENCES.items():
-            ahead, behind = (_derivatives(at, values + sign * times * step) for sign in (1, -1))
-            found[:, :, k] += factor * (ahead - behind) / unit[k]
+    times, factors = np.array(list(DIFFERENCES.items())).T
+    steps = np.diag(unit) * np.concatenate([times, -times])[:, None, None]
+    slopes = _derivatives(at, values + steps)  # (points, parameter that moves, sums, parameters)
+    found = np.einsum("p,pksl->skl", np.concatenate([factors, -factors]), slopes) / unit[:, None]
     return (found + found.swapaxes(1, 2)) / 2
 
 

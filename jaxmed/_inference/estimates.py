@@ -15,7 +15,7 @@ from jaxmed._inference.estimability import Estimable, Working, delta
 from jaxmed._inference.hypothesis_tests import TestResult, chi_squared
 from jaxmed._inference.messages import fewer_covariances, negative_icc_notes, parameter_in_words
 from jaxmed._inference.record import estimates_to_dict
-from jaxmed._likelihood import Problem, make_problem
+from jaxmed._likelihood import EngineChoice, Problem, make_problem
 from jaxmed._model import INTERCEPT, DataFacts, Spec, System
 from jaxmed._support import (
     FitError,
@@ -38,7 +38,7 @@ IMPRECISE = 1e7  # standard errors are right to 1e-6 at 1e6, and wrong in the se
 
 def problem_of(fit: Estimates, moments: Moments) -> Problem:
     """The likelihood that a fit maximised, given the moments of its data."""
-    return make_problem(fit.system, moments, fit.reml, known_rows=fit.sample_summary.used)
+    return make_problem(fit.system, moments, fit.reml, known_rows=fit.sample_summary.used, engine=fit.engine)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -90,6 +90,8 @@ class Estimates:
         The largest variance that a random effect adds to its outcome, in units of the residual variance.
     trace : tuple of (int, float, float)
         Stage, negative log likelihood and Newton decrement by iteration, on the working scale.
+    engine : {"auto", "numpy", "jax"}
+        What computed the fit, and computes what follows from it; "auto" of a loaded fit, whose size decides.
     """
 
     spec: Spec
@@ -120,6 +122,7 @@ class Estimates:
     reduced_rank: bool
     largest_share: float
     trace: tuple[tuple[int, float, float], ...] = field(repr=False)
+    engine: EngineChoice = field(kw_only=True, default="auto")
 
     def __repr__(self) -> str:
         kind = "REML" if self.reml else "ML"

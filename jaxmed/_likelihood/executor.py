@@ -17,6 +17,7 @@ from jaxmed._support.runtime import float64, jit_by_key
 
 Array: TypeAlias = Any  # of NumPy's or of JAX's
 Engine = Literal["numpy", "jax"]
+EngineChoice = Literal["auto", "numpy", "jax"]
 Params = ParamSpec("Params")
 Result = TypeVar("Result")
 State = TypeVar("State")
@@ -120,27 +121,24 @@ def map_blocks(function: Callable[[Array], Any], table: Array) -> Any:
     return map_arrays(joined, lax.map(function, table))
 
 
-def traced_once(function: Callable[Params, Result]) -> Callable[Params, Result]:
-    """What a program uses in several places: a program by itself, so that it is traced once; layouts are static."""
+def traced_once(function: Callable[Params, Result], *, static: int = 0) -> Callable[Params, Result]:
+    """What a program uses in several places: a program by itself, so that it is traced once.
+
+    The first ``static`` arguments, and those given by name, are no arrays.
+    """
     compiled: list[Any] = []
 
     @wraps(function)
     def call(*args: Params.args, **kwargs: Params.kwargs) -> Result:
-        if module_of(*leaves(args)) is np:
+        if module_of(*leaves(args[static:])) is np:
             return function(*args, **kwargs)
         if not compiled:
             import jax
 
-            compiled.append(jax.jit(function, static_argnums=_static(args), static_argnames=tuple(kwargs)))
+            compiled.append(jax.jit(function, static_argnums=tuple(range(static)), static_argnames=tuple(kwargs)))
         return compiled[0](*args, **kwargs)
 
     return call
-
-
-def _static(args: Any) -> tuple[int, ...]:
-    from jaxmed._likelihood.layout import Layout
-
-    return tuple(k for k, arg in enumerate(args) if isinstance(arg, Layout))
 
 
 def executed(function: Callable[..., Result], *, static: int = 1) -> Callable[..., Result]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -366,7 +366,7 @@ def free_entries(layout: Layout, matrix: Array) -> Array:
     return matrix[row, col]
 
 
-@traced_once
+@partial(traced_once, static=1)
 def root_and_precision(layout: Layout, theta: Array) -> tuple[Array, Array]:
     """Optimiser's parameters -> root L of G = LL', ``(q, q)``, and residual precisions tau, ``(n_pieces,)``.
 
@@ -377,7 +377,7 @@ def root_and_precision(layout: Layout, theta: Array) -> tuple[Array, Array]:
     return lower(layout, theta[:n_free]), precisions(layout, theta[n_free:])
 
 
-@traced_once
+@partial(traced_once, static=1)
 def root_chain(layout: Layout, root: Array, order: Array, log_sds: Array, gradient: Array) -> tuple[Array, Array]:
     """Derivatives of the core parameters (free entries of G = RR', tau) in the root and the residual coordinates.
 

@@ -206,7 +206,7 @@ def _marginal(layout: Layout, root: Array, tau: Array, block: Array) -> tuple[Ar
     return marginal_of(reduce_block(layout, root, tau, block))
 
 
-@traced_once
+@partial(traced_once, static=1)
 def profile(layout: Layout, total: Array, logdet: Array, tau: Array, n_rows: Array) -> tuple[Array, Array, Array]:
     """f, ``(X'V^-1X)^-1`` and the contrast ``v = (-beta, 1)`` from the summed S and log|M|."""
     p = layout.n_fixed
@@ -256,7 +256,7 @@ def add_all(several: Iterable[Sums]) -> Sums:
     return reduce(partial(map_arrays, add), several)
 
 
-@traced_once
+@partial(traced_once, static=1)
 def marginal_blocks(layout: Layout, root: Array, tau: Array, data: Data) -> tuple[Array, Array]:
     """S and W summed over all clusters, shape (2, p + 1, p + 1), and sum_j log|M_j|, in blocks."""
     xp, p = module_of(root, data.table), layout.n_fixed

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jaxmed._data import Design, Totals, packed_products
 from jaxmed._likelihood import derivatives, likelihood, newton
@@ -26,6 +28,8 @@ from jaxmed._model import INTERCEPT, System
 from jaxmed._support import Floats, Status, packed_index
 from jaxmed._support.runtime import float64, jit_by_key
 
+MEMORY = 10  # changes of the gradient that L-BFGS remembers
+SEARCHED = 21  # points of a line search at the most
 WARM_UP = 30  # L-BFGS iterations at the most
 ENOUGH = 10.0  # log likelihood units: an L-BFGS iteration that gains less is the last
 LOGGED = 131  # rows of the trace: warm-up, start and 100 Newton steps
@@ -153,8 +157,8 @@ def solve(
     """
     xp = module_of(start, data.table)
     theta, n_warm, trace = lifted(layout, start), xp.asarray(np.int64(0)), xp.full((LOGGED, 3), np.nan)
-    if xp is not np:
-        theta, n_warm, trace = _lbfgs(layout, data, theta, trace, warm_up)
+    warm = _lbfgs if xp is not np else _lbfgs_in_numpy
+    theta, n_warm, trace = warm(layout, data, theta, trace, warm_up)
     state = while_loop(
         lambda state: newton.going(state, max_iter),
         lambda state: newton.step(layout, data, state),
@@ -235,13 +239,10 @@ def lifted(layout: Layout, theta: Array) -> Array:
     return xp.concatenate([free_entries(layout, root), theta[n_free:]])
 
 
-def _lbfgs(layout: Layout, data: Data, start: Array, trace: Array, warm_up: int | Array) -> tuple[Array, Array, Array]:
-    """L-BFGS until the log likelihood gains less than ENOUGH in an iteration; the last point, iterations and trace."""
-    import jax.numpy as jnp
-    import optax
-    from jax import lax
-
-    total = jnp.sum(data.n_rows)
+def _objective(
+    layout: Layout, data: Data, total: Array
+) -> tuple[Callable[[Array], Array], Callable[[Array], tuple[Array, Array]]]:
+    """F per row, and f per row with its gradient, of theta."""
 
     def objective(theta: Array) -> Array:
         root, tau = root_and_precision(layout, theta)
@@ -250,11 +251,23 @@ def _lbfgs(layout: Layout, data: Data, start: Array, trace: Array, warm_up: int 
     def objective_and_gradient(theta: Array) -> tuple[Array, Array]:
         root, tau = root_and_precision(layout, theta)
         value, gradient = derivatives.gradient(layout, root, tau, data)
-        jacobian, _ = root_chain(layout, root, jnp.arange(layout.n_random), theta[len(layout.free) :], gradient)
+        order = module_of(theta).arange(layout.n_random)
+        jacobian, _ = root_chain(layout, root, order, theta[len(layout.free) :], gradient)
         return value / total, gradient @ jacobian / total
 
-    search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=20)
-    solver = optax.lbfgs(memory_size=10, linesearch=search)
+    return objective, objective_and_gradient
+
+
+def _lbfgs(layout: Layout, data: Data, start: Array, trace: Array, warm_up: int | Array) -> tuple[Array, Array, Array]:
+    """L-BFGS until the log likelihood gains less than ENOUGH in an iteration; the last point, iterations and trace."""
+    import jax.numpy as jnp
+    import optax
+    from jax import lax
+
+    total = jnp.sum(data.n_rows)
+    objective, objective_and_gradient = _objective(layout, data, total)
+    search = optax.scale_by_backtracking_linesearch(max_backtracking_steps=SEARCHED - 1)
+    solver = optax.lbfgs(memory_size=MEMORY, linesearch=search)
 
     def going(state: tuple[Any, ...]) -> Array:
         _, _, _, gain, count, _ = state
@@ -280,3 +293,50 @@ def _lbfgs(layout: Layout, data: Data, start: Array, trace: Array, warm_up: int 
     state = (start, solver.init(start), jnp.inf, jnp.inf, jnp.asarray(0), trace)
     theta, _, _, _, count, trace = lax.while_loop(going, step, state)
     return theta, count, trace
+
+
+def _lbfgs_in_numpy(
+    layout: Layout, data: Data, start: Floats, trace: Floats, warm_up: int
+) -> tuple[Floats, NDArray[np.int64], Floats]:
+    """:func:`_lbfgs` without JAX: the two-loop recursion (Nocedal & Wright 2006, algorithm 7.4) and backtracking."""
+    total = np.sum(data.n_rows)
+    objective, objective_and_gradient = _objective(layout, data, total)
+    known: deque[tuple[Floats, Floats]] = deque(maxlen=MEMORY)  # changes of theta and of the gradient
+    theta, last, gain, share, count, before = start, np.inf, np.inf, 1.0, 0, None
+    while count < warm_up and gain * total > ENOUGH:
+        value, gradient = objective_and_gradient(theta)
+        trace[count] = 0.0, value * total, np.nan
+        if before is not None:
+            known.append((theta - before[0], gradient - before[1]))
+        before = theta, gradient
+        direction = -_preconditioned(gradient, known)
+        slope = gradient @ direction
+        share, there = min(1.5 * share, 1.0), np.nan
+        for _ in range(SEARCHED):
+            there = objective(theta + share * direction)
+            if there <= value + 1e-4 * share * slope:
+                break
+            share *= 0.8
+        gain = np.inf if count == 0 else last - value
+        last, count = value, count + 1
+        if not (np.isfinite(there) and np.isfinite(value)):
+            break
+        theta = theta + share * direction
+    return theta, np.int64(count), trace  # type: ignore[return-value]
+
+
+def _preconditioned(gradient: Floats, known: Sequence[tuple[Floats, Floats]]) -> Floats:
+    """The gradient times the inverse Hessian that the last changes of the gradient suggest."""
+    vector, pairs = gradient, [(step, change, step @ change) for step, change in known if step @ change != 0]
+    weights = []
+    for step, change, along in reversed(pairs):
+        weights.append(step @ vector / along)
+        vector = vector - weights[-1] * change
+    if pairs:
+        _, change, along = pairs[-1]
+        vector = vector * (along / (change @ change))
+    else:
+        vector = vector * min(1.0, 1.0 / max(float(np.linalg.norm(vector)), 1e-300))
+    for (step, change, along), weight in zip(pairs, reversed(weights), strict=True):
+        vector = vector + (weight - change @ vector / along) * step
+    return vector

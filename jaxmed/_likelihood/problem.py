@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 
 from jaxmed._data import Design, Moments, Totals, add_up, make_design
 from jaxmed._likelihood.distributed import common_blocks, over_all, together
-from jaxmed._likelihood.executor import Array, Engine, executed
+from jaxmed._likelihood.executor import Array, Engine, EngineChoice, executed
 from jaxmed._likelihood.layout import Layout, Scale, count_rows, make_layout, make_scale, root_and_precision
 from jaxmed._likelihood.likelihood import Data, data_for
 from jaxmed._likelihood.processes import ALONE, Hosts
 from jaxmed._likelihood.shards import Shards, make_shards
 from jaxmed._model import System
-from jaxmed._support import Floats, current_sizes
+from jaxmed._support import Floats
+
+# Clusters times entries of [X y]'[X y] times random effects: NumPy takes 2 s for a fit, and JAX 8 s to compile one.
+SMALL = 1e7
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,10 +98,11 @@ def make_problem(
     reml: bool,
     hosts: Hosts = ALONE,
     known_rows: tuple[int, ...] | None = None,
-    engine: Engine | None = None,
+    engine: EngineChoice = "auto",
 ) -> Problem:
-    """The problem of a system and the moments of this process; by default the size of the data chooses the engine."""
+    """The problem of a system and the moments of this process; by default its size chooses the engine."""
     design = common_blocks(together(hosts, lambda: make_design(system, moments)), hosts)
-    small = hosts == ALONE and design.n_clusters < 4 * current_sizes().sample_clusters
-    chosen: Engine = ("numpy" if small else "jax") if engine is None else engine
-    return Problem(design, make_layout(design, reml), hosts, known_rows, chosen)
+    layout = make_layout(design, reml)
+    work = design.n_clusters * (layout.n_fixed + 1) ** 2 * (layout.n_random + 1)
+    small: Engine = "numpy" if hosts == ALONE and work <= SMALL else "jax"
+    return Problem(design, layout, hosts, known_rows, small if engine == "auto" else engine)

@@ -297,7 +297,7 @@ def _population(base: Fitted) -> sample_moments.Population:
 
 @float64
 def _variances(layout: Layout, log_sds: Floats) -> Floats:
-    return log_sds_to_variances(layout, log_sds)  # type: ignore[return-value]
+    return log_sds_to_variances(layout, log_sds)
 
 
 def given_rows(base: Fitted, design: Design) -> tuple[Floats, Floats]:

@@ -36,6 +36,7 @@ from jaxmed._inference import (
 )
 from jaxmed._likelihood import (
     ALONE,
+    EngineChoice,
     Hosts,
     Problem,
     Shards,
@@ -58,6 +59,7 @@ from jaxmed._support import (
     Floats,
     SpecError,
     Status,
+    check_choice,
     check_count,
     check_flag,
     warn_caller,
@@ -75,12 +77,16 @@ def estimate(
     missing: Missing = "available",
     max_iter: int = 100,
     distributed: bool = False,
+    engine: EngineChoice = "auto",
 ) -> FitLike:
     """Read, check, optimise and infer; arguments after ``kind``, the class of the fit, as for :func:`jaxmed.fit`."""
     max_iter = check_count("max_iter", max_iter)
     check_flag("distributed", distributed)
     if not isinstance(reml, (bool, np.bool_)):
         raise SpecError(f"reml={reml!r} must be True (REML) or False (maximum likelihood)")
+    check_choice("engine", engine, EngineChoice)
+    if distributed and engine == "numpy":
+        raise SpecError("engine='numpy' fits in one process; leave it out with distributed=True")
     hosts = all_hosts() if distributed else ALONE
     facts, moments = together(hosts, lambda: _facts_and_moments(data, spec, missing))
     if hosts != ALONE:
@@ -89,7 +95,7 @@ def estimate(
     request = {"model": spec.to_dict(), "reml": bool(reml), "missing": missing, "max_iter": int(max_iter)}
     moments, sample_summary = agree(moments, hosts, request)
     system = spec.system(facts)
-    problem = make_problem(system, moments, bool(reml), hosts)
+    problem = make_problem(system, moments, bool(reml), hosts, engine=engine)
     check_identified(problem.design, problem.totals, hosts.add)
     solution, covariances = solve(problem, int(max_iter))
     cautions: tuple[str, ...] = ()
@@ -189,6 +195,7 @@ def _assemble(
         largest_share=float(shares(layout, theta[None], mean_square).max(initial=0.0)),
         trace=tuple((int(stage), float(f), float(left)) for stage, f, left in solution.trace[:made]),
         moments=moments,
+        engine=problem.engine,
     )
     if not fit.converged or fit.imprecise or fit.flat or fit.too_few_clusters or fit.cautions:
         warn_caller(fit.message, ConvergenceWarning)

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from jaxmed._data import Missing
+from jaxmed._likelihood import EngineChoice
 from jaxmed._model import MODEL, Mediation, Spec, check_spec
 from jaxmed._results.estimation import estimate
 from jaxmed._results.result import Fit
@@ -15,7 +16,7 @@ from jaxmed._support import (
 )
 
 OPTIONS = tuple(name for name in MODEL if name not in ("x", "m", "y", "cluster"))
-OWN = ("reml", "missing", "max_iter", "distributed")
+OWN = ("reml", "missing", "max_iter", "distributed", "engine")
 
 
 def fit(
@@ -30,6 +31,7 @@ def fit(
     missing: Missing = "available",
     max_iter: int = 100,
     distributed: bool = False,
+    engine: EngineChoice = "auto",
     **options: Any,
 ) -> Fit:
     """Fit a multilevel mediation model, or any system of mixed equations, by its exact marginal likelihood.
@@ -55,6 +57,10 @@ def fit(
         ``data`` holds the clusters of this process of ``jax.distributed``: every process calls ``fit`` with its own,
         small sums are added over processes, and all get the same estimates; ``moments`` and ``ranef()`` are those of
         their own clusters (docs/scale.md).
+    engine : {"auto", "numpy", "jax"}
+        What computes the fit: NumPy at once, or a program that JAX compiles in seconds and runs on all cores and
+        devices. By default the size of the model and of the data decides (docs/scale.md). Both give the same to 1e-8
+        standard errors.
     **options
         Further options of :class:`Mediation`: ``random``, ``covariance``, ``covariates``, ``moderators``, ``center``,
         ``serial``, ``reference``, ``residuals``, ``intercepts``, ``zero``.
@@ -90,7 +96,9 @@ def fit(
     ['a', 'b', 'c_prime', 'cov_ab', 'indirect', 'total']
     """
     spec = _spec(spec, {"x": x, "m": m, "y": y, "cluster": cluster}, options)
-    return estimate(Fit, data, spec, reml=reml, missing=missing, max_iter=max_iter, distributed=distributed)
+    return estimate(
+        Fit, data, spec, reml=reml, missing=missing, max_iter=max_iter, distributed=distributed, engine=engine
+    )
 
 
 def _spec(spec: Spec | None, roles: Mapping[str, Any], options: Mapping[str, Any]) -> Spec:

@@ -74,7 +74,7 @@ def optima(fit: FitEffects, starts: int = 50, *, seed: int) -> pd.DataFrame:
     rng = stream(seed, STARTS)
     logliks, thetas, values = [fit.loglik], [fit.working.theta], [fit.values]
     for _ in range(starts):
-        solution, estimates = solve_from(layout, data, random_start(layout, rng), 100, WARM_UP)
+        solution, estimates = solve_from(problem.engine, layout, data, random_start(layout, rng), 100, WARM_UP)
         if solution.status == Status.CONVERGED:
             logliks.append(scale.loglik - float(solution.evaluation.value))
             thetas.append(np.asarray(solution.theta))

@@ -17,6 +17,7 @@ from jaxmed._results.fit_effects import FitEffects
 from jaxmed._results.influence import influence_table
 from jaxmed._results.residuals import cluster_residual_table, residual_table
 from jaxmed._results.tables import TableName, export, numbers
+from jaxmed._results.verification import Verification, verify
 from jaxmed._support import check_count, check_flag, escape_control, renamed
 
 
@@ -142,6 +143,32 @@ class Fit(FitEffects):
     conflation = within_between.conflation
     optima = local_optima.optima
     johnson_neyman = moderation.johnson_neyman
+
+    def verify(self) -> Verification:
+        """Compare the closed forms of this fit with automatic differentiation of the plain likelihood.
+
+        Value, gradient and Hessian at the estimates, in the variance parameters, are computed again by ``jax.grad`` and
+        ``jax.hessian`` of the likelihood as it is defined, with all clusters in one block. JAX compiles for seconds.
+
+        Returns
+        -------
+        Verification
+            Decimal digits that agree: ``value``, ``gradient`` (in standard deviations of the parameters) and
+            ``hessian`` (scaled to a diagonal of ones).
+
+        Raises
+        ------
+        FitError
+            The fit holds only some of its clusters.
+
+        Examples
+        --------
+        >>> import jaxmed as jm
+        >>> fit = jm.fit(jm.datasets.load_example(), x="x", m="m", y="y", cluster="id")
+        >>> min(fit.verify()) > 8
+        True
+        """
+        return verify(self, self.moments)
 
     def ranef(self) -> pd.DataFrame:
         """Predictions for every cluster (empirical Bayes), on the user's scale.
