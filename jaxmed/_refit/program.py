@@ -6,7 +6,8 @@ data sets of a part follow one another, each until it is done; on a GPU they run
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,22 @@ import numpy as np
 from jax import Array, lax
 
 from jaxmed._inference import covariance, covariances, effects
-from jaxmed._likelihood import BLOCK, GPU_BLOCK, Data, Layout, block_diagonal, derivatives, newton, optimise, precisions
+from jaxmed._likelihood import (
+    BLOCK,
+    GPU_BLOCK,
+    Data,
+    Layout,
+    block_diagonal,
+    derivatives,
+    jacobian,
+    module_of,
+    newton,
+    optimise,
+    precisions,
+)
 from jaxmed._refit import sample_moments
 from jaxmed._refit.sample_moments import Known, Population
-from jaxmed._support import Floats
+from jaxmed._support import Floats, Status
 from jaxmed._support.runtime import float64, jit_by_key
 
 TARGET = 1e-12  # Newton decrement at which a refit stops: estimates are within 1.5e-6 standard errors of the optimum
@@ -164,14 +177,29 @@ def refit(program: Program, setting: Setting, numbers: Array, count: Array) -> R
     return jax.vmap(lambda solution: _described(program, setting, solution))(several)
 
 
+def refit_alone(program: Program, setting: Setting, number: Array, starts: Sequence[Floats]) -> Refit:
+    """Fit one data set as a fit is made, by NumPy: from starts that may be far away, with as many steps as it takes."""
+    data = _data_set(program, setting, number)
+    with np.errstate(all="ignore"):
+        solutions = []
+        for start in starts:
+            solutions.append(optimise.solve(program.layout, data, start))
+            if solutions[-1].status == Status.CONVERGED:
+                break
+        # Of those that did not converge the first, unless a later one came further.
+        best = solutions[-1]
+        if best.status != Status.CONVERGED:
+            best = min(solutions, key=lambda solution: np.nan_to_num(float(solution.evaluation.value), nan=np.inf))
+        numbers: dict[str, Any] = {name: np.asarray(getattr(setting, name)) for name in ("matrix", "offset")}
+        own = setting._replace(**numbers)
+        return _described(program, own, best)
+
+
 @float64
 @jit_by_key
-def refit_alone(program: Program, setting: Setting, number: Array, start: Array) -> Refit:
-    """Fit one data set as a fit is made: from a start that may be far away, with as many steps as it takes."""
+def _data_set(program: Program, setting: Setting, number: Array) -> Data:
     with jax.threefry_partitionable(True):
-        data = _data(program, setting, number)
-    solution = optimise.solve(program.layout, data, start)
-    return _described(program, setting, solution)
+        return _data(program, setting, number)
 
 
 def _step(layout: Layout, data: Data, state: newton.State) -> newton.State:
@@ -205,14 +233,15 @@ def _data(program: Program, setting: Setting, number: Array) -> Data:
 def _described(program: Program, setting: Setting, solution: optimise.Solution) -> Refit:
     """Parameters and effects with their standard errors, on the user's scale."""
     layout, matrix = program.layout, setting.matrix
+    xp = module_of(solution.theta)
     regular = covariances(layout, solution.theta, solution.evaluation)
     singular = covariance.rank_constrained(layout, solution.theta, solution.evaluation)
-    definite = jnp.all(jnp.isfinite(regular.joint))
-    joint = jnp.where(definite, regular.joint, singular.joint)
+    definite = xp.all(xp.isfinite(regular.joint))
+    joint = xp.where(definite, regular.joint, singular.joint)
     errors = covariance.errors(layout, solution.theta, matrix, joint)
-    block = _moved_block(matrix, jnp.where(definite, regular.block, singular.block), layout.n_fixed)
+    block = _moved_block(matrix, xp.where(definite, regular.block, singular.block), layout.n_fixed)
     values = matrix @ regular.values + setting.offset
-    nothing, empty = jnp.zeros(0), jnp.zeros((0, 0))
+    nothing, empty = xp.zeros(0), xp.zeros((0, 0))
     found, found_errors = nothing, nothing
     plan = program.effects
     if plan is not None:
@@ -221,9 +250,9 @@ def _described(program: Program, setting: Setting, solution: optimise.Solution) 
             return effects.linear_combinations(plan, values, setting.weights, setting.combination)
 
         found = at(values)
-        slope = jax.jacfwd(at)(values)
+        slope = jacobian(at, values)
         found_errors = covariance.errors(layout, solution.theta, slope @ matrix, joint)
-    unknown = jnp.isnan(errors)
+    unknown = xp.isnan(errors)
     return Refit(
         values,
         errors,
@@ -235,7 +264,7 @@ def _described(program: Program, setting: Setting, solution: optimise.Solution) 
         solution.grad_norm,
         solution.decrement,
         solution.evaluation.value,
-        jnp.where(unknown | unknown[:, None], jnp.nan, matrix @ joint @ matrix.T) if program.matrices else empty,
+        xp.where(unknown | unknown[:, None], xp.nan, matrix @ joint @ matrix.T) if program.matrices else empty,
         block if program.matrices else empty,
     )
 

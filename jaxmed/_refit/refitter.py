@@ -11,8 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from jaxmed._data import Design, Moments
-from jaxmed._inference import Estimates, Targets, are_singular, mean_squares, problem_of
-from jaxmed._likelihood import Layout, Problem, log_sds_to_variances, map_arrays, newton, optimise, rows_by_cluster
+from jaxmed._inference import Estimates, Targets, are_singular, covariances, mean_squares, problem_of
+from jaxmed._likelihood import (
+    Layout,
+    Problem,
+    data_for,
+    log_sds_to_variances,
+    map_arrays,
+    newton,
+    optimise,
+    rows_by_cluster,
+)
 from jaxmed._support import Floats, Status, counted, symmetric
 from jaxmed._support.runtime import float64, n_workers, pool
 
@@ -22,6 +31,7 @@ if TYPE_CHECKING:  # programs import JAX: by the first refitter, not by `import 
 
 MOST = 256  # data sets of a batch
 WORK = 1 << 18  # clusters of a batch
+BY_NUMPY = 300  # refits without a cluster each, at the most: JAX compiles as long as these take
 INDICES = np.uint32
 
 
@@ -155,12 +165,7 @@ class Refitter:
         """A data set by itself, from the estimates, and if that leads nowhere from a rough start."""
         from jaxmed._refit.program import refit_alone
 
-        best = refit_alone(self.program, setting, number, self.setting.start)
-        if best.status != Status.CONVERGED:
-            other = refit_alone(self.program, setting, number, self.fallback)
-            if other.status == Status.CONVERGED or not best.value <= other.value:
-                best = other
-        return best
+        return refit_alone(self.program, setting, number, (np.asarray(self.setting.start), self.fallback))
 
 
 def leave_one_out(base: Fitted) -> tuple[Floats, NDArray[np.bool_]]:
@@ -168,6 +173,10 @@ def leave_one_out(base: Fitted) -> tuple[Floats, NDArray[np.bool_]]:
 
     Shapes (J, p + n) and (J,).
     """
+    problem = base.problem
+    present = np.flatnonzero(problem.design.sizes > 0)
+    if problem.engine == "numpy" and len(present) <= BY_NUMPY:
+        return _left_out(problem, present, base.fit.working.theta)
     refitter = make_refitter(replace(base, targets=None), "left_out")
     size = len(base.fit.working.values)
     working: dict[str, Any] = {"matrix": np.eye(size), "offset": np.zeros(size)}
@@ -179,6 +188,25 @@ def leave_one_out(base: Fitted) -> tuple[Floats, NDArray[np.bool_]]:
             advance(len(part.numbers))
     values = np.concatenate([part.values for part in parts])
     return values, np.concatenate([part.status for part in parts]) == Status.CONVERGED
+
+
+def _left_out(problem: Problem, present: NDArray[np.int64], start: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """:func:`leave_one_out` by NumPy, from the estimates and, where that leads nowhere, from a rough start."""
+    layout, table = problem.layout, problem.design.table[:, present]
+    counts = rows_by_cluster(layout, problem.design)[:, present]
+    fallback = optimise.starting_values(layout, problem.system, problem.totals)
+    values, converged = [], []
+    with counted("refits without each cluster", len(present)) as advance, np.errstate(all="ignore"):
+        for k in range(len(present)):
+            rows = np.delete(counts, k, axis=1).sum(axis=1)
+            data = data_for("numpy", np.delete(table, k, axis=1), tuple(rows))
+            solution = optimise.solve(layout, data, start, warm_up=0)
+            if solution.status != Status.CONVERGED:
+                solution = optimise.solve(layout, data, fallback)
+            values.append(covariances(layout, solution.theta, solution.evaluation).values)
+            converged.append(bool(solution.status == Status.CONVERGED))
+            advance(1)
+    return np.array(values), np.array(converged)
 
 
 @float64

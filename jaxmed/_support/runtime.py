@@ -24,6 +24,7 @@ Params = ParamSpec("Params")
 Result = TypeVar("Result")
 
 PROGRAMS = 12  # kept per function, those that were used last
+LEFT_OUT: dict[str, str | bool] = {"xla_cpu_use_fusion_emitters": False, "xla_cpu_experimental_ynn_fusion_type": ""}
 ON_DISK = 1 << 30  # bytes of compiled programs that are kept between processes
 
 
@@ -84,6 +85,27 @@ def float64(function: Callable[Params, Result]) -> Callable[Params, Result]:
     return scoped
 
 
+@functools.cache
+def _compiler_options() -> dict[str, str | bool]:
+    """What XLA is asked to leave out on a CPU, since programs are faster without (docs/decisions.md).
+
+    Its fusion emitters, which take a third of the time of compilation, and the fusion of dot products of JAX 0.10.2 and
+    later, with which an evaluation takes three times as long. Versions of XLA know one, the other or both.
+    """
+    import jax
+
+    def is_known(name: str, value: str | bool) -> bool:
+        try:
+            jax.jit(lambda: 0.0, compiler_options={name: value}).lower().compile()
+        except Exception:  # whatever a version says to an option that it does not know
+            return False
+        return True
+
+    if jax.default_backend() != "cpu":
+        return {}
+    return {name: value for name, value in LEFT_OUT.items() if is_known(name, value)}
+
+
 def jit_by_key(function: Callable[..., Result], *, static: int = 1) -> Callable[..., Result]:
     """``jax.jit`` with the first ``static`` arguments as keys, which keeps the programs of the last keys only.
 
@@ -106,7 +128,7 @@ def jit_by_key(function: Callable[..., Result], *, static: int = 1) -> Callable[
 
         import jax
 
-        return jax.jit(with_key)
+        return jax.jit(with_key, compiler_options=_compiler_options())
 
     @functools.wraps(function)
     def call(*args: Any) -> Result:

@@ -125,7 +125,7 @@ HOW = ("n_iter", "grad_norm", "decrement", "trace")  # of the way to the optimum
 
 
 def apart(one: bytes, other: bytes) -> float:
-    """Largest difference of the numbers in two texts, relative to what is above 1e-3; infinite if other words differ."""
+    """Largest difference of the numbers in two texts, relative to what is above 1e-3; infinite if words differ."""
     texts = [text.decode() for text in (one, other)]
     if texts[0].startswith("{"):
         plain = [json.loads(text) for text in texts]
@@ -157,10 +157,8 @@ def compare(commit: str, only: list[str] | None, within: float) -> int:
         differing = sorted(name for name in names if texts[0].get(name) != texts[1].get(name))
         if within:
             sizes = {name: apart(texts[0].get(name, b""), texts[1].get(name, b"")) for name in differing}
-            print(
-                f"{len(differing)} texts are not the same bytes; of those within {within:g} the largest difference is "
-                f"{max((size for size in sizes.values() if size <= within), default=0.0):.1e}"
-            )
+            largest = max((size for size in sizes.values() if size <= within), default=0.0)
+            print(f"{len(differing)} texts are not the same bytes; largest difference within {within:g}: {largest:.1e}")
             differing = [name for name in differing if sizes[name] > within]
         for name in differing:
             print(f"DIFFERS {name}")
