@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import block_diag
 
 from jaxmed._likelihood import (
     Array,
@@ -186,8 +185,8 @@ def without_inverse(
     steep = curvature > CURVED
     directions = moves @ (unit[:, None] * vectors)
     inner = directions[:, steep] / np.sqrt(curvature[steep])
-    joint, known = inner @ inner.T, block_diag(beta_cov, np.zeros((n, n)))
-    block = known + block_diag(np.zeros((p, p)), joint[p:, p:])
+    joint, known = inner @ inner.T, block_diagonal(beta_cov, np.zeros((n, n)))
+    block = known + block_diagonal(np.zeros((p, p)), joint[p:, p:])
     flat = directions[:, ~steep]
     moved = np.max(np.abs(flat[p:]) / natural[:, None], axis=0, initial=0.0) > STILL
     growing = _growing(layout, theta, evaluation, (unit[:, None] * vectors)[:, ~steep][:, ~moved]) if singular else []
