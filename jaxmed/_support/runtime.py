@@ -32,6 +32,7 @@ class _Process:
     """What became of JAX in this process."""
 
     started = False
+    kept: Path | None = None  # where compiled programs are kept
     orphaned = False  # it had started before the fork: its threads are not here, and whoever waits for them hangs
 
 
@@ -75,9 +76,11 @@ def float64(function: Callable[Params, Result]) -> Callable[Params, Result]:
                 "for ever; start processes with multiprocessing.get_context('spawn') or 'forkserver', or fork before "
                 "the first fit"
             )
-        _Process.started = True
         import jax
 
+        if not _Process.started:
+            _Process.started = True
+            _keep_programs()
         with _own_settings():
             result = function(*args, **kwargs)
             return jax.tree.map(lambda leaf: np.asarray(leaf) if isinstance(leaf, jax.Array) else leaf, result)
@@ -207,12 +210,21 @@ def use_compilation_cache(folder: Path | None = None) -> Path | None:
         return None
     with suppress(OSError):
         drop_oldest(chosen)
+    _Process.kept = chosen
+    if _Process.started:
+        _keep_programs()
+    return chosen
+
+
+def _keep_programs() -> None:
+    """Tell JAX where compiled programs are kept, once there is anything for it to do."""
+    if _Process.kept is None:
+        return
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(chosen))
+    jax.config.update("jax_compilation_cache_dir", str(_Process.kept))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    return chosen
 
 
 def drop_oldest(folder: Path, most: int = ON_DISK) -> None:
