@@ -48,8 +48,8 @@ def timed(data, spec, **options):
 # %% [markdown]
 # ## From the file
 #
-# A path is read in pieces, so that the file may be larger than memory. The first fit compiles for some seconds; the second
-# is what reading and fitting cost. Above 4,096 clusters a fit starts from a sample of them and uses all cores.
+# A path is read in pieces, so that the file may be larger than memory. Fits of tens of thousands of clusters are compiled by
+# JAX, for some seconds the first time, and use all cores; smaller ones need no compilation.
 
 # %%
 spec = jm.Mediation(x="x", m="m", y="y", cluster="id")
