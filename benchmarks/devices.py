@@ -42,8 +42,8 @@ def main() -> None:
     clusters = int(sys.argv[1]) if len(sys.argv) > 1 else 200_000
     spec = jm.Mediation(x="x", m="m", y="y", cluster="id")
     moments = jm.read_moments(jm.simulate(clusters=clusters, size=8, seed=1), spec)
-    first, again = median(lambda: jm.fit(moments, spec), 3)
-    fit = jm.fit(moments, spec)
+    first, again = median(lambda: jm.fit(moments, spec, engine="jax"), 3)
+    fit = jm.fit(moments, spec, engine="jax")
     devices = jax.local_devices()
     print(f"{clusters} clusters, {len(devices)} x {devices[0].device_kind} ({devices[0].platform})")
     print(f"fit from moments: {first:.2f} s with compilation, {again:.3f} s again; log likelihood {fit.loglik:.6f}")

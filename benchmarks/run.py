@@ -52,6 +52,7 @@ ADAPTERS = {  # peer -> adapter, variant, what it needs
     "lme4": ("fit_lme4.R", "default", ("R", "jsonlite", "lme4")),
     "glmmTMB": ("fit_glmmTMB.R", "default", ("R", "jsonlite", "glmmTMB")),
     "nlme": ("fit_nlme.R", "default", ("R", "jsonlite", "nlme")),
+    "mixedlm": ("fit_mixedlm.py", "default", ("mixedlm",)),
     "statsmodels": ("fit_statsmodels.py", "default", ("statsmodels",)),
 }
 

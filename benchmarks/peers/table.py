@@ -18,6 +18,7 @@ LABELS = {
     "lme4": "lme4",
     "glmmTMB": "glmmTMB",
     "nlme": "nlme",
+    "mixedlm": "mixedlm",
     "statsmodels": "statsmodels",
 }
 OURS, OTHERS = list(LABELS)[:2], list(LABELS)[2:]
@@ -29,6 +30,7 @@ STYLES = {
     "lme4": ("#7F7F7F", "-"),
     "glmmTMB": ("#D55E00", "-"),
     "nlme": ("#009E73", "-"),
+    "mixedlm": ("#E69F00", "-"),
     "statsmodels": ("#CC79A7", "-"),
 }
 SHORT, ABOVE = 0.01, 0.001  # log likelihood units below and above jaxmed's
