@@ -26,12 +26,11 @@ COMPLEX_STEP = 1e-30  # its square is lost beside any number, so that derivative
 
 def module_of(*arrays: Any) -> Any:
     """``jax.numpy`` where one of the arrays is JAX's, ``numpy`` otherwise."""
-    jax = sys.modules.get("jax")
-    if jax is None:
-        return np
-    for array in arrays:
-        if type(array) is not np.ndarray and isinstance(array, jax.Array):
-            return jax.numpy
+    kind = getattr(sys.modules.get("jax"), "Array", None)  # there is none while another thread imports JAX
+    if kind is not None:
+        for array in arrays:
+            if type(array) is not np.ndarray and isinstance(array, kind):
+                return sys.modules["jax.numpy"]
     return np
 
 
